@@ -1,0 +1,16 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef FEDMOTE_CONFIG_H
+#define FEDMOTE_CONFIG_H
+
+/* Largest message body that this device accepts and sends, bytes; a multiple of 8 plus
+ * limit-chunk-overhead wastes nothing. Costs 2 * (FEDMOTE_BODY_MAX + 128) bytes of arena. */
+#ifndef FEDMOTE_BODY_MAX
+#define FEDMOTE_BODY_MAX 529
+#endif
+
+/* Multiply-accumulates that one call of fedmote_step() may do, rounded up to one unit of an operator. */
+#ifndef FEDMOTE_MACS_PER_STEP
+#define FEDMOTE_MACS_PER_STEP 20000
+#endif
+
+#endif

@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The graph between a captured model and a compiled package.
+
+One type serves three stages; what differs is which fields are filled:
+
+* **template**: operators in NHWC with names of parameters, no values (what `fedmote_convert` captures, and what a
+  package's host manifest keeps, so that new weights need no new capture);
+* **float graph**: `bind(template, tensors)` fills in folded float32 weights and biases;
+* **int8 graph**: `quantize(float graph, ranges)`, or a `.tflite` file that was read, has int8 weights, int32 biases and a
+  `Quantization` on every activation.
+
+Operators are in execution order; every activation has batch 1 and a static shape.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class OpKind(StrEnum):
+    """Operators of the graph; the value is the TFLite operator they are written as."""
+
+    CONV_2D = "CONV_2D"
+    DEPTHWISE_CONV_2D = "DEPTHWISE_CONV_2D"
+    FULLY_CONNECTED = "FULLY_CONNECTED"
+    ADD = "ADD"
+    AVERAGE_POOL_2D = "AVERAGE_POOL_2D"
+    MAX_POOL_2D = "MAX_POOL_2D"
+    MEAN = "MEAN"
+    PAD = "PAD"
+    RELU = "RELU"
+    RESHAPE = "RESHAPE"
+
+
+class Activation(StrEnum):
+    """Activation fused into an operator."""
+
+    NONE = "NONE"
+    RELU = "RELU"
+    RELU6 = "RELU6"
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """Affine quantization of an int8 tensor: real = scale * (q - zero_point).
+
+    Attributes:
+        scale: float32, shape (1,) for activations, (1,) or (channels,) for weights.
+        zero_point: int64, same shape; zeros for weights.
+        axis: axis of the channels for weights.
+    """
+
+    scale: NDArray[np.float32]
+    zero_point: NDArray[np.int64]
+    axis: int = 0
+
+
+@dataclass(frozen=True)
+class Activations:
+    """An activation tensor: (1, height, width, channels) or (1, features)."""
+
+    name: str
+    shape: tuple[int, ...]
+    quantization: Quantization | None = None
+
+
+@dataclass(frozen=True)
+class BatchNormRef:
+    """Names of the tensors of a batch normalisation that is folded into an operator, and its epsilon."""
+
+    weight: str
+    bias: str
+    running_mean: str
+    running_var: str
+    eps: float
+
+
+@dataclass(frozen=True)
+class WeightRef:
+    """Where an operator's weights come from.
+
+    Attributes:
+        weight: name of the checkpoint tensor, e.g. "conv1.weight".
+        bias: name of the bias tensor, or None.
+        batch_norm: folded batch normalisations in order of application.
+        layout: how the torch tensor becomes the graph's: "conv2d" (O,I,H,W)->(O,H,W,I), "conv1d" (O,I,W)->(O,1,W,I),
+            "depthwise2d" (O,1,H,W)->(1,H,W,O), "depthwise1d" (O,1,W)->(1,1,W,O), "linear" (O,I) as it is,
+            "linear_chw" (O,I) with I regrouped from channels-first to channels-last order of `chw`.
+        chw: (channels, height, width) of the flattened activation, for "linear_chw".
+    """
+
+    weight: str
+    bias: str | None
+    batch_norm: tuple[BatchNormRef, ...] = ()
+    layout: str = "conv2d"
+    chw: tuple[int, int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Op:
+    """One operator.
+
+    Attributes:
+        kind: what it does.
+        name: name of the source node, for messages.
+        inputs: names of activation inputs (two for ADD, else one).
+        output: name of the activation that it makes.
+        activation: fused activation; RELU with RELU6 means a clamp to [0, 6].
+        stride, dilation: (height, width).
+        padding: "VALID" or "SAME" as TFLite means them; explicit torch padding is a PAD operator before it.
+        kernel: (height, width) of pooling windows and convolutions.
+        pads: (top, bottom, left, right) for PAD.
+        depth_multiplier: for DEPTHWISE_CONV_2D.
+        source: where the weights come from; None for graphs read from `.tflite` files.
+        weights: CONV_2D (O, H, W, I), DEPTHWISE_CONV_2D (1, H, W, O), FULLY_CONNECTED (O, I); float32 or int8.
+        bias: (O,), float32 or int32.
+        weight_quantization: of int8 weights.
+    """
+
+    kind: OpKind
+    name: str
+    inputs: tuple[str, ...]
+    output: str
+    activation: Activation = Activation.NONE
+    stride: tuple[int, int] = (1, 1)
+    dilation: tuple[int, int] = (1, 1)
+    padding: str = "VALID"
+    kernel: tuple[int, int] = (1, 1)
+    pads: tuple[int, int, int, int] = (0, 0, 0, 0)
+    depth_multiplier: int = 1
+    source: WeightRef | None = None
+    weights: NDArray[np.float32] | NDArray[np.int8] | None = None
+    bias: NDArray[np.float32] | NDArray[np.int32] | None = None
+    weight_quantization: Quantization | None = None
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Operators in execution order between one input and one output activation."""
+
+    input: str
+    output: str
+    activations: dict[str, Activations]
+    ops: tuple[Op, ...] = field(default_factory=tuple)
+
+
+@dataclass(frozen=True)
+class HeadLayer:
+    """One dense layer of the float head: names of its checkpoint tensors and its size."""
+
+    weight: str
+    bias: str
+    inputs: int
+    outputs: int
+
+
+# Ranges: name of an activation -> (minimum, maximum) that were observed there, in real units.
+Ranges = dict[str, tuple[float, float]]
+# Named float32 tensors of a checkpoint, by their torch state_dict names.
+Tensors = dict[str, NDArray[np.float32]]
