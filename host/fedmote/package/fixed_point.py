@@ -52,8 +52,8 @@ def requantize(
     product = (values << left) * multiplier64
     high = (product + (1 << 30)) >> 31
     half = (np.int64(1) << right) >> 1
-    rounded: NDArray[np.int64] = (high + half - ((high < 0) & (right > 0)).astype(np.int64)) >> right
-    return rounded
+    is_downward = ((high < 0) & (right > 0)).astype(np.int64)
+    return np.asarray((high + half - is_downward) >> right, np.int64)
 
 
 def check_no_overflow(bound: NDArray[np.int64] | int, shift: NDArray[np.int32], op: Op) -> None:

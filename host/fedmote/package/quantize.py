@@ -48,9 +48,7 @@ def activation_quantization(name: str, low: float, high: float) -> Quantization:
         )
     if low >= high:
         what = "constant" if low == high else "empty"
-        raise ConversionError(
-            f"activation {name}: its observed range [{low}, {high}] is {what}; calibrate with more varied data, or mend a dead layer"
-        )
+        raise ConversionError(f"activation {name}: its observed range [{low}, {high}] is {what}; calibrate with more varied data")
     low, high = min(low, 0.0), max(high, 0.0)
     with np.errstate(over="ignore", under="ignore"):
         scale = np.float32((high - low) / 255.0)
