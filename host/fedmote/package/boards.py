@@ -42,6 +42,7 @@ class Board:
         regions: named parts of the address space ("identity", "package", "samples", ...); empty where files stand for them.
         machine: the emulator's name of the board, or None.
         flash_command: command that writes `{file}` to `{address}` of the real part, or None.
+        hse_hz: frequency of the crystal, or None.
         baud: of the board's serial line, or None where it has no UART.
     """
 
@@ -59,6 +60,7 @@ class Board:
     regions: dict[str, Region] = field(default_factory=dict)
     machine: str | None = None
     flash_command: str | None = None
+    hse_hz: int | None = None
     baud: int | None = None
 
     @classmethod
@@ -84,11 +86,9 @@ class Board:
             key: Region(**_checked(region, {"address": int, "bytes": int}, f"{origin}: regions.{key}"))
             for key, region in values.get("regions", {}).items()
         }
-        for section, key, flat in (("emulator", "machine", "machine"), ("flash", "command", "flash_command")):
+        for section, key, kind, flat in _SECTIONS:
             if section in values:
-                values[flat] = _checked(values.pop(section), {key: str}, f"{origin}: {section}")[key]
-        if "uart" in values:
-            values["baud"] = _checked(values.pop("uart"), {"baud": int}, f"{origin}: uart")["baud"]
+                values[flat] = _checked(values.pop(section), {key: kind}, f"{origin}: {section}")[key]
         optional = {key: kind for key, kind in _OPTIONAL.items() if key in values}
         return cls(**_checked(values, _REQUIRED | optional, origin))
 
@@ -121,7 +121,14 @@ _REQUIRED: dict[str, type] = {
         int,
     ),
 }
-_OPTIONAL: dict[str, type] = {"regions": dict, "machine": str, "flash_command": str, "baud": int}
+# Sections of one key: section, key, type, name of the attribute.
+_SECTIONS: tuple[tuple[str, str, type, str], ...] = (
+    ("emulator", "machine", str, "machine"),
+    ("flash", "command", str, "flash_command"),
+    ("clock", "hse_hz", int, "hse_hz"),
+    ("uart", "baud", int, "baud"),
+)
+_OPTIONAL: dict[str, type] = {"regions": dict} | {flat: kind for _, _, kind, flat in _SECTIONS}
 
 
 def _checked(values: dict[str, Any], types: dict[str, type], where: str) -> dict[str, Any]:
