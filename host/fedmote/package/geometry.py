@@ -90,7 +90,7 @@ def _convolution_shape(op: Op, shape: tuple[int, ...]) -> tuple[int, ...]:
         return (1, window.out_h, window.out_w, weights[0])
     if weights != (1, *op.kernel, shape[3] * op.depth_multiplier):
         raise ConversionError(
-            f"{op.name}: weights {weights} do not suit kernel {op.kernel}, {op.depth_multiplier} outputs per channel of {shape[3]}"
+            f"{op.name}: weights {weights} do not suit kernel {op.kernel}, {op.depth_multiplier} per channel of {shape[3]}"
         )
     return (1, window.out_h, window.out_w, weights[3])
 
