@@ -6,10 +6,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import cbor2
 import pytest
 
 from fedmote.errors import RemoteWireError
+from fedmote.wire.cbor import Reader
 from fedmote.wire.codec import Message, decode, encode
 from fedmote.wire.frame import Frame, FrameDecoder, encode_frame
 from fedmote.wire.schema import Channel, Kind, Status
@@ -38,7 +38,7 @@ def test_a_message_vector_is_read_or_refused_as_the_device_does(row):
     fields = {name: bytes.fromhex(value["hex"]) if isinstance(value, dict) else value for name, value in row["fields"].items()}
     expected = Message(Kind(row["kind"]), fields)
     assert decode(row["kind"], body) == expected
-    if len(cbor2.loads(body)) == len(fields):  # without extensions, which the expected message does not keep
+    if Reader(body).map_count() == len(fields):  # without extensions, which the expected message does not keep
         assert encode(expected) == body
 
 
