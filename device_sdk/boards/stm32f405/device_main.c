@@ -58,13 +58,26 @@ static const struct fedmote_port port = {
     .slot_write = stm32_slot_write,
 };
 
+/* A status as decimal digits; its name is in fedmote_schema.h. */
+static void say_status(int32_t status) {
+    char text[12] = "";
+    char *digit = text + sizeof text - 1;
+    uint32_t rest = (uint32_t)-status;
+    do {
+        *--digit = (char)('0' + (char)(rest % 10U));
+        rest /= 10U;
+    } while (rest > 0U);
+    stm32_uart_say("status -");
+    stm32_uart_say(digit);
+}
+
 /* A board that cannot start says why, in words, once a second: there is a person at the other end of the line now. */
 __attribute__((noreturn)) static void refuse_to_start(const char *what, int32_t status) {
     for (;;) {
         stm32_uart_say("fedmote: ");
         stm32_uart_say(what);
         stm32_uart_say(": ");
-        stm32_uart_say(fedmote_status_name(status));
+        say_status(status);
         stm32_uart_say("\r\n");
         const uint32_t said = stm32_now_ms();
         while (stm32_now_ms() - said < SAY_AGAIN_MS) {

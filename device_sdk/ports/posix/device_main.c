@@ -137,6 +137,12 @@ static bool complain(const char *path, const char *reason) {
     return false;
 }
 
+/* A status has its name in fedmote_schema.h. */
+static bool complain_status(const char *path, int32_t status) {
+    (void)fprintf(stderr, "fedmote-device: %s: status %d\n", path, (int)status);
+    return false;
+}
+
 static bool open_identity(struct fedmote_identity *identity, char *text, const char *path) {
     struct file_map file;
     if (!file_map_open(&file, path)) {
@@ -144,7 +150,7 @@ static bool open_identity(struct fedmote_identity *identity, char *text, const c
     }
     const int32_t status = fedmote_identity_read(identity, text, file.bytes, (uint32_t)file.size);
     if (status != FEDMOTE_OK) {
-        return complain(path, fedmote_status_name(status));
+        return complain_status(path, status);
     }
     identity->board = FEDMOTE_BOARD_NAME;
     return true;
@@ -158,7 +164,7 @@ static bool open_board(struct board *board, const struct options *options) {
     const int32_t status =
         samples_region_open(&board->samples, file.bytes, (uint32_t)file.size, FEDMOTE_BOARD_MAX_SAMPLES);
     if (status != FEDMOTE_OK) {
-        return complain(options->samples, fedmote_status_name(status));
+        return complain_status(options->samples, status);
     }
     if (!slots_open(&board->slots, FEDMOTE_BOARD_SLOT_BYTES, options->slots)) {
         return complain(options->slots, errno == EINVAL ? "not a slots file of this board" : strerror(errno));
@@ -213,7 +219,7 @@ int main(int count, char **arguments) {
     };
     const int32_t status = fedmote_init(&device, &port, &identity, arena, sizeof arena);
     if (status != FEDMOTE_OK) {
-        (void)complain(options.identity, fedmote_status_name(status));
+        (void)complain_status(options.identity, status);
         return EXIT_BOARD;
     }
     run(&device, &board);

@@ -25,6 +25,13 @@ static int complain(const char *what, const char *reason, int exit_code) {
     return exit_code;
 }
 
+/* "status -21": the host knows its name. */
+static int complain_status(const char *what, int32_t status, int exit_code) {
+    char reason[32];
+    (void)snprintf(reason, sizeof reason, "status %d", (int)status);
+    return complain(what, reason, exit_code);
+}
+
 int main(int count, char **arguments) {
     static uint8_t memory[FEDMOTE_BOARD_RUN_ARENA_BYTES] __attribute__((aligned(16)));
     struct file_map package, region;
@@ -41,7 +48,7 @@ int main(int count, char **arguments) {
     }
     int32_t status = samples_region_open(&samples, region.bytes, (uint32_t)region.size, UINT32_MAX);
     if (status != FEDMOTE_OK) {
-        return complain(arguments[2], fedmote_status_name(status), EXIT_USAGE);
+        return complain_status(arguments[2], status, EXIT_USAGE);
     }
     FILE *output = fopen(arguments[3], "wb");
     if (output == NULL) {
@@ -54,5 +61,5 @@ int main(int count, char **arguments) {
     if (status == EMIT_ERROR) {
         return complain(arguments[3], strerror(errno), EXIT_BOARD);
     }
-    return status == FEDMOTE_OK ? EXIT_SUCCESS : complain(arguments[1], fedmote_status_name(status), EXIT_BOARD);
+    return status == FEDMOTE_OK ? EXIT_SUCCESS : complain_status(arguments[1], status, EXIT_BOARD);
 }
