@@ -48,11 +48,11 @@ def run_on_board(board: Board | str, package: bytes, x: NDArray[np.int8], logits
     board = Board.load(board) if isinstance(board, str) else board
     content = Package.read(package)
     flat = np.ascontiguousarray(x, np.int8).reshape(len(x), int(np.prod(x.shape[1:])))
-    if flat.shape[1] != content.input_count:
-        raise ConfigError(f"samples of {flat.shape[1]} bytes, the package's input has {content.input_count}")
-    if logits and content.num_outputs == 0:
+    if flat.shape[1] != content.header.input_count:
+        raise ConfigError(f"samples of {flat.shape[1]} bytes, the package's input has {content.header.input_count}")
+    if logits and content.outputs == 0:
         raise ConfigError("the package has no head: no logits")
-    record_bytes = content.feature_count + 4 * content.num_outputs
+    record_bytes = content.features + 4 * content.outputs
     device_form = content.device_form()
     run = _run_process if board.machine is None else _run_emulated
     batch = _batch_size(board, device_form, flat)
@@ -63,8 +63,8 @@ def run_on_board(board: Board | str, package: bytes, x: NDArray[np.int8], logits
         )
     records = np.frombuffer(results, np.uint8).reshape(len(flat), record_bytes)
     if logits:
-        return np.ascontiguousarray(records[:, content.feature_count :]).view("<f4").reshape(len(flat), content.num_outputs)
-    return np.ascontiguousarray(records[:, : content.feature_count]).view(np.int8)
+        return np.ascontiguousarray(records[:, content.features :]).view("<f4").reshape(len(flat), content.outputs)
+    return np.ascontiguousarray(records[:, : content.features]).view(np.int8)
 
 
 def _batch_size(board: Board, package: bytes, flat: NDArray[np.int8]) -> int:

@@ -40,7 +40,7 @@ class VirtualDevice:
     def __init__(
         self,
         board: Board | str,
-        id: str,
+        id: str,  # noqa: A002
         samples_region: bytes,
         identity_region: bytes,
         link: str,
@@ -54,7 +54,8 @@ class VirtualDevice:
         Args:
             board: the board or its name.
             id: the device's name.
-            samples_region, identity_region: bytes of `fedmote.wire.regions`.
+            samples_region: bytes as `fedmote.wire.regions` makes them.
+            identity_region: the same.
             link: see above.
             package: device form of a package that is installed already.
             directory: for the files; a temporary one, removed with this object, where None.
@@ -152,7 +153,7 @@ class VirtualDevice:
         """A file of the device; private, since identities hold passwords."""
         path = self._path(name)
         path.unlink(missing_ok=True)
-        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
             file.write(content)
 
     def __enter__(self) -> Self:
