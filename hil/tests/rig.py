@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+
 from fedmote.package.boards import Board
 from fedmote.package.file import Package, build_package
 from fedmote.package.graph import HeadLayer

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
+import itertools
+
 import pytest
+
 from fedmote.errors import ConfigError
 from fedmote.package.boards import Board, board_names, sdk_root
 
@@ -22,7 +25,7 @@ def test_flash_regions_begin_and_end_at_sectors_and_do_not_overlap():
     boundaries = {_FLASH + sum(_SECTORS[:n]) for n in range(len(_SECTORS) + 1)}
     regions = sorted((r.address, r.address + r.bytes) for r in board.regions.values() if r.address < 0x20000000)
     assert {edge for region in regions for edge in region} <= boundaries
-    assert all(first[1] <= second[0] for first, second in zip(regions, regions[1:], strict=False))
+    assert all(first[1] <= second[0] for first, second in itertools.pairwise(regions))
     assert sum(_SECTORS) == board.flash_bytes
 
 

@@ -3,6 +3,7 @@ import concurrent.futures
 import shutil
 
 import pytest
+
 from fedmote.errors import RigError
 from fedmote.package import boards
 from fedmote.package.boards import Board, sdk_root

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from fedmote.errors import RigError
 from fedmote_hil.process import Child
 
@@ -48,7 +49,9 @@ def test_a_child_dies_with_its_parent(tmp_path):
         "import sys, time; from pathlib import Path; from fedmote_hil.process import Child;"
         f"child = Child({_SLEEPER!r}, Path(sys.argv[1])); time.sleep(1000)"
     )
-    parent = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})
+    parent = subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path)], env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    )
     pid = _pid_of(tmp_path / "stdout.txt")
     parent.kill()
     parent.wait()

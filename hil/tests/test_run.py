@@ -3,6 +3,7 @@ import json
 
 import numpy as np
 import pytest
+
 from fedmote.errors import ConfigError, DeviceError, DoesNotFitError, PackageError
 from fedmote.package.execute import run_int8
 from fedmote.package.specimen import random_samples

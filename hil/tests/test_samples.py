@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import numpy as np
 import pytest
+
 from fedmote.errors import ConfigError
 from fedmote.package.quantize import quantize_input
 from fedmote_hil.samples import board_samples, load_array, load_data

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import pytest
+
 from fedmote.errors import DoesNotFitError
 from fedmote.package.boards import Board
 from fedmote_hil.slots import slots_with_package
