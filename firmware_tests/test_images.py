@@ -6,6 +6,7 @@ import shutil
 import subprocess
 
 import pytest
+
 from fedmote.package.boards import Board, sdk_root
 from fedmote_hil import sizes
 from fedmote_hil.build import build

@@ -9,6 +9,7 @@ import time
 import tty
 
 import pytest
+
 from fedmote.errors import ConfigError, DoesNotFitError, RigError
 from fedmote.package.boards import Board
 from fedmote.wire import codec
