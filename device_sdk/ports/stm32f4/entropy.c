@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Entropy for the boot nonce and for jitter: the part's generator where it runs, always stirred with the board's salt
- * and the fine value of the tick, which differs from boot to boot. Not for keys.
+ * Entropy for the boot nonce and for jitter: the part's generator where it runs, always stirred with the board's
+ * salt, with what the RAM held at start and with the fine value of the tick. Not for keys.
  */
 #include "registers.h"
 #include "stm32f4.h"
