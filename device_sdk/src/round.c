@@ -369,12 +369,12 @@ static int32_t work_train(struct fedmote_round *round) {
     uint32_t cost = 2 * round->package.head_parameters;
     uint32_t macs = 0;
     do {
-        bool is_cached = round->cursor < round->layout.cached;
         int32_t status = train_sample(round);
         if (status != FEDMOTE_OK) {
             return status;
         }
-        macs += is_cached ? cost : FEDMOTE_MACS_PER_STEP;
+        bool was_cached = round->cursor <= round->layout.cached; /* the cursor is one further now */
+        macs += was_cached ? cost : FEDMOTE_MACS_PER_STEP;
     } while (round->batch_left > 0 && macs + cost <= FEDMOTE_MACS_PER_STEP);
     if (round->batch_left == 0) {
         end_batch(round);

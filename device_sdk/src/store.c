@@ -22,28 +22,27 @@ static void put_u32(uint8_t *out, uint32_t value) {
     }
 }
 
-/* Bytes that a slot has for a package. */
-static uint32_t room(const struct fedmote_store *store) {
+uint32_t fedmote_store_room(const struct fedmote_store *store) {
     uint32_t slot_bytes = store->port->slot_bytes;
     return slot_bytes > FEDMOTE_RECORD_BYTES ? slot_bytes - FEDMOTE_RECORD_BYTES : 0;
 }
 
 /* Reads a slot's record; false where it is not valid. */
 static bool read_record(const struct fedmote_store *store, uint32_t slot, uint32_t *generation, uint32_t *size) {
-    const uint8_t *record = base(store, slot) + room(store);
+    const uint8_t *record = base(store, slot) + fedmote_store_room(store);
     if (memcmp(record, record_magic, sizeof record_magic) != 0 ||
         fedmote_crc32(0, record, 12) != fedmote_load_u32(record + 12)) {
         return false;
     }
     *generation = fedmote_load_u32(record + 4);
     *size = fedmote_load_u32(record + 8);
-    return *size <= room(store);
+    return *size <= fedmote_store_room(store);
 }
 
 int32_t fedmote_store_open(struct fedmote_store *store, const struct fedmote_port *port,
                            struct fedmote_package *package) {
     *store = (struct fedmote_store){.port = port};
-    if (room(store) == 0) {
+    if (fedmote_store_room(store) == 0) {
         return FEDMOTE_ERR_NO_PACKAGE;
     }
     uint32_t generation[SLOTS] = {0};
@@ -71,11 +70,18 @@ const uint8_t *fedmote_store_hash(const struct fedmote_store *store) {
     return store->is_installed ? base(store, store->slot) + HASH_AT : NULL;
 }
 
+int32_t fedmote_store_reopen(const struct fedmote_store *store, struct fedmote_package *package) {
+    if (!store->is_installed) {
+        return FEDMOTE_ERR_NO_PACKAGE;
+    }
+    return fedmote_package_open(package, store->port, base(store, store->slot), fedmote_store_room(store));
+}
+
 int32_t fedmote_store_begin(struct fedmote_store *store, uint32_t size) {
     if (size < HEADER_BYTES || size % PACKAGE_ALIGN != 0) {
         return FEDMOTE_ERR_PACKAGE_SIZE;
     }
-    if (size > room(store)) {
+    if (size > fedmote_store_room(store)) {
         return FEDMOTE_ERR_SLOT;
     }
     const struct fedmote_port *port = store->port;
@@ -84,7 +90,7 @@ int32_t fedmote_store_begin(struct fedmote_store *store, uint32_t size) {
 
 int32_t fedmote_store_write(struct fedmote_store *store, uint32_t offset, const uint8_t *bytes, uint32_t size) {
     const struct fedmote_port *port = store->port;
-    if (size > room(store) || offset > room(store) - size) {
+    if (size > fedmote_store_room(store) || offset > fedmote_store_room(store) - size) {
         return FEDMOTE_ERR_SLOT_IO;
     }
     return port->slot_write(port->context, spare(store), offset, bytes, size) < 0 ? FEDMOTE_ERR_SLOT_IO : FEDMOTE_OK;
@@ -107,8 +113,8 @@ int32_t fedmote_store_commit(struct fedmote_store *store, uint32_t size) {
     put_u32(record + 4, store->generation + 1);
     put_u32(record + 8, size);
     put_u32(record + 12, fedmote_crc32(0, record, 12));
-    int32_t status = port->slot_write(port->context, slot, room(store), record, sizeof record);
-    if (status < 0 || memcmp(base(store, slot) + room(store), record, sizeof record) != 0) {
+    int32_t status = port->slot_write(port->context, slot, fedmote_store_room(store), record, sizeof record);
+    if (status < 0 || memcmp(base(store, slot) + fedmote_store_room(store), record, sizeof record) != 0) {
         return FEDMOTE_ERR_SLOT_IO;
     }
     store->generation++;
