@@ -59,7 +59,7 @@ def test_a_blob_of_another_length_is_refused_with_both_lengths():
 
 
 def test_a_missing_or_misshapen_head_tensor_is_refused_by_name():
-    with pytest.raises(PackageError, match="head.weight is missing"):
+    with pytest.raises(PackageError, match=r"head\.weight is missing"):
         head_blob([PLAIN], {})
     tensors = random_tensors(PLAIN)
     tensors["head.bias"] = np.zeros(4, np.float32)
