@@ -175,7 +175,7 @@ def _check(graph: Graph, name: str, where: str, candidates: Sequence[Candidate])
 
 def _linear_index(graph: Graph, name: str) -> int:
     """Index of the Linear that a feasible cut leaves as the head."""
-    start = next(index for index, op in enumerate(graph.ops) if op.output == name) + 1
+    start = next((index for index, op in enumerate(graph.ops) if op.output == name), -1) + 1
     return next(index for index in range(start, len(graph.ops)) if graph.ops[index].kind is OpKind.FULLY_CONNECTED)
 
 
