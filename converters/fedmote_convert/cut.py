@@ -164,9 +164,9 @@ def _check(graph: Graph, name: str, where: str, candidates: Sequence[Candidate])
     position = next((index for index, op in enumerate(graph.ops) if op.output == name), -1)
     live = _live(graph, position)
     if live != [name]:
-        others = " and ".join(live)
+        others = " and ".join(other for other in live if other != name)
         raise UnsupportedOpError(
-            where, f"the rest of the network also needs {others} there (inside a branch or residual block)", hint
+            where, f"the rest of the network also needs {others}: it lies inside a branch or residual block", hint
         )
     refusal = _refusal(graph.ops[position + 1 :])
     if refusal:

@@ -147,10 +147,10 @@ def legalise_padding(graph: Graph) -> Graph:
             continue
         rows = _trim(graph, pad, op, axis=0)
         columns = _trim(graph, pad, op, axis=1)
-        if op.kind in _CONVOLUTIONS and _is_same(graph, pad, op, 0, rows) and _is_same(graph, pad, op, 1, columns):
-            graph = _skip(graph, pad, replace(op, padding="SAME", inputs=pad.inputs))
-        elif (*rows, *columns) == (0, 0, 0, 0):
+        if (*rows, *columns) == (0, 0, 0, 0):
             graph = _skip(graph, pad, replace(op, inputs=pad.inputs))
+        elif op.kind in _CONVOLUTIONS and _is_same(graph, pad, op, 0, rows) and _is_same(graph, pad, op, 1, columns):
+            graph = _skip(graph, pad, replace(op, padding="SAME", inputs=pad.inputs))
         else:
             graph = _resize_pad(graph, pad, (*rows, *columns))
     return graph
