@@ -61,7 +61,8 @@ def layout(n: int, max_body: int, encoder_bytes: int, parameters: int, features:
     offsets = [0]
     for size in sizes:
         offsets.append(offsets[-1] + round_up(size))
-    return Layout(*offsets[:8], offsets[7], offsets[8])
+    link, encoder, head, head_base, velocity, scratch, samples, cache, total = offsets
+    return Layout(link, encoder, head, head_base, velocity, scratch, samples, cache, required=cache, total=total)
 
 
 @dataclass(frozen=True)

@@ -153,8 +153,8 @@ def _weighted(op: Op, source: Quantization, target: Quantization, weights: _Weig
     return {
         "weights": weights.add(np.asarray(op.weights, np.int8)),
         "bias": weights.add(np.asarray(op.bias, np.int32)),
-        "multiplier": weights.add(numbers.multiplier),
-        "shift": weights.add(numbers.shift),
+        "multipliers": weights.add(numbers.multiplier),
+        "shifts": weights.add(numbers.shift),
         "input_zero_point": int(source.zero_point[0]),
         "output_zero_point": int(target.zero_point[0]),
         **_clamp(op.activation, target),

@@ -14,7 +14,7 @@ HEADER_WORDS: Final = 12
 
 _COMMON: Final = ("units", "unit_macs", "input_offset", "output_offset")
 _CONVOLUTION: Final = (
-    *("weights", "bias", "multiplier", "shift", "in_h", "in_w", "in_c", "out_h", "out_w", "out_c", "kernel_h", "kernel_w"),
+    *("weights", "bias", "multipliers", "shifts", "in_h", "in_w", "in_c", "out_h", "out_w", "out_c", "kernel_h", "kernel_w"),
     *("stride_h", "stride_w", "dilation_h", "dilation_w", "pad_top", "pad_left", "input_zero_point", "output_zero_point"),
     *("activation_min", "activation_max", "depth_multiplier"),
 )
@@ -28,7 +28,7 @@ FIELDS: Final[dict[Opcode, tuple[str, ...]]] = {
     Opcode.CONV_2D: _CONVOLUTION,
     Opcode.DEPTHWISE_CONV_2D: _CONVOLUTION,
     Opcode.FULLY_CONNECTED: (
-        *("weights", "bias", "multiplier", "shift", "in_n", "out_n", "input_zero_point", "output_zero_point"),
+        *("weights", "bias", "multipliers", "shifts", "in_n", "out_n", "input_zero_point", "output_zero_point"),
         *("activation_min", "activation_max"),
     ),
     Opcode.ADD: (
@@ -42,6 +42,17 @@ FIELDS: Final[dict[Opcode, tuple[str, ...]]] = {
     Opcode.PAD: ("in_h", "in_w", "channels", "out_h", "out_w", "pad_top", "pad_left", "value"),
     Opcode.RELU: ("count", "input_zero_point", "output_zero_point", "multiplier", "shift", "activation_min", "activation_max"),
 }
+
+# Words that are signed; all others count something or say where it lies.
+SIGNED: Final = frozenset(
+    name
+    for group in (
+        ("input_zero_point", "output_zero_point", "input1_zero_point", "input2_zero_point", "value"),
+        ("multiplier", "shift", "multiplier1", "shift1", "multiplier2", "shift2", "output_multiplier", "output_shift"),
+        ("activation_min", "activation_max"),
+    )
+    for name in group
+)
 
 
 def record_words(opcode: Opcode) -> int:
@@ -58,26 +69,21 @@ def pack_record(opcode: Opcode, values: Mapping[str, int]) -> bytes:
 
 @dataclass(frozen=True)
 class Record:
-    """One record that was read; values are signed 32-bit."""
+    """One record that was read: its words by name, signed where SIGNED says so."""
 
     opcode: Opcode
     values: dict[str, int]
 
 
-def unpack_record(data: bytes, offset: int) -> Record | None:
-    """The record at `offset`, or None where it is cut off, unknown, or of another length than its opcode has."""
-    if offset + 4 > len(data):
-        return None
-    (first,) = struct.unpack_from("<I", data, offset)
-    try:
-        opcode = Opcode(first & 0xFFFF)
-    except ValueError:
-        return None
-    words = first >> 16
-    if words != record_words(opcode) or offset + 4 * words > len(data):
-        return None
-    values = struct.unpack_from(f"<{words - 1}i", data, offset + 4)
-    return Record(opcode, dict(zip(_COMMON + FIELDS[opcode], values, strict=True)))
+def unpack_record(data: bytes, offset: int, opcode: Opcode) -> Record:
+    """The record of a known opcode at `offset`; all its words must be there."""
+    names = _COMMON + FIELDS[opcode]
+    words = struct.unpack_from(f"<{len(names)}I", data, offset + 4)
+    return Record(opcode, {name: _signed(word) if name in SIGNED else word for name, word in zip(names, words, strict=True)})
+
+
+def _signed(word: int) -> int:
+    return word - 2**32 if word >= 2**31 else word
 
 
 @dataclass(frozen=True)
