@@ -8,7 +8,7 @@ is a capture followed by a first push. Nothing is written before everything has 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -164,8 +164,8 @@ def _measure(
     expected = _module_logits(module, x)
     features = features.reshape(len(x), -1)
     logits = _head_logits(features, head, tensors)
-    largest = float(np.abs(expected).max())
-    difference = float(np.abs(logits - expected).max()) / max(largest, np.finfo(np.float32).tiny)
+    largest = max(float(np.abs(expected).max()), float(np.finfo(np.float32).tiny))
+    difference = float(np.abs(logits - expected).max()) / largest
     if difference > FLOAT_TOLERANCE:
         raise FedmoteError(
             f"the captured graph differs from the module by {difference:.1e} of its largest logit, {FLOAT_TOLERANCE:.0e} are "
@@ -177,8 +177,7 @@ def _measure(
     quality = Quality(len(x), difference, _sqnr_db(features, deployed_features), float((deployed == chosen).mean()))
     if y is None:
         return quality
-    accuracies = float((chosen == y).mean()), float((deployed == y).mean())
-    return Quality(*list(vars(quality).values())[:4], *accuracies)
+    return replace(quality, accuracy_float=float((chosen == y).mean()), accuracy_int8=float((deployed == y).mean()))
 
 
 def _module_logits(module: nn.Module, x: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -6,8 +6,8 @@ from torch import nn
 
 from fedmote.package.execute import run_float
 from fedmote.package.fold import bind
+from fedmote.package.inputs import arrange, graph_shape, layout_of
 from fedmote_convert.capture import capture
-from fedmote_convert.layout import samples_channels_last
 from fedmote_convert.passes import PASSES
 
 torch.set_num_threads(1)
@@ -25,6 +25,10 @@ def seeded(module: nn.Module, seed: int) -> nn.Module:
     return module.eval()
 
 
+def samples_channels_last(x: np.ndarray) -> np.ndarray:
+    return arrange(x, layout_of(x.shape[1:]), graph_shape(x.shape[1:]))
+
+
 def outputs_of(module: nn.Module, x: np.ndarray) -> np.ndarray:
     """What torch computes, channels last."""
     with torch.no_grad():
@@ -37,7 +41,7 @@ def assert_equals_torch():
     """Checks the graph of a module against torch after every pass that leaves it executable; returns the last graph."""
 
     def check(module: nn.Module, shape: tuple[int, ...], seed: int = 0):
-        print("seed", seed)  # noqa: T201
+        print("seed", seed)
         module = seeded(module, seed)
         x = np.random.default_rng(seed).standard_normal((3, *shape)).astype(np.float32)
         expected = outputs_of(module, x)
