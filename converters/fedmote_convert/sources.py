@@ -98,11 +98,12 @@ def load_calibration(path: Path) -> Calibration:
     """
     arrays = _read_npz(path)
     if "x" not in arrays:
-        raise ConfigError(f"--calibration {path}: key x is missing, found {', '.join(arrays) or 'nothing'}; expected x (N, ...)")
+        raise ConfigError(f"--calibration {path}: key x is missing; expected x (N, ...)")
     x = arrays["x"]
     if x.ndim < 2 or not len(x) or not np.issubdtype(x.dtype, np.floating):
         raise ConfigError(f"--calibration {path}: x is {x.dtype} {x.shape}; expected floats (N, ...), as the module reads them")
-    x = np.ascontiguousarray(x, np.float32)
+    with np.errstate(over="ignore"):  # what is too large for float32 is refused below
+        x = np.ascontiguousarray(x, np.float32)
     if not np.isfinite(x).all():
         raise ConfigError(f"--calibration {path}: x holds values that are not finite in float32")
     if "y" not in arrays:
@@ -115,9 +116,10 @@ def load_calibration(path: Path) -> Calibration:
 
 def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise ConfigError(f"--calibration {path}: one array; expected an .npz file with x (N, ...)")
+        loaded = np.load(path, allow_pickle=False)
+        if not isinstance(loaded, np.lib.npyio.NpzFile):
+            raise ConfigError(f"--calibration {path}: one array; expected an .npz file with x (N, ...)")
+        with loaded as file:
             return {name: file[name] for name in ("x", "y") if name in file.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ConfigError(f"--calibration {path}: no .npz file that can be read ({error})") from error
