@@ -193,7 +193,7 @@ class Peers:
         pull = self.pulls.get((packet.channel, number))
         if pull and pull.is_complete and pull.handle == handle:
             self.acknowledge(device, pull)
-        elif number == self.round and (pull is None or pull.handle != handle):
+        elif (pull is None or pull.handle != handle) and (number == self.round or packet.channel == CELL):
             self.pulls[packet.channel, number] = Pull(packet.channel, number, handle, size, crc)
 
     def hear_data(self, device: Device, packet: Packet) -> None:
