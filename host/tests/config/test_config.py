@@ -123,7 +123,7 @@ def test_a_partner_file_gives_the_frozen_tables(written, tmp_path):
         (('"board-3"', '"board-1"'), ("cells", "board-1", "more than once")),
         (('["board-3"]', "[]"), ("cell two", "neither")),
         (('"tcp://127.0.0.1:7310"', '"127.0.0.1"'), ("listen", "tcp://host:port")),
-        (("listen", "# listen"), ("exactly one", "broker", "listen")),
+        (("listen", "# listen"), ("is needed", "broker", "listen")),
         (("[strategy]", "[strategy"), ("not TOML", "line")),
         (("[strategy]", "[stratagem]"), ("top level", "'stratagem'", "strategy")),
         (("[run]", "[[run]]"), ("run", "a table")),
@@ -184,13 +184,8 @@ def test_a_secret_is_in_no_listing_no_repr_and_no_error(tmp_path, written):
     assert loaded.config.password == "canary"
     shown = repr(loaded.config) + "".join(line.value for line in loaded.effective())
     assert "canary" not in shown
-    for wrong in (
-        text.replace("password", "passwrod"),
-        text.replace('"canary"', '["canary"]'),
-        text + 'keep_alive_s = "canary"\n',
-    ):
-        message = refusal(written, Credentials, wrong)
-        assert "keep_alive_s" in message or "canary" not in message
+    for wrong in (text.replace("password", "passwrod"), text.replace('"canary"', '["canary"]')):
+        assert "canary" not in refusal(written, Credentials, wrong)
 
 
 def test_a_password_written_into_a_broker_table_is_refused_and_not_repeated(written):
