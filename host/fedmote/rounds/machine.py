@@ -187,8 +187,10 @@ class RoundMachine:
 
     def tick(self, now: float) -> list[Action]:
         """React to the passing of time."""
+        if self._is_closing and not self._is_merging:
+            return self._close()  # a restart in between: only the merge is missing
         if self._is_done or self._is_closing:
-            return self._close() if self._is_closing else []
+            return []
         if self.num_merged >= self.rules.goal:
             self._is_done = True
             return [Stop(None)]
@@ -220,7 +222,7 @@ class RoundMachine:
         self._progress = {}
         self._unsettled = set()
         self.num_counted = 0
-        self._is_closing = False
+        self._is_closing = self._is_merging = False
         self._selection_began = now
         self._first_hello: float | None = None
         self._phase = policy.next_phase(self.rules.cells, self._previous)
@@ -471,6 +473,7 @@ class RoundMachine:
         return [*self._send_away(), *self._close()]
 
     def _close(self) -> list[Action]:
+        self._is_merging = True
         return [] if self.plan is None else [CloseRound(self.plan, self.missing())]
 
     def _send_away(self) -> list[Action]:
