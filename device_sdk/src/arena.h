@@ -8,6 +8,9 @@
 
 #include "package.h"
 
+/* Most samples of one device: ranking needs two of the 16 bits of every rank for itself (select.c). */
+#define FEDMOTE_SAMPLES_MAX 16383U
+
 /* Offsets in bytes from the start of the arena. */
 struct fedmote_layout {
     uint32_t receive, transmit; /* link buffers of fedmote_link_bytes() / 2 each */
@@ -26,7 +29,7 @@ uint32_t fedmote_link_bytes(void);
 
 /* Lays out an arena of `arena_bytes` for `package` and `sample_count` samples.
  * Errors: FEDMOTE_ERR_ARENA where `required` exceeds arena_bytes (layout->required then says the bytes needed),
- * FEDMOTE_ERR_NO_SAMPLES for zero samples, FEDMOTE_ERR_ARGUMENT for more than 65535. */
+ * FEDMOTE_ERR_NO_SAMPLES for zero samples, FEDMOTE_ERR_ARGUMENT for more than FEDMOTE_SAMPLES_MAX. */
 FEDMOTE_MUST_CHECK int32_t fedmote_layout_compute(struct fedmote_layout *layout, const struct fedmote_package *package,
                                                   uint32_t sample_count, uint32_t arena_bytes);
 

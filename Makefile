@@ -1,0 +1,26 @@
+# The commands of the repository. `make demo` and `make test` set up everything that they need.
+.PHONY: help setup demo test test-all lint bench clean
+
+help: ## what there is
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
+
+setup: ## .venv and system packages, said aloud
+	@.ci/setup
+
+demo: setup ## the whole story on this machine: boards, broker, partners, rounds, baselines
+	@.venv/bin/fedmote demo $(ARGS)
+
+test: setup ## everything that fits ten minutes on two cores
+	.venv/bin/python -m pytest -m "not slow"
+
+test-all: setup ## the long ones too
+	.venv/bin/python -m pytest
+
+lint: setup ## static checks: schema tables, ruff, mypy, import layers, clang-format, cppcheck
+	@.ci/lint
+
+bench: setup ## the full exactness report of both example models on every board
+	.venv/bin/python -m pytest -m slow firmware_tests
+
+clean: ## what builds and runs left behind
+	rm -rf build dist demo-out .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+# Images of the STM32F405: fedmote-device (the federated device) and fedmote-run (inference over the samples region).
+
+set(core_options -mcpu=${FEDMOTE_BOARD_CORE} -mthumb -mfpu=fpv4-sp-d16 -mfloat-abi=hard)
+target_compile_options(fedmote_device PUBLIC ${core_options} PRIVATE -fstack-usage)
+
+# fedmote_image(<name> HAS_SLOTS|NO_SLOTS <source>...)
+function(fedmote_image name slots)
+    set(script "${CMAKE_CURRENT_BINARY_DIR}/${name}.ld")
+    set(script_options "")
+    if(slots STREQUAL "HAS_SLOTS")
+        set(script_options -DFEDMOTE_IMAGE_HAS_SLOTS)
+    endif()
+    add_custom_command(
+        OUTPUT "${script}"
+        COMMAND "${CMAKE_C_COMPILER}" -E -P -x c ${script_options} "-I${FEDMOTE_GENERATED}"
+                "${FEDMOTE_BOARD_DIR}/image.ld.in" -o "${script}"
+        DEPENDS "${FEDMOTE_BOARD_DIR}/image.ld.in" "${FEDMOTE_GENERATED}/fedmote_board.h"
+        VERBATIM)
+    add_custom_target(${name}-script DEPENDS "${script}")
+    add_executable(${name} ${ARGN} "${FEDMOTE_BOARD_DIR}/startup.c")
+    add_dependencies(${name} ${name}-script)
+    target_include_directories(${name} PRIVATE "${FEDMOTE_GENERATED}" "${FEDMOTE_BOARD_DIR}" ports/stm32f4 ports/regions)
+    target_compile_options(${name} PRIVATE ${FEDMOTE_WARNINGS} -ffunction-sections -fdata-sections -ffreestanding -fstack-usage)
+    target_compile_definitions(${name} PRIVATE $<$<BOOL:${FEDMOTE_SEMIHOSTING}>:FEDMOTE_SEMIHOSTING>)
+    # Freestanding: newlib lends memcpy, memset and a few functions of libm, and none of its start-up or system calls.
+    target_link_options(${name} PRIVATE ${core_options} -nostartfiles -specs=nano.specs -T "${script}" -Wl,--gc-sections
+                        -Wl,--fatal-warnings "-Wl,-Map=${CMAKE_CURRENT_BINARY_DIR}/${name}.map")
+    target_link_libraries(${name} PRIVATE fedmote::device)
+    set_target_properties(${name} PROPERTIES SUFFIX ".elf" LINK_DEPENDS "${script}")
+    add_custom_command(TARGET ${name} POST_BUILD VERBATIM
+        COMMAND "${CMAKE_OBJCOPY}" -O binary "$<TARGET_FILE:${name}>" "${CMAKE_CURRENT_BINARY_DIR}/${name}.bin")
+endfunction()
+
+set(port_sources
+    ports/stm32f4/clock.c ports/stm32f4/tick.c ports/stm32f4/uart.c ports/stm32f4/flash.c ports/stm32f4/entropy.c)
+fedmote_image(fedmote-echo NO_SLOTS ${port_sources} /tmp/echo.c)

@@ -1,0 +1,130 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The int8 operators of the encoder: one readable portable kernel each, bit-exact with TensorFlow Lite Micro.
+ *
+ * The structs are the records of the plan (protocol/SPEC.md, section 7), word by word: all members have 32 bits, so
+ * that fedmote_record_read() fills any of them with one loop. Kernels trust their record: fedmote_package_open() has
+ * checked every number in it.
+ *
+ * All kernels have one form: fedmote_NAME(op, weights, memory, first, end) does the units [first, end) of the operator.
+ * `weights` is the section of that name, `memory` the encoder's arena. Units do not depend on each other, so that an
+ * operator can be interrupted after any of them. A variant for one core (DSP, Helium) has the same prototypes, replaces
+ * the file of the portable kernel in the build and passes the same tests.
+ *
+ * Shapes are NHWC with batch 1. real = scale * (q - zero_point); the scales are folded into multiplier and shift.
+ */
+#ifndef FEDMOTE_KERNELS_H
+#define FEDMOTE_KERNELS_H
+
+#include <stdint.h>
+
+/* Elements in one unit of the element-wise operators; the last unit may be shorter. */
+#define FEDMOTE_BLOCK 64U
+
+/* The words that all records begin with. */
+struct fedmote_op {
+    uint32_t opcode_words; /* opcode in the low half, length of the record in words in the high half */
+    uint32_t units;
+    uint32_t unit_macs;
+    uint32_t input_offset;  /* in the encoder's arena */
+    uint32_t output_offset; /* in the encoder's arena */
+};
+
+/* Offsets in section `weights` of what turns an int32 sum into an int8 output, for each output channel. */
+struct fedmote_channels {
+    uint32_t weights;
+    uint32_t bias;       /* s32[out_c] */
+    uint32_t multiplier; /* s32[out_c], Q31 */
+    uint32_t shift;      /* s32[out_c], positive is left */
+};
+
+/* conv-2d: in s8[in_h][in_w][in_c], weights s8[out_c][kernel_h][kernel_w][in_c], out s8[out_h][out_w][out_c];
+ * depthwise-conv-2d: out_c = in_c * depth_multiplier, weights s8[kernel_h][kernel_w][out_c]. Unit: one output row. */
+struct fedmote_conv {
+    struct fedmote_op op;
+    struct fedmote_channels channels;
+    uint32_t in_h, in_w, in_c, out_h, out_w, out_c;
+    uint32_t kernel_h, kernel_w, stride_h, stride_w, dilation_h, dilation_w, pad_top, pad_left;
+    int32_t input_zero_point, output_zero_point, activation_min, activation_max;
+    uint32_t depth_multiplier;
+};
+
+/* in s8[in_n], weights s8[out_n][in_n], out s8[out_n]. Unit: one output. */
+struct fedmote_dense {
+    struct fedmote_op op;
+    struct fedmote_channels channels;
+    uint32_t in_n, out_n;
+    int32_t input_zero_point, output_zero_point, activation_min, activation_max;
+};
+
+/* in s8[count] twice, out s8[count]. Unit: one block. */
+struct fedmote_sum {
+    struct fedmote_op op;
+    uint32_t input2_offset, count;
+    int32_t input1_zero_point, input2_zero_point, output_zero_point;
+    uint32_t left_shift;
+    int32_t multiplier1, shift1, multiplier2, shift2, output_multiplier, output_shift;
+    int32_t activation_min, activation_max;
+};
+
+/* in s8[in_h][in_w][channels], out s8[out_h][out_w][channels]. Unit: one output row. */
+struct fedmote_pool {
+    struct fedmote_op op;
+    uint32_t in_h, in_w, channels, out_h, out_w;
+    uint32_t kernel_h, kernel_w, stride_h, stride_w, pad_top, pad_left;
+    int32_t activation_min, activation_max;
+};
+
+/* in s8[in_h][in_w][channels], out s8[channels]. Unit: one channel. */
+struct fedmote_mean {
+    struct fedmote_op op;
+    uint32_t in_h, in_w, channels;
+    int32_t multiplier, shift, input_zero_point, output_zero_point;
+};
+
+/* in s8[in_h][in_w][channels], out s8[out_h][out_w][channels]. Unit: one output row. */
+struct fedmote_pad {
+    struct fedmote_op op;
+    uint32_t in_h, in_w, channels, out_h, out_w, pad_top, pad_left;
+    int32_t value;
+};
+
+/* in s8[count], out s8[count]. Unit: one block. */
+struct fedmote_relu {
+    struct fedmote_op op;
+    uint32_t count;
+    int32_t input_zero_point, output_zero_point, multiplier, shift, activation_min, activation_max;
+};
+
+/* One record, whichever it is. */
+union fedmote_record {
+    struct fedmote_op op;
+    struct fedmote_conv conv;
+    struct fedmote_dense dense;
+    struct fedmote_sum sum;
+    struct fedmote_pool pool;
+    struct fedmote_mean mean;
+    struct fedmote_pad pad;
+    struct fedmote_relu relu;
+};
+
+/* Copies the first `words` words of a record in the package. */
+void fedmote_record_read(union fedmote_record *record, const uint8_t *bytes, uint32_t words);
+
+static inline uint32_t fedmote_op_code(const struct fedmote_op *op) { return op->opcode_words & 0xFFFFU; }
+static inline uint32_t fedmote_op_words(const struct fedmote_op *op) { return op->opcode_words >> 16; }
+
+void fedmote_conv_2d(const struct fedmote_conv *op, const uint8_t *weights, int8_t *memory, uint32_t first,
+                     uint32_t end);
+void fedmote_depthwise_conv_2d(const struct fedmote_conv *op, const uint8_t *weights, int8_t *memory, uint32_t first,
+                               uint32_t end);
+void fedmote_fully_connected(const struct fedmote_dense *op, const uint8_t *weights, int8_t *memory, uint32_t first,
+                             uint32_t end);
+void fedmote_add(const struct fedmote_sum *op, int8_t *memory, uint32_t first, uint32_t end);
+void fedmote_average_pool_2d(const struct fedmote_pool *op, int8_t *memory, uint32_t first, uint32_t end);
+void fedmote_max_pool_2d(const struct fedmote_pool *op, int8_t *memory, uint32_t first, uint32_t end);
+void fedmote_mean(const struct fedmote_mean *op, int8_t *memory, uint32_t first, uint32_t end);
+void fedmote_pad(const struct fedmote_pad *op, int8_t *memory, uint32_t first, uint32_t end);
+void fedmote_relu(const struct fedmote_relu *op, int8_t *memory, uint32_t first, uint32_t end);
+
+#endif

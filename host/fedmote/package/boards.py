@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Budgets of boards, read from `device_sdk/boards/<name>/board.toml`, where each number has its only home."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fedmote.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Region:
+    """A part of a board's address space outside the image.
+
+    Attributes:
+        address: of its first byte.
+        bytes: its size.
+    """
+
+    address: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Board:
+    """What a board offers. Bytes everywhere; `board.toml` explains each number.
+
+    Attributes:
+        name: as in `--board` and in the device's hello.
+        core: "host" or the compiler's name of the core, e.g. "cortex-m4".
+        has_fpu: whether float32 arithmetic is in hardware.
+        flash_bytes, ram_bytes: of the part.
+        slot_bytes: one of the two package slots, its commit record included.
+        arena_bytes: the arena of the training image (link buffers, encoder, head, samples).
+        run_arena_bytes: the arena of the inference image (encoder only).
+        max_samples: local samples at most.
+        body_max: largest message body.
+        stack_bytes: reserved for the stack.
+        regions: named parts of the address space ("identity", "package", "samples", ...); empty where files stand for them.
+        machine: the emulator's name of the board, or None.
+        flash_command: command that writes `{file}` to `{address}` of the real part, or None.
+        hse_hz: frequency of the crystal, or None.
+        baud: of the board's serial line, or None where it has no UART.
+    """
+
+    name: str
+    core: str
+    has_fpu: bool
+    flash_bytes: int
+    ram_bytes: int
+    slot_bytes: int
+    arena_bytes: int
+    run_arena_bytes: int
+    max_samples: int
+    body_max: int
+    stack_bytes: int
+    regions: dict[str, Region] = field(default_factory=dict)
+    machine: str | None = None
+    flash_command: str | None = None
+    hse_hz: int | None = None
+    baud: int | None = None
+
+    @classmethod
+    def load(cls, name: str) -> Board:
+        """Reads the board called `name`.
+
+        Raises:
+            ConfigError: no such board, or a board file with a missing, unknown or wrongly typed key.
+        """
+        path = sdk_root() / "boards" / name / "board.toml"
+        if name not in board_names():
+            raise ConfigError(f"no board called {name!r}; there are: {', '.join(board_names())}")
+        return cls.parse(path.read_text(encoding="utf-8"), str(path))
+
+    @classmethod
+    def parse(cls, text: str, origin: str) -> Board:
+        """Reads the text of a board file; `origin` names it in messages."""
+        try:
+            values = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigError(f"{origin}: {error}") from error
+        values["regions"] = {
+            key: Region(**_checked(region, {"address": int, "bytes": int}, f"{origin}: regions.{key}"))
+            for key, region in values.get("regions", {}).items()
+        }
+        for section, key, kind, flat in _SECTIONS:
+            if section in values:
+                values[flat] = _checked(values.pop(section), {key: kind}, f"{origin}: {section}")[key]
+        optional = {key: kind for key, kind in _OPTIONAL.items() if key in values}
+        return cls(**_checked(values, _REQUIRED | optional, origin))
+
+    def region(self, name: str) -> Region:
+        """The region called `name`.
+
+        Raises:
+            ConfigError: the board has none of that name, e.g. because files stand for its regions.
+        """
+        if name not in self.regions:
+            raise ConfigError(f"board {self.name} has no region {name!r}; it has: {', '.join(self.regions) or 'none'}")
+        return self.regions[name]
+
+
+_REQUIRED: dict[str, type] = {
+    "name": str,
+    "core": str,
+    "has_fpu": bool,
+    **dict.fromkeys(
+        (
+            "flash_bytes",
+            "ram_bytes",
+            "slot_bytes",
+            "arena_bytes",
+            "run_arena_bytes",
+            "max_samples",
+            "body_max",
+            "stack_bytes",
+        ),
+        int,
+    ),
+}
+# Sections of one key: section, key, type, name of the attribute.
+_SECTIONS: tuple[tuple[str, str, type, str], ...] = (
+    ("emulator", "machine", str, "machine"),
+    ("flash", "command", str, "flash_command"),
+    ("clock", "hse_hz", int, "hse_hz"),
+    ("uart", "baud", int, "baud"),
+)
+_OPTIONAL: dict[str, type] = {"regions": dict} | {flat: kind for _, _, kind, flat in _SECTIONS}
+
+
+def _checked(values: dict[str, Any], types: dict[str, type], where: str) -> dict[str, Any]:
+    """`values`, if its keys are those of `types` and its values of these types."""
+    for key in values.keys() - types.keys():
+        raise ConfigError(f"{where}: unknown key {key!r}; known are {', '.join(types)}")
+    for key, kind in types.items():
+        if key not in values:
+            raise ConfigError(f"{where}: key {key!r} is missing")
+        if type(values[key]) is not kind:
+            raise ConfigError(f"{where}: {key} = {values[key]!r} should be of type {kind.__name__}")
+    return values
+
+
+def sdk_root() -> Path:
+    """The folder of the device SDK: the checkout's `device_sdk`, or the copy inside an installed distribution.
+
+    Raises:
+        ConfigError: neither is there, so this installation is incomplete.
+    """
+    here = Path(__file__).resolve()
+    for candidate in (here.parents[3] / "device_sdk", here.parents[1] / "_device_sdk"):
+        if (candidate / "boards").is_dir():
+            return candidate
+    raise ConfigError("the device SDK is missing: run from a checkout or install the fedmote distribution again")
+
+
+def board_names() -> list[str]:
+    """Names of all boards, sorted."""
+    return sorted(path.parent.name for path in (sdk_root() / "boards").glob("*/board.toml"))

@@ -1,0 +1,259 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs graphs on the host: in float32 for calibration, in int8 bit for bit as TensorFlow Lite Micro and the device do.
+
+Batches are run in blocks, so that the unfolded windows of a convolution stay within a few megabytes. Integer convolutions
+use floating-point matrix products: sums of integers below 2^24 (float32) or 2^53 (float64) are exact in any order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedmote.errors import ConversionError
+from fedmote.package import fixed_point
+from fedmote.package.geometry import Window, window_of
+from fedmote.package.graph import Activation, Graph, Op, OpKind, Quantization, Ranges
+
+Observer = Callable[[str, NDArray[np.float32]], None]
+
+_BLOCK_ELEMENTS = 1 << 21  # unfolded window elements per block of samples: 8 MB of float32
+_EXACT_TERMS = 2**24 // (255 * 128)  # products of a centred int8 input and an int8 weight that float32 adds exactly
+
+
+def run_float(graph: Graph, x: NDArray[np.float32], observe: Observer | None = None) -> NDArray[np.float32]:
+    """Runs a float graph.
+
+    Args:
+        graph: with float32 weights (`fold.bind`).
+        x: float32 (N, ...), channels last, the graph's input shape without its batch axis.
+        observe: called with (name, values (n, ...)) of every activation, the input too, block by block.
+
+    Returns:
+        float32 (N, ...) values of the graph's output.
+
+    Raises:
+        ConversionError: x has another shape than the graph's input.
+    """
+    blocks = []
+    for block in _blocks(graph, x):
+        values = {graph.input: np.asarray(block, np.float32)}
+        if observe is not None:
+            observe(graph.input, values[graph.input])
+        for op in graph.ops:
+            values[op.output] = _float_op(graph, op, values)
+            if observe is not None:
+                observe(op.output, values[op.output])
+        blocks.append(values[graph.output])
+    return np.concatenate(blocks)
+
+
+def observe(graph: Graph, x: NDArray[np.float32]) -> Ranges:
+    """True minimum and maximum of every activation over all samples of x (N, ...), in order of execution.
+
+    Raises:
+        ConversionError: x has another shape than the graph's input, or no sample.
+    """
+    if not len(x):
+        raise ConversionError("no calibration samples: the ranges of the activations cannot be observed")
+    ranges: Ranges = {}
+
+    def widen(name: str, values: NDArray[np.float32]) -> None:
+        low, high = float(values.min()), float(values.max())
+        old = ranges.get(name, (low, high))
+        # np.minimum keeps a NaN, where min() may lose it: quantize() must see it
+        ranges[name] = (float(np.minimum(old[0], low)), float(np.maximum(old[1], high)))
+
+    run_float(graph, x, widen)
+    return ranges
+
+
+def run_int8(
+    graph: Graph, x: NDArray[np.int8], observe: Callable[[str, NDArray[np.int8]], None] | None = None
+) -> NDArray[np.int8]:
+    """Runs an int8 graph, equal to TensorFlow Lite Micro in every bit.
+
+    Args:
+        graph: with int8 weights and quantized activations.
+        x: int8 (N, ...), channels last.
+        observe: called with (name, int8 values (n, ...)) of every operator's output, block by block.
+
+    Returns:
+        int8 (N, ...) values of the graph's output.
+
+    Raises:
+        ConversionError: x has another shape than the graph's input.
+        PackageError: the graph is not quantized.
+    """
+    if x.dtype != np.int8:
+        raise ConversionError(f"the int8 executor takes int8 samples, not {x.dtype}; see quantize_input()")
+    blocks = []
+    for block in _blocks(graph, x):
+        values: dict[str, NDArray[np.int8]] = {graph.input: block}
+        for op in graph.ops:
+            values[op.output] = _int8_op(graph, op, values)
+            if observe is not None:
+                observe(op.output, values[op.output])
+        blocks.append(values[graph.output])
+    return np.concatenate(blocks)
+
+
+def _blocks(graph: Graph, x: NDArray[Any]) -> list[NDArray[Any]]:
+    """Splits a batch so that no operator unfolds more than _BLOCK_ELEMENTS."""
+    shape = graph.activations[graph.input].shape
+    if x.shape[1:] != shape[1:]:
+        raise ConversionError(
+            f"samples have shape {x.shape[1:]}, the graph's input {graph.input!r} is {shape[1:]}, channels last"
+        )
+    largest = 1
+    for op in graph.ops:
+        pixels = int(np.prod(graph.activations[op.output].shape[1:-1], dtype=np.int64))
+        channels = graph.activations[op.inputs[0]].shape[-1] * op.depth_multiplier
+        largest = max(largest, pixels * channels * (op.kernel[0] * op.kernel[1] if op.kind is OpKind.CONV_2D else 1))
+    step = max(1, _BLOCK_ELEMENTS // largest)
+    return [x[start : start + step] for start in range(0, max(len(x), 1), step)]
+
+
+def _pad(x: NDArray[Any], pads: tuple[int, int, int, int], value: float) -> NDArray[Any]:
+    """Pads the height and width of x (n, h, w, c) by (top, bottom, left, right)."""
+    if not any(pads):
+        return x
+    n, height, width, channels = x.shape
+    top, bottom, left, right = pads
+    out = np.full((n, top + height + bottom, left + width + right, channels), value, x.dtype)
+    out[:, top : top + height, left : left + width] = x
+    return out
+
+
+def _windows(x: NDArray[Any], op: Op, window: Window, value: float) -> list[NDArray[Any]]:
+    """Views (n, out_h, out_w, c) of the padded x, one for each position of the kernel, row by row."""
+    padded = _pad(x, (window.pad_top, window.pad_bottom, window.pad_left, window.pad_right), value)
+    views = []
+    for y in range(op.kernel[0]):
+        for z in range(op.kernel[1]):
+            top, left = y * op.dilation[0], z * op.dilation[1]
+            bottom = top + (window.out_h - 1) * op.stride[0] + 1
+            right = left + (window.out_w - 1) * op.stride[1] + 1
+            views.append(padded[:, top : bottom : op.stride[0], left : right : op.stride[1]])
+    return views
+
+
+def _convolve(x: NDArray[Any], weights: NDArray[Any], op: Op) -> NDArray[Any]:
+    """Sums of products without bias: x (n, h, w, c) in a float type, zero outside -> (n, out_h, out_w, outputs)."""
+    window = window_of(op, (1, *x.shape[1:]))
+    views = _windows(x, op, window, 0)
+    if op.kind is OpKind.CONV_2D:
+        unfolded = views[0] if len(views) == 1 else np.concatenate(views, axis=-1)
+        flat = weights.reshape(weights.shape[0], -1).T.astype(x.dtype)
+        out = unfolded.reshape(-1, flat.shape[0]) @ flat
+        return np.asarray(out.reshape(len(x), window.out_h, window.out_w, weights.shape[0]))
+    taps = weights.reshape(len(views), -1).astype(x.dtype)
+    total = np.zeros((len(x), window.out_h, window.out_w, taps.shape[1]), x.dtype)
+    for view, tap in zip(views, taps, strict=True):
+        total += (view if op.depth_multiplier == 1 else np.repeat(view, op.depth_multiplier, axis=-1)) * tap
+    return total
+
+
+def _float_op(graph: Graph, op: Op, values: dict[str, NDArray[np.float32]]) -> NDArray[np.float32]:
+    x = values[op.inputs[0]]
+    shape = (len(x), *graph.activations[op.output].shape[1:])
+    if op.kind in (OpKind.CONV_2D, OpKind.DEPTHWISE_CONV_2D, OpKind.FULLY_CONNECTED) and (op.weights is None or op.bias is None):
+        raise ConversionError(f"{op.name}: {op.kind} has no weights; bind() the template first")
+    out: NDArray[Any]
+    match op.kind:
+        case OpKind.CONV_2D | OpKind.DEPTHWISE_CONV_2D:
+            out = _convolve(x, np.asarray(op.weights), op) + np.asarray(op.bias)
+        case OpKind.FULLY_CONNECTED:
+            out = x.reshape(len(x), -1) @ np.asarray(op.weights).T + np.asarray(op.bias)
+        case OpKind.ADD:
+            out = x + values[op.inputs[1]]
+        case OpKind.AVERAGE_POOL_2D:
+            window = window_of(op, (1, *x.shape[1:]))
+            out = sum(_windows(x, op, window, 0)) / _window_counts(op, window)
+        case OpKind.MAX_POOL_2D:
+            out = np.maximum.reduce(_windows(x, op, window_of(op, (1, *x.shape[1:])), -np.inf))
+        case OpKind.MEAN:
+            out = x.mean(axis=(1, 2), dtype=np.float64)
+        case OpKind.PAD:
+            out = _pad(x, op.pads, 0)
+        case OpKind.RELU:
+            out = np.minimum(np.maximum(x, 0), 6) if op.activation is Activation.RELU6 else np.maximum(x, 0)
+        case OpKind.RESHAPE:
+            out = x
+    if op.activation is not Activation.NONE:
+        out = np.maximum(out, 0)
+    if op.activation is Activation.RELU6:
+        out = np.minimum(out, 6)
+    return out.astype(np.float32, copy=False).reshape(shape)
+
+
+def _window_counts(op: Op, window: Window) -> NDArray[np.int64]:
+    """How many pixels inside the image each pooling window covers, (1, out_h, out_w, 1): TFLite's mean excludes padding."""
+    ones = np.ones((1, window.in_h, window.in_w, 1), np.int64)
+    return np.asarray(sum(_windows(ones, op, window, 0)), np.int64)
+
+
+def _int8_op(graph: Graph, op: Op, values: dict[str, NDArray[np.int8]]) -> NDArray[np.int8]:
+    x = values[op.inputs[0]]
+    shape = (len(x), *graph.activations[op.output].shape[1:])
+    source = fixed_point.quantization_of(graph.activations[op.inputs[0]])
+    target = fixed_point.quantization_of(graph.activations[op.output])
+    out: NDArray[Any]
+    match op.kind:
+        case OpKind.CONV_2D | OpKind.DEPTHWISE_CONV_2D | OpKind.FULLY_CONNECTED:
+            numbers = fixed_point.weighted_requantization(op, source, target)
+            accumulator = _accumulate(x, op, int(source.zero_point[0]))
+            out = fixed_point.requantize(accumulator, numbers.multiplier, numbers.shift) + int(target.zero_point[0])
+        case OpKind.ADD:
+            second = fixed_point.quantization_of(graph.activations[op.inputs[1]])
+            sums = fixed_point.add_requantization(op, source, second, target)
+            one = (x.astype(np.int64) - int(source.zero_point[0])) << fixed_point.ADD_LEFT_SHIFT
+            two = (values[op.inputs[1]].astype(np.int64) - int(second.zero_point[0])) << fixed_point.ADD_LEFT_SHIFT
+            total = fixed_point.requantize(one, sums.multiplier1, sums.shift1)
+            total = total + fixed_point.requantize(two, sums.multiplier2, sums.shift2)
+            out = fixed_point.requantize(total, sums.output_multiplier, sums.output_shift) + int(target.zero_point[0])
+        case OpKind.AVERAGE_POOL_2D:
+            window = window_of(op, (1, *x.shape[1:]))
+            total = np.asarray(sum(_windows(x.astype(np.int64), op, window, 0)))
+            counts = _window_counts(op, window)
+            magnitude = (np.abs(total) + counts // 2) // counts  # half away from zero
+            out = np.where(total > 0, magnitude, -magnitude)
+        case OpKind.MAX_POOL_2D:
+            out = np.maximum.reduce(_windows(x, op, window_of(op, (1, *x.shape[1:])), fixed_point.INT8_MIN)).astype(np.int64)
+        case OpKind.MEAN:
+            count = x.shape[1] * x.shape[2]
+            total = x.sum(axis=(1, 2), dtype=np.int64) - int(source.zero_point[0]) * count
+            multiplier, shift = fixed_point.mean_requantization(source, target, count)
+            out = fixed_point.requantize(total, multiplier, shift) + int(target.zero_point[0])
+        case OpKind.PAD:
+            out = _pad(x, op.pads, int(source.zero_point[0]))
+        case OpKind.RELU:
+            multiplier, shift = fixed_point.relu_requantization(source, target)
+            out = fixed_point.requantize(x.astype(np.int64) - int(source.zero_point[0]), multiplier, shift)
+            out = out + int(target.zero_point[0])
+        case OpKind.RESHAPE:
+            out = x
+    return _clamp(out, op, target).reshape(shape)
+
+
+def _clamp(out: NDArray[Any], op: Op, target: Quantization) -> NDArray[np.int8]:
+    """To the fused activation's interval, or int8's."""
+    activation = Activation.RELU if op.kind is OpKind.RELU and op.activation is Activation.NONE else op.activation
+    low, high = fixed_point.activation_range(activation, target)
+    return np.asarray(np.clip(out, low, high), np.int8)
+
+
+def _accumulate(x: NDArray[np.int8], op: Op, zero_point: int) -> NDArray[np.int64]:
+    """Exact int32 accumulators of a weighted operator, bias included."""
+    weights = np.asarray(op.weights)
+    terms = weights.size // weights.shape[-1 if op.kind is OpKind.DEPTHWISE_CONV_2D else 0]
+    exact = np.float32 if terms <= _EXACT_TERMS else np.float64
+    centred: NDArray[Any] = np.subtract(x, zero_point, dtype=exact)
+    if op.kind is OpKind.FULLY_CONNECTED:
+        sums = centred.reshape(len(x), -1) @ weights.T.astype(exact)
+    else:
+        sums = _convolve(centred, weights, op)
+    return np.asarray(sums.astype(np.int64) + np.asarray(op.bias, np.int64))

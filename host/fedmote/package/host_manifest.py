@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The host manifest: templates, heads and ranges as deterministic JSON (section 128 of a package).
+
+A template names checkpoint tensors instead of holding them, so a few kilobytes are enough to push new weights into a package
+without a new capture. Keys are sorted and floats are written in their shortest exact form: same content, same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Final
+
+from fedmote.errors import PackageError
+from fedmote.package.graph import Activation, Activations, BatchNormRef, Graph, HeadLayer, Op, OpKind, Ranges, WeightRef
+from fedmote.wire.schema import Status
+
+FORMAT: Final = 1
+# How samples (N, ...) of data files become the graph's channels-last input: "nchw" and "ncw" from torch's order, "nf" flat
+# features, "as_is" already in the graph's shape.
+INPUT_LAYOUTS: Final = ("as_is", "nchw", "ncw", "nf")
+# Fields of Op that a template keeps; values that equal the default are left out.
+_OP_FIELDS: Final = ("stride", "dilation", "padding", "kernel", "pads", "depth_multiplier")
+_DEFAULTS: Final = {f.name: f.default for f in fields(Op)}
+
+
+@dataclass(frozen=True)
+class HostManifest:
+    """What a host knows about a package beyond what a device needs.
+
+    Attributes:
+        model_id: name of the model.
+        version: number of the checkpoint whose weights are inside.
+        board: name of the board that it was made for.
+        input_layout: one of INPUT_LAYOUTS.
+        head: layers of the head, with names of their checkpoint tensors.
+        template: of the encoder, or None where there is no source to push weights from (imported files).
+        ranges: that the encoder was quantized with; empty for imported files.
+    """
+
+    model_id: str
+    version: int
+    board: str
+    input_layout: str
+    head: tuple[HeadLayer, ...]
+    template: Graph | None
+    ranges: Ranges
+
+    def to_bytes(self) -> bytes:
+        """UTF-8 JSON with sorted keys."""
+        content = {
+            "format": FORMAT,
+            "model_id": self.model_id,
+            "version": self.version,
+            "board": self.board,
+            "input_layout": self.input_layout,
+            "head": [vars(layer) for layer in self.head],
+            "template": None if self.template is None else _dump_graph(self.template),
+            "ranges": {name: list(limits) for name, limits in self.ranges.items()},
+        }
+        return json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> HostManifest:
+        """Reads it.
+
+        Raises:
+            PackageError: not JSON, or not of this form.
+        """
+        try:
+            content = json.loads(data)
+            if content["format"] != FORMAT:
+                raise PackageError(
+                    f"host manifest format {content['format']!r}, this version reads {FORMAT}", Status.PACKAGE_SECTION
+                )
+            template = content["template"]
+            manifest = cls(
+                model_id=_text(content["model_id"]),
+                version=_count(content["version"]),
+                board=_text(content["board"]),
+                input_layout=_text(content["input_layout"]),
+                head=tuple(_load_head(layer) for layer in content["head"]),
+                template=None if template is None else _load_graph(template),
+                ranges={_text(name): _range(limits) for name, limits in content["ranges"].items()},
+            )
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise PackageError(
+                f"the host manifest is malformed: {type(error).__name__}: {error}", Status.PACKAGE_SECTION
+            ) from error
+        if manifest.input_layout not in INPUT_LAYOUTS:
+            raise PackageError(f"the host manifest has the input layout {manifest.input_layout!r}", Status.PACKAGE_SECTION)
+        return manifest
+
+
+def _dump_graph(graph: Graph) -> dict[str, Any]:
+    return {
+        "input": graph.input,
+        "output": graph.output,
+        "activations": {name: list(activation.shape) for name, activation in graph.activations.items()},
+        "ops": [_dump_op(op) for op in graph.ops],
+    }
+
+
+def _dump_op(op: Op) -> dict[str, Any]:
+    content: dict[str, Any] = {"kind": op.kind.value, "name": op.name, "inputs": list(op.inputs), "output": op.output}
+    if op.activation is not Activation.NONE:
+        content["activation"] = op.activation.value
+    for name in _OP_FIELDS:
+        value = getattr(op, name)
+        if value != _DEFAULTS[name]:
+            content[name] = list(value) if isinstance(value, tuple) else value
+    if op.source is not None:
+        source = op.source
+        content["source"] = {
+            "weight": source.weight,
+            "bias": source.bias,
+            "batch_norm": [vars(norm) for norm in source.batch_norm],
+            "layout": source.layout,
+            "chw": None if source.chw is None else list(source.chw),
+        }
+    return content
+
+
+def _load_graph(content: Mapping[str, Any]) -> Graph:
+    activations = {
+        _text(name): Activations(_text(name), tuple(_count(length) for length in shape))
+        for name, shape in content["activations"].items()
+    }
+    graph = Graph(_text(content["input"]), _text(content["output"]), activations, tuple(_load_op(op) for op in content["ops"]))
+    made = {graph.input}
+    for op in graph.ops:
+        if not op.inputs or not made.issuperset(op.inputs):
+            raise ValueError(f"operator {op.name!r} reads what is not made before it")
+        made.add(op.output)
+    if graph.output not in made or not made.issubset(activations):
+        raise ValueError("the template's output is not made, or an activation is not declared")
+    return graph
+
+
+def _load_op(content: Mapping[str, Any]) -> Op:
+    values: dict[str, Any] = {}
+    for name in _OP_FIELDS:
+        if name in content:
+            default = _DEFAULTS[name]
+            values[name] = _tuple(content[name], len(default)) if isinstance(default, tuple) else content[name]
+            if not isinstance(values[name], type(default)):
+                raise TypeError(f"{name} is {content[name]!r}")
+    return Op(
+        kind=OpKind(content["kind"]),
+        name=_text(content["name"]),
+        inputs=tuple(_text(name) for name in content["inputs"]),
+        output=_text(content["output"]),
+        activation=Activation(content.get("activation", Activation.NONE.value)),
+        source=_load_source(content["source"]) if "source" in content else None,
+        **values,
+    )
+
+
+def _load_source(content: Mapping[str, Any]) -> WeightRef:
+    chw = content["chw"]
+    return WeightRef(
+        weight=_text(content["weight"]),
+        bias=None if content["bias"] is None else _text(content["bias"]),
+        batch_norm=tuple(_load_norm(norm) for norm in content["batch_norm"]),
+        layout=_text(content["layout"]),
+        chw=None if chw is None else (_count(chw[0]), _count(chw[1]), _count(chw[2])),
+    )
+
+
+def _load_norm(content: Mapping[str, Any]) -> BatchNormRef:
+    weight, bias, mean, variance = (_text(content[name]) for name in ("weight", "bias", "running_mean", "running_var"))
+    return BatchNormRef(weight, bias, mean, variance, float(content["eps"]))
+
+
+def _load_head(content: Mapping[str, Any]) -> HeadLayer:
+    return HeadLayer(_text(content["weight"]), _text(content["bias"]), _count(content["inputs"]), _count(content["outputs"]))
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is no text")
+    return value
+
+
+def _count(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise TypeError(f"{value!r} is no count")
+    return value
+
+
+def _tuple(value: Sequence[object], length: int) -> tuple[int, ...]:
+    if len(value) != length:
+        raise ValueError(f"{value!r} should have {length} numbers")
+    return tuple(_count(item) for item in value)
+
+
+def _range(value: Sequence[float]) -> tuple[float, float]:
+    low, high = (float(limit) for limit in value)
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ValueError(f"range {value!r} is not finite")
+    return low, high

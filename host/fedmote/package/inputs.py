@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From samples of data files to the channels-last input of a graph."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedmote.errors import ConversionError
+
+# Axes of (N, ...) samples in channels-last order, and the shape of a graph's input with that many axes, by layout.
+_TRANSPOSITIONS = {"nchw": (0, 2, 3, 1), "ncw": (0, 2, 1), "nf": (0, 1)}
+
+
+def layout_of(sample_shape: tuple[int, ...]) -> str:
+    """The layout of torch samples of this shape, without batch: (C, H, W), (C, W) or (F,).
+
+    Raises:
+        ConversionError: another number of axes.
+    """
+    layouts = {3: "nchw", 2: "ncw", 1: "nf"}
+    if len(sample_shape) not in layouts:
+        raise ConversionError(f"samples of shape {sample_shape}: expected (C, H, W), (C, W) or (F,)")
+    return layouts[len(sample_shape)]
+
+
+def graph_shape(sample_shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The graph's input shape for torch samples of this shape: (1, H, W, C), (1, 1, W, C) or (1, F).
+
+    Raises:
+        ConversionError: another number of axes.
+    """
+    layout = layout_of(sample_shape)
+    arranged = tuple(sample_shape[axis - 1] for axis in _TRANSPOSITIONS[layout][1:])
+    return (1, 1, *arranged) if layout == "ncw" else (1, *arranged)
+
+
+def arrange(x: NDArray[Any], layout: str, shape: tuple[int, ...]) -> NDArray[Any]:
+    """Samples (N, ...) in a data file's layout as (N, *shape[1:]), channels last.
+
+    Args:
+        x: samples, any dtype.
+        layout: one of `host_manifest.INPUT_LAYOUTS`.
+        shape: the graph's input shape, with batch 1.
+
+    Raises:
+        ConversionError: the samples do not have the shape that the model reads.
+    """
+    axes = _TRANSPOSITIONS.get(layout, tuple(range(x.ndim)))
+    if x.ndim != len(axes):
+        raise ConversionError(f"samples of shape {x.shape[1:]} do not suit the layout {layout} of the model's input {shape[1:]}")
+    arranged = x.transpose(axes)
+    if layout == "ncw":
+        arranged = arranged[:, None]
+    if arranged.shape[1:] != shape[1:]:
+        raise ConversionError(
+            f"samples of shape {x.shape[1:]} ({layout}) do not suit the model's input {shape[1:]}, channels last"
+        )
+    return np.ascontiguousarray(arranged)

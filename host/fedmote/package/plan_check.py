@@ -1,0 +1,272 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checks of a compiled plan and head: what `device_sdk/src/package.c` checks, in its order, with its statuses.
+
+A test opens damaged packages with both and compares the statuses. Numbers in records are unsigned 32-bit unless
+`records.SIGNED` names them.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from fedmote.errors import PackageError
+from fedmote.package.records import HEADER_WORDS, PlanHeader, Record, record_words, unpack_record
+from fedmote.wire.schema import Opcode, Status
+
+PLAN_HEADER_BYTES: Final = 4 * HEADER_WORDS
+_HEAD_HEADER: Final = struct.Struct("<5I")
+_OP_BYTES: Final = 20  # the words that all records begin with
+# Dimensions, strides and lengths of dot products: sums of that many int8 products stay below 2^31.
+_DIMENSION_MAX: Final = 0xFFFF
+_ADD_SHIFT_MAX: Final = 22
+_BLOCK: Final = 64
+Values = Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class _Bounds:
+    encoder_bytes: int
+    weights: bytes
+
+
+def check_plan(plan: bytes, weights: bytes) -> tuple[PlanHeader, list[Record]]:
+    """Checks section `plan` against section `weights`.
+
+    Returns:
+        The header and the records.
+
+    Raises:
+        PackageError: with PACKAGE_OPERATOR or PACKAGE_BOUNDS.
+    """
+    if len(plan) < PLAN_HEADER_BYTES:
+        raise _bounds_error(f"section plan has {len(plan)} bytes, its header {PLAN_HEADER_BYTES}")
+    header = PlanHeader.unpack(plan)
+    bounds = _Bounds(header.encoder_bytes, weights)
+    scales = (header.input_scale, header.feature_scale)
+    zero_points = (header.input_zero_point, header.feature_zero_point)
+    if not all(scale > 0 and np.isfinite(scale) for scale in scales) or not _are_int8(*zero_points) or header.reserved:
+        raise _bounds_error("the plan's header has an impossible quantization")
+    if not _is_tensor(bounds, header.input_offset, header.input_count):
+        raise _bounds_error("the encoder's input lies outside its arena")
+    if not _is_tensor(bounds, header.feature_offset, header.feature_count):
+        raise _bounds_error("the features lie outside the encoder's arena")
+    return header, _check_records(plan, header.op_count, bounds)
+
+
+def _check_records(plan: bytes, op_count: int, bounds: _Bounds) -> list[Record]:
+    records: list[Record] = []
+    offset = PLAN_HEADER_BYTES
+    for index in range(op_count):
+        if not _is_inside(offset, _OP_BYTES, len(plan)):
+            raise _bounds_error(f"operator {index} lies outside section plan")
+        (first,) = struct.unpack_from("<I", plan, offset)
+        try:
+            opcode = Opcode(first & 0xFFFF)
+        except ValueError as error:
+            raise PackageError(f"operator {index} has the unknown code {first & 0xFFFF}", Status.PACKAGE_OPERATOR) from error
+        words = record_words(opcode)
+        if first >> 16 != words or not _is_inside(offset, 4 * words, len(plan)):
+            raise _bounds_error(f"operator {index} ({opcode.name.lower()}) has {first >> 16} words, expected {words}")
+        record = unpack_record(plan, offset, opcode)
+        if not _CHECKS[opcode](record.values, bounds):
+            raise _bounds_error(
+                f"operator {index} ({opcode.name.lower()}): a number is outside its range or its tensor outside memory"
+            )
+        records.append(record)
+        offset += 4 * words
+    return records
+
+
+def check_head(head: bytes, features: int) -> None:
+    """Checks section `head` against the number of features.
+
+    Raises:
+        PackageError: with PACKAGE_HEAD.
+    """
+    if len(head) < _HEAD_HEADER.size:
+        raise PackageError(f"section head has {len(head)} bytes, its header {_HEAD_HEADER.size}", Status.PACKAGE_HEAD)
+    layers, inputs, outputs, activation, reserved = _HEAD_HEADER.unpack_from(head)
+    if layers != 1 or inputs != features or not _are_dimensions(outputs) or activation or reserved:
+        raise PackageError(
+            f"a head of {layers} layers, {inputs} inputs, {outputs} outputs does not suit {features} features",
+            Status.PACKAGE_HEAD,
+        )
+    if 4 * (inputs + 1) * outputs != len(head) - _HEAD_HEADER.size:
+        raise PackageError(f"the head has {len(head) - _HEAD_HEADER.size} bytes of parameters", Status.PACKAGE_HEAD)
+
+
+def _bounds_error(message: str) -> PackageError:
+    return PackageError(message, Status.PACKAGE_BOUNDS)
+
+
+def _is_inside(offset: int, count: int, size: int) -> bool:
+    return offset <= size and count <= size - offset
+
+
+def _are_dimensions(*values: int) -> bool:
+    return all(1 <= value <= _DIMENSION_MAX for value in values)
+
+
+def _are_int8(*values: int) -> bool:
+    return all(-128 <= value <= 127 for value in values)
+
+
+def _is_activation(v: Values) -> bool:
+    return _are_int8(v["activation_min"], v["activation_max"]) and v["activation_min"] <= v["activation_max"]
+
+
+def _is_scaling(multiplier: int, shift: int) -> bool:
+    return multiplier >= 0 and -31 <= shift <= 30
+
+
+def _is_tensor(bounds: _Bounds, offset: int, count: int) -> bool:
+    return offset % 16 == 0 and count >= 1 and _is_inside(offset, count, bounds.encoder_bytes)
+
+
+def _are_images(v: Values, bounds: _Bounds, channels: str, out_channels: str) -> bool:
+    source = v["in_h"] * v["in_w"] * v[channels]
+    target = v["out_h"] * v["out_w"] * v[out_channels]
+    return _is_tensor(bounds, v["input_offset"], source) and _is_tensor(bounds, v["output_offset"], target)
+
+
+def _is_constant(bounds: _Bounds, offset: int, count: int) -> bool:
+    return offset % 4 == 0 and _is_inside(offset, count, len(bounds.weights))
+
+
+def _are_channels(v: Values, bounds: _Bounds, weight_count: int, outputs: int) -> bool:
+    sizes = {"weights": weight_count, "bias": 4 * outputs, "multipliers": 4 * outputs, "shifts": 4 * outputs}
+    if not all(_is_constant(bounds, v[name], size) for name, size in sizes.items()):
+        return False
+    multipliers = np.frombuffer(bounds.weights, "<i4", outputs, v["multipliers"])
+    shifts = np.frombuffer(bounds.weights, "<i4", outputs, v["shifts"])
+    return bool((multipliers >= 0).all() and (shifts >= -31).all() and (shifts <= 30).all())
+
+
+def _is_axis(out: int, kernel: int, stride: int, dilation: int, pad: int) -> bool:
+    """One axis of a sliding window: all coordinates that it touches fit into int32."""
+    reach = (out - 1) * stride + (kernel - 1) * dilation
+    return _are_dimensions(kernel, stride, dilation) and pad <= _DIMENSION_MAX and reach <= 2**31 - 1 - _DIMENSION_MAX
+
+
+def _meets_input(size: int, out: int, kernel: int, stride: int, pad: int) -> bool:
+    """Every window holds at least one element of the input."""
+    return pad < kernel and (out - 1) * stride < size + pad
+
+
+def _is_conv(v: Values, bounds: _Bounds, is_depthwise: bool) -> bool:
+    if not _are_dimensions(*(v[name] for name in ("in_h", "in_w", "in_c", "out_h", "out_w", "out_c"))):
+        return False
+    if not _is_axis(v["out_h"], v["kernel_h"], v["stride_h"], v["dilation_h"], v["pad_top"]):
+        return False
+    if not _is_axis(v["out_w"], v["kernel_w"], v["stride_w"], v["dilation_w"], v["pad_left"]):
+        return False
+    products = v["kernel_h"] * v["kernel_w"] * (1 if is_depthwise else v["in_c"])
+    multiplier = v["depth_multiplier"]
+    is_grouped = v["in_c"] * multiplier == v["out_c"] if is_depthwise else multiplier == 0
+    return (
+        products <= _DIMENSION_MAX
+        and is_grouped
+        and v["units"] == v["out_h"]
+        and _are_images(v, bounds, "in_c", "out_c")
+        and _are_channels(v, bounds, products * v["out_c"], v["out_c"])
+        and _are_int8(v["input_zero_point"], v["output_zero_point"])
+        and _is_activation(v)
+    )
+
+
+def _is_dense(v: Values, bounds: _Bounds) -> bool:
+    return (
+        _are_dimensions(v["in_n"], v["out_n"])
+        and v["units"] == v["out_n"]
+        and _is_tensor(bounds, v["input_offset"], v["in_n"])
+        and _is_tensor(bounds, v["output_offset"], v["out_n"])
+        and _are_channels(v, bounds, v["in_n"] * v["out_n"], v["out_n"])
+        and _are_int8(v["input_zero_point"], v["output_zero_point"])
+        and _is_activation(v)
+    )
+
+
+def _are_blocks(v: Values, bounds: _Bounds) -> bool:
+    """Elementwise operators: blocks of 64, input and output of one size."""
+    return v["units"] == -(-v["count"] // _BLOCK) and all(
+        _is_tensor(bounds, v[name], v["count"]) for name in ("input_offset", "output_offset")
+    )
+
+
+def _is_sum(v: Values, bounds: _Bounds) -> bool:
+    return (
+        _are_blocks(v, bounds)
+        and _is_tensor(bounds, v["input2_offset"], v["count"])
+        and _are_int8(v["input1_zero_point"], v["input2_zero_point"], v["output_zero_point"])
+        and v["left_shift"] <= _ADD_SHIFT_MAX
+        and _is_scaling(v["multiplier1"], v["shift1"])
+        and _is_scaling(v["multiplier2"], v["shift2"])
+        and _is_scaling(v["output_multiplier"], v["output_shift"])
+        and max(v["shift1"], v["shift2"]) <= 0
+        and _is_activation(v)
+    )
+
+
+def _is_pool(v: Values, bounds: _Bounds) -> bool:
+    if not _are_dimensions(*(v[name] for name in ("in_h", "in_w", "channels", "out_h", "out_w"))):
+        return False
+    return (
+        _is_axis(v["out_h"], v["kernel_h"], v["stride_h"], 1, v["pad_top"])
+        and _is_axis(v["out_w"], v["kernel_w"], v["stride_w"], 1, v["pad_left"])
+        and v["kernel_h"] * v["kernel_w"] <= _DIMENSION_MAX
+        and _meets_input(v["in_h"], v["out_h"], v["kernel_h"], v["stride_h"], v["pad_top"])
+        and _meets_input(v["in_w"], v["out_w"], v["kernel_w"], v["stride_w"], v["pad_left"])
+        and v["units"] == v["out_h"]
+        and _are_images(v, bounds, "channels", "channels")
+        and _is_activation(v)
+    )
+
+
+def _is_mean(v: Values, bounds: _Bounds) -> bool:
+    return (
+        _are_dimensions(v["in_h"], v["in_w"], v["channels"])
+        and v["in_h"] * v["in_w"] <= _DIMENSION_MAX
+        and v["units"] == v["channels"]
+        and _is_tensor(bounds, v["input_offset"], v["in_h"] * v["in_w"] * v["channels"])
+        and _is_tensor(bounds, v["output_offset"], v["channels"])
+        and _is_scaling(v["multiplier"], v["shift"])
+        and _are_int8(v["input_zero_point"], v["output_zero_point"])
+    )
+
+
+def _is_pad(v: Values, bounds: _Bounds) -> bool:
+    return (
+        _are_dimensions(*(v[name] for name in ("in_h", "in_w", "channels", "out_h", "out_w")))
+        and _is_inside(v["pad_top"], v["in_h"], v["out_h"])
+        and _is_inside(v["pad_left"], v["in_w"], v["out_w"])
+        and v["units"] == v["out_h"]
+        and _are_images(v, bounds, "channels", "channels")
+        and _are_int8(v["value"])
+    )
+
+
+def _is_relu(v: Values, bounds: _Bounds) -> bool:
+    return (
+        _are_blocks(v, bounds)
+        and _is_scaling(v["multiplier"], v["shift"])
+        and _are_int8(v["input_zero_point"], v["output_zero_point"])
+        and _is_activation(v)
+    )
+
+
+_CHECKS: Final = {
+    Opcode.CONV_2D: lambda v, bounds: _is_conv(v, bounds, False),
+    Opcode.DEPTHWISE_CONV_2D: lambda v, bounds: _is_conv(v, bounds, True),
+    Opcode.FULLY_CONNECTED: _is_dense,
+    Opcode.ADD: _is_sum,
+    Opcode.AVERAGE_POOL_2D: _is_pool,
+    Opcode.MAX_POOL_2D: _is_pool,
+    Opcode.MEAN: _is_mean,
+    Opcode.PAD: _is_pad,
+    Opcode.RELU: _is_relu,
+}
