@@ -60,6 +60,7 @@ class StrategyConfig(Table):
         ignore: baselines: leave the "devices" or the "partners" out.
         is_sending_samples: devices may send selected samples to their own cell's partner. Off unless written.
         max_send: at most this many samples per device and round; none: as many as are selected.
+        cells_per_round: so many cells are drawn for a round; none: all that are there.
     """
 
     preset: Literal["centaur", "fedavg"] = "centaur"
@@ -83,6 +84,7 @@ class StrategyConfig(Table):
     ignore: Literal["none", "devices", "partners"] = "none"
     is_sending_samples: bool = False
     max_send: Annotated[int, U32] | None = None
+    cells_per_round: Annotated[int, Bounds(1, 1_000_000)] | None = None
 
 
 @dataclass(frozen=True)
