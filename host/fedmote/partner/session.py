@@ -226,10 +226,9 @@ class Session:
         return actions
 
     def connected(self, now: float) -> list[Action]:
-        """The link is new: what was asked or told before may be lost."""
-        self._hello_s, self._hello_at = HELLO_FIRST_S, now
-        self._report_at = now
-        return self.tick(now)
+        """The link is new: what was asked or told before may be lost, and a direct link knows us by our hello alone."""
+        self._hello_s, self._report_at = HELLO_FIRST_S, now
+        return [*self._hello(now), *self.tick(now)]
 
     def handle(self, received: Received, now: float) -> list[Action]:
         """React to a message: from the coordinator under the own id, from a device on the cell channel."""
@@ -246,7 +245,7 @@ class Session:
             case Kind.GET:
                 return self._answer_get(message, now)
             case Kind.ACK:
-                return self._settled(message, now) if self._is_pending(message) else []
+                return self._settled(now) if self._is_pending(message) else []
             case Kind.REFUSE:
                 return self._refused(message, now)
             case _:
@@ -260,9 +259,7 @@ class Session:
         fields = {name: plan[name] for name in ("run", "round", "version")}
         if "attempt" in plan:
             fields["attempt"] = plan["attempt"]
-        report = Message.of(
-            Kind.REPORT, handle=handle, size=len(trained.blob), crc=handle, **fields, **trained.numbers
-        )
+        report = Message.of(Kind.REPORT, handle=handle, size=len(trained.blob), crc=handle, **fields, **trained.numbers)
         self._pending = Pending(report, trained.blob)
         self.stage, self._report_at = Stage.REPORT, now
         return [KeepPending(self._pending), *self._report(now)]
@@ -271,7 +268,7 @@ class Session:
         """The training that `Train` asked for cannot be done: the plan is refused, the samples are dropped."""
         if self.stage is not Stage.TRAIN or plan is not self._plan:
             return []
-        return [*self._refuse_plan(plan, status, reason, now), *self._drop_offers()]
+        return [*self._refuse_plan(plan, status, reason, now), *self._drop(list(self.offers))]
 
     # ---- coordinator channel -----------------------------------------------------------------------------------------
 
@@ -302,18 +299,14 @@ class Session:
     def _planned(self, plan: Message, now: float) -> list[Action]:
         actions: list[Action] = []
         if self._pending is not None:
-            report = self._pending.report
-            if (report["run"], report["round"]) == (plan["run"], plan["round"]) and report.get("attempt") == plan.get("attempt"):
-                self.stage, self._report_at = Stage.REPORT, now
-                return self._report(now)
-            # Another round has begun: whatever we hold is late.
-            self._pending = None
-            actions.append(DropPending())
+            if all(self._pending.report[name] == plan[name] for name in ("run", "round", "version")):
+                return self._report_again(plan, now)
+            actions += self._forget_pending()  # another round has begun: whatever we hold is late
         if self._plan is not None and self.stage in (Stage.FETCH, Stage.COLLECT, Stage.TRAIN):
             if _turn(self._plan) == _turn(plan):
                 return actions  # repeated
             self._leave_plan(now)
-        actions += self._drop_offers(other_than=plan["run"])
+        actions += self._drop([device for device, offer in self.offers.items() if offer.run != plan["run"]])
         remaining = plan["remaining_ms"] / 1000
         self._plan, self._deadline = plan, now + remaining
         self._collect_until = now + COLLECT_SHARE * remaining
@@ -369,7 +362,7 @@ class Session:
 
     def _refused(self, refuse: Message, now: float) -> list[Action]:
         if "handle" in refuse and self._is_pending(refuse):
-            return self._settled(refuse, now)
+            return self._settled(now)
         if self.stage is Stage.FETCH and self._sink is not None and refuse.get("handle") == self._sink.handle:
             self._leave_plan(now)
         elif "handle" not in refuse and self.stage is not Stage.REPORT:
@@ -377,12 +370,28 @@ class Session:
             self._hello_at = now + HELLO_LAST_S  # a coordinator that does not expect us is asked now and then
         return []
 
-    def _settled(self, message: Message, now: float) -> list[Action]:
+    def _settled(self, now: float) -> list[Action]:
         """The update is durable at the coordinator, or it will never be wanted."""
-        used = {} if self._plan is None else {offer.device: offer for offer in self._offers_for(self._plan)}
-        self._pending = None
+        actions = self._forget_pending()
         self._leave_plan(now)
-        return [DropPending(), *self._drop_offers(only=used)]
+        return actions
+
+    def _report_again(self, plan: Message, now: float) -> list[Action]:
+        """The round still wants the update that we hold. After a restart its attempt is another one, the update is the same."""
+        assert self._pending is not None  # the caller looked
+        fields = {**self._pending.report.fields, **({"attempt": plan["attempt"]} if "attempt" in plan else {})}
+        self._pending = Pending(Message(Kind.REPORT, fields), self._pending.blob)
+        self.stage = Stage.REPORT
+        return self._report(now)
+
+    def _forget_pending(self) -> list[Action]:
+        """The update is settled, and with it every sample that it can have used."""
+        if self._pending is None:
+            return []
+        run, last = self._pending.report["run"], self._pending.report["round"]
+        self._pending = None
+        used = [device for device, offer in self.offers.items() if offer.run == run and offer.round <= last]
+        return [DropPending(), *self._drop(used)]
 
     def _is_pending(self, message: Message) -> bool:
         return self._pending is not None and message["handle"] == self._pending.report["handle"]
@@ -423,7 +432,11 @@ class Session:
 
     def _offered(self, device: str, samples: Message, now: float) -> list[Action]:
         kept = self.offers.get(device)
-        if kept is not None and (kept.run, kept.round, handle_of(kept.blob)) == (samples["run"], samples["round"], samples["crc"]):
+        if kept is not None and (kept.run, kept.round, handle_of(kept.blob)) == (
+            samples["run"],
+            samples["round"],
+            samples["crc"],
+        ):
             return [Send(device, Channel.CELL, _ack(samples))]  # the ack was lost
         running = self._pulls.get(device)
         if running is not None and _same_offer(running[0], samples):
@@ -454,15 +467,10 @@ class Session:
         actions: list[Action] = [KeepOffer(offer), Send(device, Channel.CELL, _ack(samples))]
         return actions + (self._train_if_ready(now) if self.stage is Stage.COLLECT else [])
 
-    def _drop_offers(self, other_than: bytes | None = None, only: Mapping[str, Offer] | None = None) -> list[Action]:
-        gone = [
-            device
-            for device, offer in self.offers.items()
-            if (other_than is None or offer.run != other_than) and (only is None or only.get(device) is offer)
-        ]
-        for device in gone:
+    def _drop(self, devices: Sequence[str]) -> list[Action]:
+        for device in devices:
             del self.offers[device]
-        return [DropOffers(tuple(gone))] if gone else []
+        return [DropOffers(tuple(devices))] if devices else []
 
 
 def blob_hash(blob: bytes) -> bytes:

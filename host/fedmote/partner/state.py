@@ -44,7 +44,9 @@ class PartnerState:
     def load(self) -> Standing:
         """What is there. A file that makes no sense is as if it were not there: everything can be had again."""
         offers = (self._load_offer(path) for path in sorted((self.directory / _SAMPLES).glob("*.offer")))
-        return Standing({offer.device: offer for offer in offers if offer is not None}, self._load_checkpoint(), self._load_pending())
+        return Standing(
+            {offer.device: offer for offer in offers if offer is not None}, self._load_checkpoint(), self._load_pending()
+        )
 
     def keep_checkpoint(self, blob: bytes) -> None:
         """Replace the checkpoint."""

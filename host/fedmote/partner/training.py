@@ -114,9 +114,11 @@ def load_factory(name: str) -> Callable[[], nn.Module]:
 
 
 def read_tensors(model: nn.Module) -> Tensors:
-    """Parameters and float buffers by their state_dict names, float32 copies. Counters of batches are no tensors of a checkpoint."""
+    """Parameters and float buffers by their state_dict names, float32 copies; counters of batches are not among them."""
     state = model.state_dict()
-    return {name: value.detach().numpy().astype(np.float32, copy=True) for name, value in state.items() if value.is_floating_point()}
+    return {
+        name: value.detach().numpy().astype(np.float32, copy=True) for name, value in state.items() if value.is_floating_point()
+    }
 
 
 def write_tensors(model: nn.Module, tensors: Tensors) -> None:

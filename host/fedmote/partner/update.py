@@ -14,7 +14,6 @@ from pathlib import Path
 from zipfile import BadZipFile
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import nn
 
@@ -23,9 +22,10 @@ from fedmote.package.execute import observe
 from fedmote.package.fold import bind
 from fedmote.package.graph import Activations, Ranges, Tensors
 from fedmote.package.host_manifest import HostManifest
+from fedmote.package.inputs import arrange, restore
 from fedmote.package.quantize import activation_quantization, dequantize_values, observation_points
 from fedmote.partner.session import Offer, Trained
-from fedmote.partner.training import Recipe, Samples, read_tensors, train, write_tensors
+from fedmote.partner.training import Recipe, Samples, train, write_tensors
 from fedmote.strategies.f32 import RANGE_PREFIX
 from fedmote.tensors import dump_safetensors, load_metadata, load_safetensors
 from fedmote.wire.blobs import decode_selected_samples
@@ -63,29 +63,7 @@ def from_device(manifest: HostManifest, flat: NDArray[np.int8]) -> NDArray[np.fl
         raise RemoteWireError(Status.UPDATE_SHAPE, f"samples of {flat.shape[1]} bytes, the model's input has shape {shape}")
     quantization = activation_quantization(template.input, *manifest.ranges[template.input])
     x = dequantize_values(Activations(template.input, (1, *shape), quantization), flat).reshape(-1, *shape)
-    return np.ascontiguousarray(to_torch(x, manifest.input_layout))
-
-
-def to_torch(x: NDArray[np.float32], layout: str) -> NDArray[np.float32]:
-    """Samples (n, ...) in the graph's shape, channels last -> the axes of the torch module."""
-    match layout:
-        case "nchw":
-            return x.transpose(0, 3, 1, 2)
-        case "ncw":
-            return x[:, 0].transpose(0, 2, 1)
-        case "nf":
-            return x.reshape(len(x), -1)
-        case _:
-            return x
-
-
-def to_graph(x: NDArray[np.float32], layout: str, shape: Sequence[int]) -> NDArray[np.float32]:
-    """Samples in the axes of the torch module -> (n, *shape), the graph's input without its batch axis."""
-    if layout == "nchw":
-        x = x.transpose(0, 2, 3, 1)
-    elif layout == "ncw":
-        x = x.transpose(0, 2, 1)[:, None]
-    return np.ascontiguousarray(x).reshape(len(x), *shape)
+    return np.asarray(restore(x, manifest.input_layout), np.float32)
 
 
 def samples_of(manifest: HostManifest, offer: Offer) -> Samples:
@@ -145,7 +123,9 @@ class Trainer:
         model = self._factory()
         write_tensors(model, base)
         seed = (plan["seed"], self._seed, zlib.crc32(id.encode()))
-        recipe = Recipe(plan["epochs"], plan["batch"], plan["learning_rate_micro"] / _MICRO, plan["momentum_micro"] / _MICRO, seed)
+        recipe = Recipe(
+            plan["epochs"], plan["batch"], plan["learning_rate_micro"] / _MICRO, plan["momentum_micro"] / _MICRO, seed
+        )
         outcome = train(model, samples, recipe)
         update = {name: after - base[name] for name, after in outcome.tensors.items()}
         update |= range_tensors(seen_ranges(manifest, outcome.tensors, samples))
@@ -167,7 +147,7 @@ def seen_ranges(manifest: HostManifest, tensors: Tensors, samples: Samples) -> R
     template = manifest.template
     if template is None:
         return {}
-    x = to_graph(samples.x, manifest.input_layout, template.activations[template.input].shape[1:])
+    x = arrange(samples.x, manifest.input_layout, template.activations[template.input].shape)
     seen = observe(bind(template, tensors), x)
     return {name: seen[name] for name in observation_points(template) if name != template.input}
 
@@ -180,11 +160,3 @@ def range_tensors(ranges: Ranges) -> Tensors:
 def micro(value: float) -> int:
     """A loss in millionths, saturated to the field."""
     return int(min(max(0.0, value * _MICRO), _U32_MAX)) if np.isfinite(value) else _U32_MAX
-
-
-def set_threads(count: int) -> None:
-    """Threads that torch may use in this process."""
-    torch.set_num_threads(count)
-
-
-__all__ = ["Trainer", "from_device", "load_own_samples", "read_manifest", "read_tensors", "samples_of", "seen_ranges"]
