@@ -87,43 +87,27 @@ class Reader:
             raise RemoteWireError(Status.NOT_DETERMINISTIC, f"key {key} after {previous}")
         return key
 
-    def item(self) -> tuple[Major, int | bytes | str]:
-        """The next item: value of an integer, content of a string; other types are skipped and give 0."""
-        major, argument = self.head()
-        if major is Major.BYTES:
-            return major, self.take(argument)
-        if major is Major.TEXT:
-            return major, self._text(argument)
-        if major in (Major.ARRAY, Major.MAP, Major.TAG):
-            self._skip_content(major, argument, LIMIT_MAP_DEPTH)
-            return major, 0
-        return major, argument
-
-    def end(self) -> None:
-        """Nothing may follow."""
-        if not self.is_at_end:
-            raise RemoteWireError(Status.TRAILING, f"{len(self.data) - self.position} bytes after the end")
-
-    def _text(self, length: int) -> str:
+    def text(self, length: int) -> str:
+        """The content of a text of so many bytes."""
         try:
             return self.take(length).decode("utf-8")
         except UnicodeDecodeError as error:
             raise RemoteWireError(Status.MALFORMED, f"text that is not UTF-8: {error.reason}") from error
 
-    def _skip(self, depth: int) -> None:
-        """Pass over one well-formed item that may open `depth` more levels."""
+    def skip(self, depth: int = LIMIT_MAP_DEPTH) -> None:
+        """Pass over one well-formed item, nested at most `depth` deep; its texts are not looked into."""
         major, argument = self.head()
-        if major is Major.BYTES:
+        if major in (Major.BYTES, Major.TEXT):
             self.take(argument)
-        elif major is Major.TEXT:
-            self._text(argument)
         elif major in (Major.ARRAY, Major.MAP, Major.TAG):
-            self._skip_content(major, argument, depth)
+            if major is not Major.TAG and argument > len(self.data) - self.position:  # every item takes a byte or more
+                raise RemoteWireError(Status.TRUNCATED, f"{argument} items expected at {self.position} of {len(self.data)}")
+            if depth == 0:
+                raise RemoteWireError(Status.MALFORMED, f"nested more than {LIMIT_MAP_DEPTH} deep")
+            for _ in range({Major.ARRAY: argument, Major.MAP: 2 * argument}.get(major, 1)):
+                self.skip(depth - 1)
 
-    def _skip_content(self, major: Major, argument: int, depth: int) -> None:
-        if depth == 0:
-            raise RemoteWireError(Status.MALFORMED, f"nested more than {LIMIT_MAP_DEPTH} deep")
-        items = {Major.ARRAY: argument, Major.MAP: 2 * argument}.get(major, 1)
-        while items > 0:  # a count is not believed: the bytes end first
-            self._skip(depth - 1)
-            items -= 1
+    def end(self) -> None:
+        """Nothing may follow."""
+        if not self.is_at_end:
+            raise RemoteWireError(Status.TRAILING, f"{len(self.data) - self.position} bytes after the end")

@@ -118,18 +118,31 @@ def _read_fields(kind: Kind, reader: Reader) -> dict[str, Value]:
     pairs = reader.map_count()
     while pairs > 0:
         key = reader.key(key)
-        major, value = reader.item()
         name = _NAMES.get(key)
-        if name is not None and name in listed:
-            rule = FIELDS[name]
-            if major is not _MAJORS[rule.type]:
-                raise RemoteWireError(Status.FIELD_TYPE, f"{name} of {kind.name.lower()} is {major.name.lower()}")
-            if not rule.low <= _measure(value) <= rule.high:
-                raise RemoteWireError(Status.FIELD_RANGE, f"{name} of {kind.name.lower()} is {_short(value)}")
-            fields[name] = value
+        if name is None or name not in listed:
+            reader.skip()
+        else:
+            fields[name] = _read_value(f"{name} of {kind.name.lower()}", FIELDS[name], reader)
         pairs -= 1
     reader.end()
     return fields
+
+
+def _read_value(name: str, rule: FieldRule, reader: Reader) -> Value:
+    """The value of a field: type, then presence of its bytes, then range, then UTF-8, as the device checks them."""
+    major, argument = reader.head()
+    if major is not _MAJORS[rule.type]:
+        raise RemoteWireError(Status.FIELD_TYPE, f"{name} is {major.name.lower()}")
+    start = reader.position
+    if rule.type is not int:
+        reader.take(argument)
+    if not rule.low <= argument <= rule.high:
+        words = f"{argument}" if rule.type is int else f"{argument} bytes long"
+        raise RemoteWireError(Status.FIELD_RANGE, f"{name} is {words}; {rule.low} to {rule.high} expected")
+    if rule.type is int:
+        return argument
+    reader.position = start
+    return reader.take(argument) if rule.type is bytes else reader.text(argument)
 
 
 def _check(kind: Kind, fields: Mapping[str, Value]) -> None:

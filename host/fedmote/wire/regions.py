@@ -126,23 +126,32 @@ def _content(region: bytes, start: int, size: int, crc: int) -> bytes:
     return content
 
 
-def _read_items(reader: Reader) -> dict[int, tuple[Major, int | bytes | str]]:
-    items = {}
+def _read_items(reader: Reader) -> dict[int, int | str]:
+    """Numbers and texts by key; keys with anything else are skipped."""
+    items: dict[int, int | str] = {}
     key = -1
     for _ in range(reader.map_count()):
         key = reader.key(key)
-        items[key] = reader.item()
+        start = reader.position
+        major, argument = reader.head()
+        if major is Major.UINT:
+            items[key] = argument
+        elif major is Major.TEXT:
+            items[key] = reader.text(argument)
+        else:
+            reader.position = start
+            reader.skip()
     reader.end()
     return items
 
 
-def _text(item: tuple[Major, int | bytes | str]) -> str:
-    if not isinstance(item[1], str):
-        raise RemoteWireError(Status.FIELD_TYPE, f"a text expected, {item[0].name.lower()} found")
-    return item[1]
+def _text(item: int | str) -> str:
+    if not isinstance(item, str):
+        raise RemoteWireError(Status.FIELD_TYPE, f"a text expected, {item} found")
+    return item
 
 
-def _number(item: tuple[Major, int | bytes | str]) -> int:
-    if item[0] is not Major.UINT or not isinstance(item[1], int):
-        raise RemoteWireError(Status.FIELD_TYPE, f"a number expected, {item[0].name.lower()} found")
-    return item[1]
+def _number(item: int | str) -> int:
+    if not isinstance(item, int):
+        raise RemoteWireError(Status.FIELD_TYPE, "a number expected, a text found")
+    return item
