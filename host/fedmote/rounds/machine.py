@@ -55,7 +55,7 @@ from fedmote.rounds.events import (
 from fedmote.rounds.progress import MAX_ATTEMPTS, MAX_CRC_FAILURES, MAX_OLD_HELLOS, Progress, Step
 from fedmote.rounds.standing import OpenRoundStanding, Rules, Standing
 from fedmote.strategies import Cell, Member, Previous, RoundPlan
-from fedmote.wire.schema import Status
+from fedmote.wire.schema import Role, Status
 
 
 class Stage(StrEnum):
@@ -115,6 +115,14 @@ class RoundMachine:
             return self._deadline
         bound = self._selection_bound()
         return bound if self._first_hello is None else min(bound, self._first_hello + self.rules.windows.selection_s)
+
+    def is_member(self, who: str) -> bool:
+        """Whether a participant has a plan in the open round."""
+        return who in self._progress and self._progress[who].attempt > 0
+
+    def role_of(self, who: str) -> Role:
+        """Role of a participant of this fleet."""
+        return self._members[who].role
 
     def counted(self) -> list[str]:
         """Ids whose updates count in the open round."""
