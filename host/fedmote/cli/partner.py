@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Coroutine
 from pathlib import Path
 
 from fedmote.config import PartnerConfig, load
@@ -21,7 +22,9 @@ SUMMARY = "run a partner: trains the whole model on what the devices of its cell
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments of the verb."""
     parser.add_argument("config", type=Path, metavar="partner.toml")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="overrides a key of the file, e.g. seed=3")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="overrides a key of the file, e.g. seed=3"
+    )
     parser.add_argument("--json", action="store_true", help="at the end, one JSON object on stdout")
 
 
@@ -50,9 +53,9 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-async def _until_signalled(work: object) -> None:
+async def _until_signalled(work: Coroutine[object, object, None]) -> None:
     """Awaits the work; SIGINT and SIGTERM cancel it, so that links are closed in order."""
-    task = asyncio.ensure_future(work)  # type: ignore[arg-type]
+    task = asyncio.create_task(work)
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, task.cancel)
     await task

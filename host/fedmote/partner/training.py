@@ -172,4 +172,4 @@ def logits_of(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """Logits (n, classes) in evaluation mode, which the module keeps."""
     model.eval()
     with torch.no_grad():
-        return torch.cat([model(block) for block in x.split(_EVALUATION_BATCH)])
+        return torch.cat([model(block) for block in torch.split(x, _EVALUATION_BATCH)])

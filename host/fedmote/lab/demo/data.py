@@ -93,7 +93,9 @@ def load_digits() -> DataSet:
     try:
         from sklearn import datasets
     except ImportError as error:
-        raise ConfigError("the digits come with scikit-learn: pip install 'fedmote[demo]', or name an .npz with --data") from error
+        raise ConfigError(
+            "the digits come with scikit-learn: pip install 'fedmote[demo]', or name an .npz with --data"
+        ) from error
     bunch = datasets.load_digits()
     x = (bunch.images / 16.0).astype(np.float32)[:, None]  # 16 grey levels to [0, 1]
     return DataSet(DIGITS, x, bunch.target.astype(np.int64))
@@ -103,7 +105,7 @@ def load_npz(path: Path) -> DataSet:
     """Samples, labels and owners of a file; axes are put in torch's order.
 
     (H, W) becomes (1, H, W), (H, W, C) with at most four channels becomes (C, H, W). Of two axes the longer one is time where
-    the other is at most 16 long, so that (128, 9) becomes (9, 128). Whole numbers are taken as bytes, 0 to 255, and scaled to [0, 1].
+    the other is at most 16 long, so that (128, 9) becomes (9, 128). Whole numbers are taken as bytes and scaled to [0, 1].
     """
     try:
         with np.load(path, allow_pickle=False) as content:
@@ -122,7 +124,7 @@ def load_npz(path: Path) -> DataSet:
     if not np.issubdtype(y.dtype, np.integer) or int(y.min()) < 0 or int(y.max()) >= _MAX_CLASSES:
         raise ConfigError(f"{path}: y is {y.dtype}, from {y.min()} to {y.max()}; class numbers from 0 to {_MAX_CLASSES - 1} fit")
     scale = 255.0 if np.issubdtype(x.dtype, np.integer) else 1.0
-    samples = np.ascontiguousarray(_torch_axes(x) / np.float32(scale), np.float32)
+    samples = np.ascontiguousarray(_torch_axes(x), np.float32) / np.float32(scale)
     _, owner_number = np.unique(owner, return_inverse=True)
     owners = owner.astype(np.int64) if np.issubdtype(owner.dtype, np.integer) else owner_number.astype(np.int64)
     return DataSet(path.stem, samples, y.astype(np.int64), owners, owner_key)
@@ -159,11 +161,9 @@ def split(data: DataSet, settings: SplitSettings, seed: int, max_samples: int) -
     majority = majorities(num_classes, pretrained)
     pools, owners = _pools(data, settings, generator)
     dealer = _Dealer(data, pools, generator)
-    test = dealer.deal("test", {c: settings.test_samples for c in range(num_classes)})
-    pretraining = dealer.deal("pretraining", {c: settings.pretraining_samples for c in pretrained})
-    cells = {
-        name: dealer.deal(name, _counts(num_classes, majority[name], settings))[:max_samples] for name in CELLS
-    }
+    test = dealer.deal("test", dict.fromkeys(range(num_classes), settings.test_samples))
+    pretraining = dealer.deal("pretraining", dict.fromkeys(pretrained, settings.pretraining_samples))
+    cells = {name: dealer.deal(name, _counts(num_classes, majority[name], settings))[:max_samples] for name in CELLS}
     return Split(pretraining, cells, test, pretrained, majority, owners)
 
 

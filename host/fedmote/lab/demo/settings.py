@@ -25,7 +25,7 @@ class SplitSettings:
     """
 
     majority_samples: int = 40
-    minority_samples: int = 4
+    minority_samples: int = 8
     pretraining_samples: int = 60
     test_samples: int = 40
     pretrained_share: float = 0.5
@@ -58,8 +58,8 @@ class FederationSettings:
         epochs: published.
         batch: a device of 150 samples still makes several steps in an epoch.
         learning_rate, momentum: of the heads on devices: a convex problem, so the step may be large.
-        partner_learning_rate, partner_momentum: of the whole model. A partner sees few, hard samples of few classes: with momentum
-            0.9 each partner runs far into its own corner, and the mean of the corners is worse than either tier alone.
+        partner_learning_rate, partner_momentum: of the whole model. A partner sees few, hard samples of few classes: with
+            momentum 0.9 each partner runs far into its own corner, and the mean of the corners is worse than either tier alone.
     """
 
     form: Literal["alternating", "simultaneous"] = "simultaneous"
