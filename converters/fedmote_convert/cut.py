@@ -97,7 +97,7 @@ def _candidates(captured: Capture) -> tuple[Candidate, ...]:
     graph = captured.graph
     found = []
     for position, op in enumerate(graph.ops[:-1]):
-        if _live(graph, position) == [op.output]:
+        if _live(graph, position) == [op.output] and op.output in captured.modules:  # explicit padding has no module
             module = _module(captured, op.output)
             found.append(Candidate(op.output, module, _count(graph, op.output), _refusal(graph.ops[position + 1 :])))
     return tuple(found)

@@ -2,7 +2,7 @@
 import numpy as np
 import pytest
 
-from fedmote.errors import PackageError
+from fedmote.errors import ConversionError, PackageError
 from fedmote.package.graph import HeadLayer
 from fedmote.package.head import channels_last_columns, head_blob, head_tensors, parameter_count
 
@@ -58,10 +58,9 @@ def test_a_blob_of_another_length_is_refused_with_both_lengths():
         head_tensors([PLAIN], np.zeros(parameter_count([PLAIN]) - 1, np.float32))
 
 
-def test_a_missing_or_misshapen_head_tensor_is_refused_by_name():
-    with pytest.raises(PackageError, match=r"head\.weight is missing"):
+def test_a_missing_misshapen_or_infinite_head_tensor_is_refused_by_name():
+    with pytest.raises(ConversionError, match=r"no tensor 'head\.weight'"):
         head_blob([PLAIN], {})
-    tensors = random_tensors(PLAIN)
-    tensors["head.bias"] = np.zeros(4, np.float32)
-    with pytest.raises(PackageError, match=r"head.bias has shape \(4,\), expected \(3,\)"):
-        head_blob([PLAIN], tensors)
+    for wrong in (np.zeros(4, np.float32), np.full(3, np.inf, np.float32)):
+        with pytest.raises(ConversionError, match=r"'head\.bias' has shape .*expected \(3,\), all finite"):
+            head_blob([PLAIN], {**random_tensors(PLAIN), "head.bias": wrong})

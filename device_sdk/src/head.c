@@ -37,8 +37,9 @@ static float cross_entropy(float *z, uint32_t outputs, uint32_t label) {
         highest = z[c] > highest ? z[c] : highest;
     }
     const float label_margin = z[label] - highest;
-    float sum = 0.0f;
-    for (uint32_t c = 0; c < outputs; c++) {
+    z[0] = expf(z[0] - highest);
+    float sum = z[0];
+    for (uint32_t c = 1; c < outputs; c++) {
         z[c] = expf(z[c] - highest);
         sum += z[c];
     }

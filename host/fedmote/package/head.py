@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmote.errors import PackageError
+from fedmote.errors import ConversionError, PackageError
 from fedmote.package.graph import HeadLayer, Tensors
 
 
@@ -41,7 +41,7 @@ def head_blob(layers: Sequence[HeadLayer], tensors: Tensors) -> NDArray[np.float
         float32 (P,), P = `parameter_count(layers)`.
 
     Raises:
-        PackageError: a tensor is missing or has another shape.
+        ConversionError: a tensor is missing, has another shape, or holds values that are not finite.
     """
     runs = []
     for layer in layers:
@@ -78,7 +78,8 @@ def head_tensors(layers: Sequence[HeadLayer], blob: NDArray[np.float32]) -> Tens
 
 def _tensor(tensors: Tensors, name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
     if name not in tensors:
-        raise PackageError(f"head tensor {name} is missing from the checkpoint")
-    if tensors[name].shape != shape:
-        raise PackageError(f"head tensor {name} has shape {tensors[name].shape}, expected {shape}")
-    return tensors[name]
+        raise ConversionError(f"head: the checkpoint has no tensor {name!r}")
+    value = np.asarray(tensors[name], np.float32)
+    if value.shape != shape or not np.isfinite(value).all():
+        raise ConversionError(f"head: tensor {name!r} has shape {value.shape}, expected {shape}, all finite")
+    return value

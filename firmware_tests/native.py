@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The C sources of the SDK as a shared library for Python, compiled once per content.
+
+The library traps on undefined behaviour (UBSan without recovery). Memory errors are the business of the harness in
+`package_harness.c`, an executable of its own, because AddressSanitizer cannot be loaded into a running Python.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import subprocess
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+SDK = ROOT / "device_sdk"
+BUILD = ROOT / "build" / "firmware_tests"
+WARNINGS = ["-Wall", "-Wextra", "-pedantic", "-Wconversion", "-Wshadow", "-Wmissing-prototypes", "-Wdouble-promotion", "-Werror"]
+CORE = ["package", "arena", "encoder", "head", "select", "crc32"]
+OK, BUSY = 0, 2
+
+
+def core_sources() -> list[Path]:
+    """Everything between a package and a trained head; no link, no client."""
+    return [*(SDK / "src" / f"{name}.c" for name in CORE), *sorted((SDK / "src" / "kernels").glob("*.c"))]
+
+
+def compile_c(name: str, sources: list[Path], flags: list[str]) -> Path:
+    """Compiles with gcc into build/, or finds the result of an earlier compilation of the same content."""
+    command = ["gcc", "-std=c99", "-g", *WARNINGS, f"-I{SDK / 'include'}", f"-I{SDK / 'src'}", *flags]
+    digest = hashlib.sha256(" ".join(command).encode())
+    for path in sorted({*sources, *SDK.glob("src/**/*.h"), *SDK.glob("include/**/*.h")}):
+        digest.update(path.read_bytes())
+    target = BUILD / f"{name}-{digest.hexdigest()[:16]}"
+    if not target.exists():
+        BUILD.mkdir(parents=True, exist_ok=True)
+        subprocess.run([*command, *map(str, sources), "-o", str(target), "-lm"], check=True)
+    return target
+
+
+class Package(ctypes.Structure):
+    """`struct fedmote_package`."""
+
+    _fields_ = [  # noqa: RUF012
+        ("bytes", ctypes.c_void_p), ("size", ctypes.c_uint32), ("hash", ctypes.c_void_p),
+        ("ops", ctypes.c_void_p), ("op_count", ctypes.c_uint32), ("weights", ctypes.c_void_p), ("head", ctypes.POINTER(ctypes.c_float)),
+        *((name, ctypes.c_uint32) for name in
+          ("encoder_bytes", "input_offset", "input_count", "feature_offset", "feature_count")),
+        ("feature_scale", ctypes.c_float), ("feature_zero_point", ctypes.c_int32),
+        *((name, ctypes.c_uint32) for name in ("macs", "head_outputs", "head_parameters")),
+    ]  # fmt: skip
+
+
+class Encoder(ctypes.Structure):
+    """`struct fedmote_encoder`."""
+
+    _fields_ = [  # noqa: RUF012
+        ("package", ctypes.c_void_p), ("memory", ctypes.c_void_p), ("record", ctypes.c_void_p),
+        ("op", ctypes.c_uint32), ("unit", ctypes.c_uint32),
+    ]  # fmt: skip
+
+
+class Layout(ctypes.Structure):
+    """`struct fedmote_layout`."""
+
+    _fields_ = [  # noqa: RUF012
+        (name, ctypes.c_uint32) for name in
+        ("receive", "transmit", "encoder", "head", "head_base", "velocity", "scratch", "samples", "cache", "cached", "required",
+         "total")
+    ]  # fmt: skip
+
+
+class Head(ctypes.Structure):
+    """`struct fedmote_head`."""
+
+    _fields_ = [  # noqa: RUF012
+        ("parameters", ctypes.c_void_p), ("velocity", ctypes.c_void_p), ("scratch", ctypes.c_void_p),
+        ("inputs", ctypes.c_uint32), ("outputs", ctypes.c_uint32), ("feature_scale", ctypes.c_float),
+        ("feature_zero_point", ctypes.c_int32),
+    ]  # fmt: skip
+
+
+class Selector(ctypes.Structure):
+    """`struct fedmote_selector`."""
+
+    _fields_ = [  # noqa: RUF012
+        ("seed", ctypes.c_uint32), ("device", ctypes.c_uint32), ("alpha", ctypes.c_float), ("beta", ctypes.c_float),
+        ("gamma", ctypes.c_float), ("gamma_order", ctypes.c_uint32), ("sample_count", ctypes.c_uint32), ("limit", ctypes.c_uint32),
+        ("rank", ctypes.c_void_p), ("norm_rank", ctypes.c_void_p),
+    ]  # fmt: skip
+
+
+@functools.cache
+def library() -> ctypes.CDLL:
+    """The core of the SDK with UBSan."""
+    flags = ["-O2", "-shared", "-fPIC", "-fsanitize=undefined", "-fno-sanitize-recover=all"]
+    lib = ctypes.CDLL(str(compile_c("libcore.so", core_sources(), flags)))
+    lib.fedmote_head_loss.restype = ctypes.c_float
+    lib.fedmote_head_batch_add.restype = ctypes.c_float
+    lib.fedmote_encoder_input.restype = ctypes.c_void_p
+    lib.fedmote_encoder_features.restype = ctypes.c_void_p
+    lib.fedmote_draw.restype = ctypes.c_uint32
+    lib.fedmote_crc32.restype = ctypes.c_uint32
+    lib.fedmote_link_bytes.restype = ctypes.c_uint32
+    return lib
+
+
+@functools.cache
+def harness() -> Path:
+    """The executable that opens, mutates and runs packages under AddressSanitizer and UBSan."""
+    flags = ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
+    return compile_c("package_harness", [Path(__file__).with_name("package_harness.c"), *core_sources()], flags)
+
+
+def aligned(size: int) -> np.ndarray:
+    """Uint8 zeros at a multiple of 16, as the SDK wants arenas and slots."""
+    raw = np.zeros(size + 16, np.uint8)
+    start = -raw.ctypes.data % 16
+    return raw[start : start + size]
+
+
+class OpenPackage:
+    """A package opened by the C reader, with an encoder bound to it.
+
+    Attributes:
+        status: what `fedmote_package_open` returned.
+    """
+
+    def __init__(self, package: bytes) -> None:
+        self._bytes = aligned(len(package))
+        self._bytes[:] = np.frombuffer(package, np.uint8)
+        self.struct = Package()
+        self.status = library().fedmote_package_open(
+            ctypes.byref(self.struct), None, ctypes.c_void_p(self._bytes.ctypes.data), ctypes.c_uint32(len(package))
+        )
+
+    def encode(self, x: np.ndarray, macs: int = 0xFFFFFFFF) -> np.ndarray:
+        """Features int8 (N, feature_count) of samples int8 (N, input_count), in pieces of `macs`."""
+        memory, encoder, lib = aligned(self.struct.encoder_bytes), Encoder(), library()
+        lib.fedmote_encoder_init(ctypes.byref(encoder), ctypes.byref(self.struct), ctypes.c_void_p(memory.ctypes.data))
+        features = np.empty((len(x), self.struct.feature_count), np.int8)
+        for sample, out in zip(x, features, strict=True):
+            ctypes.memmove(lib.fedmote_encoder_input(ctypes.byref(encoder)), sample.tobytes(), sample.size)
+            while (status := lib.fedmote_encoder_run(ctypes.byref(encoder), ctypes.c_uint32(macs))) == BUSY:
+                pass
+            assert status == OK
+            out[:] = np.frombuffer(ctypes.string_at(lib.fedmote_encoder_features(ctypes.byref(encoder)), out.size), np.int8)
+        return features

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writes partition packages by hand, straight from `device_sdk/protocol/SPEC.md`, section 7.
+
+A second implementation of the format beside `fedmote.package`, which it must not import: that keeps both honest. Small
+enough to be read beside the specification; it checks nothing, so that tests can also write nonsense.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+import zlib
+from dataclasses import dataclass, field
+
+import numpy as np
+
+CONV_2D, DEPTHWISE_CONV_2D, FULLY_CONNECTED, ADD, AVERAGE_POOL_2D, MAX_POOL_2D, MEAN, PAD, RELU = range(1, 10)
+MANIFEST, PLAN, WEIGHTS, HEAD = range(1, 5)
+
+
+def round_16(size: int) -> int:
+    return (size + 15) // 16 * 16
+
+
+def words(*values: int) -> bytes:
+    return b"".join(struct.pack("<I", value & 0xFFFFFFFF) for value in values)
+
+
+def seal(package: bytes) -> bytes:
+    """The same bytes with hash and checksum made right."""
+    body = package[:12] + package[48:]
+    sealed = package[:16] + hashlib.blake2b(body, digest_size=32).digest() + package[48:]
+    return sealed[:12] + words(zlib.crc32(sealed[:12] + sealed[16:])) + sealed[16:]
+
+
+def assemble(sections: list[tuple[int, bytes]], version: int = 1) -> bytes:
+    """A sealed package of (type, content) sections in this order."""
+    table, content = b"", b""
+    start = 48 + 16 * len(sections)
+    for kind, data in sections:
+        table += words(kind, start + len(content), len(data), 0)
+        content += data.ljust(round_16(len(data)), b"\0")
+    header = b"FMP1" + struct.pack("<HH", version, len(sections)) + words(start + len(content), 0) + bytes(32)
+    return seal(header + table + content)
+
+
+def head_section(weight: np.ndarray, bias: np.ndarray) -> bytes:
+    """One layer; weight f32 (outputs, inputs), bias f32 (outputs,)."""
+    floats = np.concatenate([weight.ravel(), bias]).astype("<f4").tobytes()
+    return words(1, weight.shape[1], weight.shape[0], 0, 0) + floats
+
+
+@dataclass
+class Builder:
+    """Collects operators and constants; tensors are placed one after another and never share memory."""
+
+    input_count: int
+    records: list[bytes] = field(default_factory=list)
+    constants: bytearray = field(default_factory=bytearray)
+    used: int = 0
+    input_offset: int = 0
+
+    def __post_init__(self) -> None:
+        self.input_offset = self.tensor(self.input_count)
+
+    def tensor(self, count: int) -> int:
+        offset = self.used
+        self.used += round_16(count)
+        return offset
+
+    def constant(self, array: np.ndarray) -> int:
+        self.constants += bytes(-len(self.constants) % 4)
+        offset = len(self.constants)
+        self.constants += array.astype("<i4" if array.dtype.itemsize == 4 else "i1").tobytes()
+        return offset
+
+    def record(self, opcode: int, units: int, unit_macs: int, source: int, target: int, *rest: int) -> int:
+        self.records.append(words(opcode | (5 + len(rest)) << 16, units, unit_macs, source, target, *rest))
+        return target
+
+    def _channels(self, weights: np.ndarray, bias: np.ndarray, multiplier: np.ndarray, shift: np.ndarray) -> list[int]:
+        return [self.constant(array) for array in (weights, bias, multiplier, shift)]
+
+    def conv(self, opcode: int, source: int, shapes: tuple[tuple[int, int, int], tuple[int, int, int]], kernel: tuple[int, int],
+             stride: tuple[int, int], dilation: tuple[int, int], pads: tuple[int, int], constants: tuple[np.ndarray, ...],
+             quantization: tuple[int, int, int, int], depth_multiplier: int = 0) -> int:  # fmt: skip
+        """conv-2d or depthwise-conv-2d. quantization: input and output zero point, activation minimum and maximum."""
+        (in_h, in_w, in_c), (out_h, out_w, out_c) = shapes
+        macs = out_w * out_c * kernel[0] * kernel[1] * (in_c if opcode == CONV_2D else 1)
+        rest = [in_h, in_w, in_c, out_h, out_w, out_c, *kernel, *stride, *dilation, *pads, *quantization, depth_multiplier]
+        target = self.tensor(out_h * out_w * out_c)
+        return self.record(opcode, out_h, macs, source, target, *self._channels(*constants), *rest)
+
+    def dense(self, source: int, in_n: int, out_n: int, constants: tuple[np.ndarray, ...], quantization: tuple[int, ...]) -> int:
+        rest = [*self._channels(*constants), in_n, out_n, *quantization]
+        return self.record(FULLY_CONNECTED, out_n, in_n, source, self.tensor(out_n), *rest)
+
+    def add(self, source: int, source2: int, count: int, *parameters: int) -> int:
+        """parameters: three zero points, left_shift, then multiplier and shift of input 1, input 2, output; minimum, maximum."""
+        return self.record(ADD, -(-count // 64), 64, source, self.tensor(count), source2, count, *parameters)
+
+    def pool(self, opcode: int, source: int, shapes: tuple[tuple[int, int], tuple[int, int]], channels: int, kernel: tuple[int, int],
+             stride: tuple[int, int], pads: tuple[int, int], limits: tuple[int, int]) -> int:  # fmt: skip
+        (in_h, in_w), (out_h, out_w) = shapes
+        target = self.tensor(out_h * out_w * channels)
+        rest = [in_h, in_w, channels, out_h, out_w, *kernel, *stride, *pads, *limits]
+        return self.record(opcode, out_h, out_w * channels * kernel[0] * kernel[1], source, target, *rest)
+
+    def mean(self, source: int, shape: tuple[int, int, int], *parameters: int) -> int:
+        """parameters: multiplier, shift, input and output zero point."""
+        height, width, channels = shape
+        return self.record(MEAN, channels, height * width, source, self.tensor(channels), *shape, *parameters)
+
+    def pad(self, source: int, shape: tuple[int, int, int], pads: tuple[int, int, int, int], value: int) -> int:
+        """pads: top, bottom, left, right."""
+        height, width, channels = shape
+        out_h, out_w = height + pads[0] + pads[1], width + pads[2] + pads[3]
+        target = self.tensor(out_h * out_w * channels)
+        return self.record(PAD, out_h, out_w * channels, source, target, *shape, out_h, out_w, pads[0], pads[2], value)
+
+    def relu(self, source: int, count: int, *parameters: int) -> int:
+        """parameters: input and output zero point, multiplier, shift, activation minimum and maximum."""
+        return self.record(RELU, -(-count // 64), 64, source, self.tensor(count), count, *parameters)
+
+    def sections(self, features: int, feature_count: int, head: bytes, feature_scale: float = 0.05, feature_zero_point: int = -7,
+                 encoder_bytes: int | None = None) -> list[tuple[int, bytes]]:  # fmt: skip
+        scale = struct.unpack("<I", struct.pack("<f", feature_scale))[0]
+        size = round_16(self.used) if encoder_bytes is None else encoder_bytes
+        header = words(len(self.records), size, self.input_offset, self.input_count, features, feature_count,
+                       scale, 0, scale, feature_zero_point, 1000, 0)  # fmt: skip
+        plan = header + b"".join(self.records)
+        return [(MANIFEST, b"\xa0"), (PLAN, plan), (WEIGHTS, bytes(self.constants)), (HEAD, head)]
+
+    def build(self, features: int, feature_count: int, outputs: int = 3, **options: float) -> bytes:
+        """A package whose head has zeros for parameters."""
+        head = head_section(np.zeros((outputs, feature_count)), np.zeros(outputs))
+        return assemble(self.sections(features, feature_count, head, **options))

@@ -1,0 +1,260 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`fedmote package`: make, show and check partition packages."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fedmote.errors import PackageError
+from fedmote.package import container
+from fedmote.package.boards import Board, board_names
+from fedmote.package.file import Package
+from fedmote.package.importer import import_tflite
+from fedmote.package.plan_check import check_plan
+from fedmote.package.records import Record, record_words
+from fedmote.wire.schema import Opcode, Section
+
+SUMMARY = "make a package of a .tflite file, show a package, verify it"
+
+_EXAMPLES = """examples:
+  fedmote package import kws.tflite -o kws.fmp                    the last dense layer becomes the head that devices train
+  fedmote package import kws.tflite -o kws.fmp --classes 4        ... or a new head of 4 classes behind the same encoder
+  fedmote package show kws.fmp                                    sections, operators, bytes, what it costs on each board
+  fedmote package verify kws.fmp                                  every check of a device, and those of a host
+"""
+_IMPORT_EXAMPLE = """example:
+  fedmote package import kws.tflite -o kws.fmp --board stm32f405
+
+The file must be int8 inside and out. The encoder is everything before the last FULLY_CONNECTED, which is dequantized to the
+float head; a SOFTMAX behind it is dropped. --cut moves the end of the encoder, --classes replaces the head by a new one.
+Everything that was done is said. Rounds can train the head of such a package; new encoder weights cannot be pushed into it.
+"""
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Adds the three verbs of packages."""
+    parser.formatter_class = RawDescriptionHelpFormatter
+    parser.epilog = _EXAMPLES
+    verbs = parser.add_subparsers(dest="package_verb", required=True, metavar="import|show|verify")
+    _add_import(verbs)
+    for name, text in (
+        ("show", "what is inside, and what it costs on each board"),
+        ("verify", "check everything; exit 1 if refused"),
+    ):
+        verb = verbs.add_parser(
+            name,
+            help=text,
+            description=text,
+            epilog=f"example:\n  fedmote package {name} kws.fmp --json\n",
+            formatter_class=RawDescriptionHelpFormatter,
+        )
+        verb.add_argument("package", type=Path, metavar="X.fmp")
+        verb.add_argument("--json", action="store_true", help="one JSON object on stdout")
+
+
+def _add_import(verbs: Any) -> None:  # noqa: ANN401 - argparse has no public name for it
+    verb = verbs.add_parser(
+        "import",
+        help="make a package of an int8 .tflite file",
+        description="Make a package of an int8 .tflite file, whoever exported it.",
+        epilog=_IMPORT_EXAMPLE,
+        formatter_class=RawDescriptionHelpFormatter,
+    )
+    verb.add_argument("model", type=Path, metavar="MODEL.tflite")
+    verb.add_argument("-o", "--output", type=Path, required=True, metavar="X.fmp")
+    verb.add_argument("--board", default="posix", metavar="NAME", help="board that it is for (default: %(default)s)")
+    verb.add_argument("--cut", metavar="NAME", help="tensor, or number of the node, where the encoder ends")
+    verb.add_argument("--classes", type=int, metavar="N", help="a new head of zeros with N outputs behind the cut")
+    verb.add_argument("--model-id", metavar="ID", help="name of the model (default: the file's)")
+    verb.add_argument("--json", action="store_true", help="one JSON object on stdout")
+
+
+def run(options: Namespace) -> int:
+    """Runs the verb that was asked for. Returns the exit code."""
+    verbs = {"import": _run_import, "show": _run_show, "verify": _run_verify}
+    return verbs[options.package_verb](options)
+
+
+def _run_import(options: Namespace) -> int:
+    board = Board.load(options.board)
+    try:
+        data = options.model.read_bytes()
+    except OSError as error:
+        raise PackageError(f"{options.model}: {error.strerror or error}") from error
+    model_id = options.model_id or re.sub(r"[^a-z0-9-]+", "-", options.model.stem.lower()).strip("-") or "model"
+    package, parts = import_tflite(data, str(options.model), board, model_id, options.cut, options.classes)
+    options.output.write_bytes(package.to_bytes())
+    for note in parts.notes:
+        sys.stderr.write(f"{note}\n")
+    if options.json:
+        _print_json({"package": str(options.output), "notes": list(parts.notes), **describe(package)})
+    else:
+        _print_table(package)
+    return 0
+
+
+def _run_show(options: Namespace) -> int:
+    package = Package.read(options.package)
+    if options.json:
+        _print_json({"package": str(options.package), **describe(package)})
+    else:
+        _print_table(package)
+    return 0
+
+
+def _run_verify(options: Namespace) -> int:
+    package = Package.read(options.package)
+    checks = [
+        f"header, checksum and hash of {len(package.to_bytes())} bytes",
+        f"{package.header.op_count} operators: codes, shapes, offsets, shifts, clamps",
+        f"head {package.features} -> {package.outputs}",
+        "manifest agrees with plan and head",
+    ]
+    if not package.is_device_form:
+        checks.append("host manifest agrees; encoder.tflite compiles to this very plan and these weights")
+    if options.json:
+        _print_json({"package": str(options.package), "is_valid": True, "hash": package.hash.hex(), "checks": checks})
+    else:
+        for check in checks:
+            _say(f"ok  {check}")
+        _say(f"hash {package.hash.hex()}")
+    return 0
+
+
+def describe(package: Package) -> dict[str, Any]:
+    """Everything that `show` prints, as one JSON object."""
+    header, manifest = package.header, package.manifest
+    _, records = check_plan(package.sections[Section.PLAN], package.sections[Section.WEIGHTS])
+    return {
+        "model": manifest.get("model"),
+        "version": manifest.get("version"),
+        "board": manifest.get("board"),
+        "cut": manifest.get("cut"),
+        "hash": package.hash.hex(),
+        "file_bytes": len(package.to_bytes()),
+        "device_bytes": len(package.device_form()),
+        "input": manifest["input"],
+        "features": manifest["features"],
+        "head": {"inputs": package.features, "outputs": package.outputs},
+        "macs": header.macs,
+        "encoder_bytes": header.encoder_bytes,
+        "is_pushable": not package.is_device_form and package.host.template is not None,
+        "sections": [
+            {"type": kind, "name": _section_name(kind), "bytes": len(data)} for kind, data in sorted(package.sections.items())
+        ],
+        "operators": [_describe_record(record) for record in records],
+        "boards": [
+            {**vars(needs), "fits": needs.fits} for needs in (package.cost_on(Board.load(name)) for name in board_names())
+        ],
+    }
+
+
+def _section_name(kind: int) -> str:
+    try:
+        name = Section(kind).name.lower().replace("_", "-")
+    except ValueError:
+        name = "unknown"
+    return f"{name} (host)" if kind >= container.HOST_SECTIONS else name
+
+
+def _describe_record(record: Record) -> dict[str, Any]:
+    values = record.values
+    source, target = _shapes(record)
+    return {
+        "operator": record.opcode.name,
+        "input": source,
+        "output": target,
+        "kernel": [values["kernel_h"], values["kernel_w"]] if "kernel_h" in values else None,
+        "stride": [values["stride_h"], values["stride_w"]] if "stride_h" in values else None,
+        "units": values["units"],
+        "unit_macs": values["unit_macs"],
+        "record_bytes": 4 * record_words(record.opcode),
+        "constant_bytes": _constant_bytes(record),
+        "input_offset": values["input_offset"],
+        "output_offset": values["output_offset"],
+    }
+
+
+def _shapes(record: Record) -> tuple[list[int], list[int]]:
+    v = record.values
+    if record.opcode is Opcode.FULLY_CONNECTED:
+        return [v["in_n"]], [v["out_n"]]
+    if record.opcode in (Opcode.ADD, Opcode.RELU):
+        return [v["count"]], [v["count"]]
+    if record.opcode is Opcode.MEAN:
+        return [v["in_h"], v["in_w"], v["channels"]], [v["channels"]]
+    source, target = ("in_c", "out_c") if "in_c" in v else ("channels", "channels")
+    return [v["in_h"], v["in_w"], v[source]], [v["out_h"], v["out_w"], v[target]]
+
+
+def _constant_bytes(record: Record) -> int:
+    """Weights, bias, multiplier and shift of an operator."""
+    v = record.values
+    if record.opcode is Opcode.FULLY_CONNECTED:
+        return v["in_n"] * v["out_n"] + 12 * v["out_n"]
+    if record.opcode in (Opcode.CONV_2D, Opcode.DEPTHWISE_CONV_2D):
+        channels = v["in_c"] if record.opcode is Opcode.CONV_2D else 1
+        return v["kernel_h"] * v["kernel_w"] * channels * v["out_c"] + 12 * v["out_c"]
+    return 0
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+
+
+def _print_json(content: dict[str, Any]) -> None:
+    _say(json.dumps(content, sort_keys=True))
+
+
+def _print_table(package: Package) -> None:
+    d = describe(package)
+    _say(f"model {d['model']}  version {d['version']}  board {d['board']}  cut {d['cut']}")
+    _say(f"hash {d['hash']}")
+    for side in ("input", "features"):
+        tensor = d[side]
+        shape = "x".join(str(length) for length in tensor["shape"])
+        _say(f"{side:9}{shape:14} scale {tensor['scale']:.7g}, zero point {tensor['zero_point']}")
+    _say(f"head     {d['head']['inputs']} -> {d['head']['outputs']}, float32")
+    _say(f"encoder  {d['macs']:,} MACs, {d['encoder_bytes']:,} bytes of arena\n")
+    _print_rows(("section", "bytes"), [(s["name"], f"{s['bytes']:,}") for s in d["sections"]])
+    rows = [("device form", f"{d['device_bytes']:,}"), ("file", f"{d['file_bytes']:,}")]
+    _print_rows(("", ""), rows)
+    _print_rows(
+        ("operator", "input", "output", "kernel", "stride", "MACs", "constants", "in at", "out at"),
+        [
+            (
+                op["operator"],
+                *("x".join(map(str, op[key] or [])) for key in ("input", "output", "kernel", "stride")),
+                f"{op['units'] * op['unit_macs']:,}",
+                *(f"{op[key]:,}" for key in ("constant_bytes", "input_offset", "output_offset")),
+            )
+            for op in d["operators"]
+        ],
+    )
+    _print_rows(
+        ("board", "fits", "slot", "of", "arena", "of", "cached samples"),
+        [
+            (
+                b["board"],
+                "yes" if b["fits"] else "no",
+                *(f"{b[key]:,}" for key in ("slot_bytes", "slot_available", "arena_bytes", "arena_available", "cached_samples")),
+            )
+            for b in d["boards"]
+        ],
+    )
+
+
+def _print_rows(heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
+    """A table: the first column to the left, the others to the right."""
+    table = [heads, *rows] if any(heads) else rows
+    widths = [max(len(row[i]) for row in table) for i in range(len(heads))]
+    for row in table:
+        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        _say("  ".join(cells).rstrip())
+    _say("")
