@@ -44,9 +44,10 @@ def compile_c(name: str, sources: list[Path], flags: list[str]) -> Path:
 class Package(ctypes.Structure):
     """`struct fedmote_package`."""
 
-    _fields_ = [  # noqa: RUF012
+    _fields_ = [
         ("bytes", ctypes.c_void_p), ("size", ctypes.c_uint32), ("hash", ctypes.c_void_p),
-        ("ops", ctypes.c_void_p), ("op_count", ctypes.c_uint32), ("weights", ctypes.c_void_p), ("head", ctypes.POINTER(ctypes.c_float)),
+        ("ops", ctypes.c_void_p), ("op_count", ctypes.c_uint32), ("weights", ctypes.c_void_p),
+        ("head", ctypes.POINTER(ctypes.c_float)),
         *((name, ctypes.c_uint32) for name in
           ("encoder_bytes", "input_offset", "input_count", "feature_offset", "feature_count")),
         ("feature_scale", ctypes.c_float), ("feature_zero_point", ctypes.c_int32),
@@ -57,7 +58,7 @@ class Package(ctypes.Structure):
 class Encoder(ctypes.Structure):
     """`struct fedmote_encoder`."""
 
-    _fields_ = [  # noqa: RUF012
+    _fields_ = [
         ("package", ctypes.c_void_p), ("memory", ctypes.c_void_p), ("record", ctypes.c_void_p),
         ("op", ctypes.c_uint32), ("unit", ctypes.c_uint32),
     ]  # fmt: skip
@@ -66,7 +67,7 @@ class Encoder(ctypes.Structure):
 class Layout(ctypes.Structure):
     """`struct fedmote_layout`."""
 
-    _fields_ = [  # noqa: RUF012
+    _fields_ = [
         (name, ctypes.c_uint32) for name in
         ("receive", "transmit", "encoder", "head", "head_base", "velocity", "scratch", "samples", "cache", "cached", "required",
          "total")
@@ -76,7 +77,7 @@ class Layout(ctypes.Structure):
 class Head(ctypes.Structure):
     """`struct fedmote_head`."""
 
-    _fields_ = [  # noqa: RUF012
+    _fields_ = [
         ("parameters", ctypes.c_void_p), ("velocity", ctypes.c_void_p), ("scratch", ctypes.c_void_p),
         ("inputs", ctypes.c_uint32), ("outputs", ctypes.c_uint32), ("feature_scale", ctypes.c_float),
         ("feature_zero_point", ctypes.c_int32),
@@ -86,9 +87,10 @@ class Head(ctypes.Structure):
 class Selector(ctypes.Structure):
     """`struct fedmote_selector`."""
 
-    _fields_ = [  # noqa: RUF012
+    _fields_ = [
         ("seed", ctypes.c_uint32), ("device", ctypes.c_uint32), ("alpha", ctypes.c_float), ("beta", ctypes.c_float),
-        ("gamma", ctypes.c_float), ("gamma_order", ctypes.c_uint32), ("sample_count", ctypes.c_uint32), ("limit", ctypes.c_uint32),
+        ("gamma", ctypes.c_float), ("gamma_order", ctypes.c_uint32),
+        ("sample_count", ctypes.c_uint32), ("limit", ctypes.c_uint32),
         ("rank", ctypes.c_void_p), ("norm_rank", ctypes.c_void_p),
     ]  # fmt: skip
 

@@ -99,8 +99,9 @@ class Builder:
         """parameters: three zero points, left_shift, then multiplier and shift of input 1, input 2, output; minimum, maximum."""
         return self.record(ADD, -(-count // 64), 64, source, self.tensor(count), source2, count, *parameters)
 
-    def pool(self, opcode: int, source: int, shapes: tuple[tuple[int, int], tuple[int, int]], channels: int, kernel: tuple[int, int],
-             stride: tuple[int, int], pads: tuple[int, int], limits: tuple[int, int]) -> int:  # fmt: skip
+    def pool(self, opcode: int, source: int, shapes: tuple[tuple[int, int], tuple[int, int]], channels: int,
+             kernel: tuple[int, int], stride: tuple[int, int], pads: tuple[int, int],
+             limits: tuple[int, int]) -> int:  # fmt: skip
         (in_h, in_w), (out_h, out_w) = shapes
         target = self.tensor(out_h * out_w * channels)
         rest = [in_h, in_w, channels, out_h, out_w, *kernel, *stride, *pads, *limits]

@@ -10,12 +10,9 @@
 
 #include "crc32.h"
 #include "link.h"
+#include "little_endian.h"
 
 enum { GROUP = 254, HEADER = FEDMOTE_LIMIT_FRAME_HEADER, CRC = FEDMOTE_LIMIT_FRAME_CRC };
-
-static uint32_t load16(const uint8_t *bytes) { return bytes[0] | (uint32_t)bytes[1] << 8; }
-
-static uint32_t load32(const uint8_t *bytes) { return load16(bytes) | load16(bytes + 2) << 16; }
 
 static void store16(uint8_t *bytes, uint32_t value) {
     bytes[0] = (uint8_t)value;
@@ -65,10 +62,11 @@ static int32_t check_frame(struct fedmote_line *line, struct fedmote_frame *fram
     if (serial->group > 0) {
         return FEDMOTE_ERR_FRAME_COBS;
     }
-    if (serial->is_skipping || serial->decoded < HEADER + CRC || load16(raw + 4) != serial->decoded - HEADER - CRC) {
+    if (serial->is_skipping || serial->decoded < HEADER + CRC ||
+        fedmote_load_u16(raw + 4) != serial->decoded - HEADER - CRC) {
         return FEDMOTE_ERR_FRAME_LENGTH;
     }
-    if (fedmote_crc32(0, raw, serial->decoded - CRC) != load32(raw + serial->decoded - CRC)) {
+    if (fedmote_crc32(0, raw, serial->decoded - CRC) != fedmote_load_u32(raw + serial->decoded - CRC)) {
         return FEDMOTE_ERR_FRAME_CRC;
     }
     if (raw[0] > FEDMOTE_CHANNEL_CELL) {

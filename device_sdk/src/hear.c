@@ -1,0 +1,247 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * What each message does to the machine. Whatever comes in a state that does not expect it is ignored, so duplicates,
+ * late and replayed messages need no case of their own.
+ */
+#include <string.h>
+
+#include "client.h"
+
+/* A plan's integers are thousandths or millionths. */
+static float scaled(uint32_t number, float unit) { return (float)number / unit; }
+
+static void queue_refusal(struct fedmote_client *client, uint8_t channel, int32_t status,
+                          const struct fedmote_message *about) {
+    if (client->refusal != FEDMOTE_OK) {
+        return;
+    }
+    client->refusal = status;
+    client->refusal_channel = channel;
+    client->is_refusal_of_round = false;
+    client->has_refusal_handle = about != NULL;
+    client->refusal_handle = about ? about->number[FEDMOTE_FIELD_HANDLE] : 0;
+}
+
+/* ---- plan ---------------------------------------------------------------------------------------------------------
+ */
+
+static bool is_current_run(const struct fedmote_client *client, const struct fedmote_message *message) {
+    const uint8_t *run = client->round.plan.run;
+    return client->has_plan && fedmote_message_has(message, FEDMOTE_FIELD_RUN) &&
+           memcmp(run, message->bytes[FEDMOTE_FIELD_RUN], sizeof client->round.plan.run) == 0;
+}
+
+static void read_plan(struct fedmote_plan *plan, const struct fedmote_message *message, bool may_send) {
+    const uint32_t *number = message->number;
+    memcpy(plan->run, message->bytes[FEDMOTE_FIELD_RUN], sizeof plan->run);
+    memcpy(plan->model_hash, message->bytes[FEDMOTE_FIELD_MODEL_HASH], sizeof plan->model_hash);
+    plan->round = number[FEDMOTE_FIELD_ROUND];
+    plan->attempt = fedmote_message_get(message, FEDMOTE_FIELD_ATTEMPT, 0);
+    plan->version = number[FEDMOTE_FIELD_VERSION];
+    plan->model_handle = number[FEDMOTE_FIELD_MODEL_HANDLE];
+    plan->model_size = number[FEDMOTE_FIELD_MODEL_SIZE];
+    plan->has_head = fedmote_message_has(message, FEDMOTE_FIELD_HEAD_HANDLE);
+    plan->head_handle = fedmote_message_get(message, FEDMOTE_FIELD_HEAD_HANDLE, 0);
+    plan->head_size = fedmote_message_get(message, FEDMOTE_FIELD_HEAD_SIZE, 0);
+    plan->head_crc = fedmote_message_get(message, FEDMOTE_FIELD_HEAD_CRC, 0);
+    plan->seed = number[FEDMOTE_FIELD_SEED];
+    plan->epochs = number[FEDMOTE_FIELD_EPOCHS];
+    plan->batch = number[FEDMOTE_FIELD_BATCH];
+    plan->learning_rate = scaled(number[FEDMOTE_FIELD_LEARNING_RATE_MICRO], 1e6f);
+    plan->momentum = scaled(number[FEDMOTE_FIELD_MOMENTUM_MICRO], 1e6f);
+    plan->alpha = scaled(fedmote_message_get(message, FEDMOTE_FIELD_ALPHA_MILLI, 0), 1e3f);
+    plan->beta = scaled(fedmote_message_get(message, FEDMOTE_FIELD_BETA_MILLI, 0), 1e3f);
+    plan->gamma = scaled(fedmote_message_get(message, FEDMOTE_FIELD_GAMMA_MILLI, 0), 1e3f);
+    plan->gamma_order = fedmote_message_get(message, FEDMOTE_FIELD_GAMMA_ORDER, 0);
+    plan->gain_milli = fedmote_message_get(message, FEDMOTE_FIELD_GAIN_MILLI, 1000);
+    plan->is_sending_samples = may_send && fedmote_message_get(message, FEDMOTE_FIELD_IS_SENDING_SAMPLES, 0) == 1;
+    plan->max_send = fedmote_message_get(message, FEDMOTE_FIELD_MAX_SEND, UINT32_MAX);
+}
+
+static void set_deadline(struct fedmote_client *client, uint32_t remaining_ms) {
+    client->deadline.is_set = true;
+    client->deadline.at = client->now + (remaining_ms < 0x7FFFFFFFU ? remaining_ms : 0x7FFFFFFFU);
+    client->is_round_closed = false;
+}
+
+/* Whatever was going on is over. */
+static void begin_plan(struct fedmote_client *client, const struct fedmote_message *message) {
+    client->update.is_open = false;
+    client->samples.is_open = false;
+    client->is_round_finished = false;
+    client->has_plan = true;
+    client->error = FEDMOTE_OK;
+    client->where = "";
+    client->hello.is_set = false;
+    read_plan(&client->round.plan, message, client->identity.is_sending_samples != 0);
+    set_deadline(client, message->number[FEDMOTE_FIELD_REMAINING_MS]);
+    fedmote_client_note(client, FEDMOTE_EVENT_PLAN, (int32_t)client->round.plan.round);
+    client->fetch = FEDMOTE_FETCH_ERASE;
+    fedmote_client_go(client, FEDMOTE_STATE_FETCH);
+}
+
+/* The plan of the round that this device knows already. */
+static void hear_same_plan(struct fedmote_client *client, const struct fedmote_message *message) {
+    uint32_t attempt = fedmote_message_get(message, FEDMOTE_FIELD_ATTEMPT, 0);
+    if (client->state == FEDMOTE_STATE_REPORT) {
+        client->update.announce_at = client->now; /* the answer is the same report once more */
+        client->hello.is_set = false;
+        set_deadline(client, message->number[FEDMOTE_FIELD_REMAINING_MS]);
+    } else if (client->state == FEDMOTE_STATE_IDLE &&
+               (!client->is_round_finished || attempt > client->round.plan.attempt)) {
+        begin_plan(client, message);
+    } else if (client->state != FEDMOTE_STATE_IDLE) {
+        client->hello.is_set = false; /* it answers a hello after a lost link; the work goes on */
+    }
+}
+
+static void hear_plan(struct fedmote_client *client, const struct fedmote_message *message) {
+    uint32_t round = message->number[FEDMOTE_FIELD_ROUND];
+    bool has_some_head = fedmote_message_has(message, FEDMOTE_FIELD_HEAD_HANDLE);
+    bool has_whole_head =
+        fedmote_message_has(message, FEDMOTE_FIELD_HEAD_SIZE) && fedmote_message_has(message, FEDMOTE_FIELD_HEAD_CRC);
+    if (message->number[FEDMOTE_FIELD_PHASE] == FEDMOTE_PHASE_PARTNER) {
+        queue_refusal(client, FEDMOTE_CHANNEL_COORDINATOR, FEDMOTE_ERR_NOT_EXPECTED, NULL);
+    } else if (has_some_head && !has_whole_head) {
+        queue_refusal(client, FEDMOTE_CHANNEL_COORDINATOR, FEDMOTE_ERR_MISSING_FIELD, NULL);
+    } else if (!is_current_run(client, message) || round > client->round.plan.round) {
+        begin_plan(client, message);
+    } else if (round == client->round.plan.round) {
+        hear_same_plan(client, message);
+    } /* else: an earlier round, late */
+}
+
+/* ---- transfers ----------------------------------------------------------------------------------------------------
+ */
+
+static void hear_get(struct fedmote_client *client, uint8_t channel, const struct fedmote_message *message) {
+    struct fedmote_offer *offer = channel == FEDMOTE_CHANNEL_CELL ? &client->samples : &client->update;
+    int32_t status = FEDMOTE_ERR_STALE_ROUND;
+    if (offer->is_open && offer->handle == message->number[FEDMOTE_FIELD_HANDLE]) {
+        status = fedmote_offer_ask(offer, message);
+    }
+    if (status != FEDMOTE_OK) {
+        queue_refusal(client, channel, status, message);
+    }
+}
+
+static void hear_data(struct fedmote_client *client, const struct fedmote_message *message) {
+    bool is_model = client->fetch == FEDMOTE_FETCH_MODEL;
+    if (client->state != FEDMOTE_STATE_FETCH || (!is_model && client->fetch != FEDMOTE_FETCH_HEAD)) {
+        return;
+    }
+    int32_t bit = fedmote_receiver_accept(&client->receiver, message);
+    if (bit < 0) {
+        return;
+    }
+    uint32_t offset = message->number[FEDMOTE_FIELD_OFFSET];
+    uint32_t size = message->number[FEDMOTE_FIELD_DATA];
+    const uint8_t *bytes = message->bytes[FEDMOTE_FIELD_DATA];
+    if (is_model) {
+        int32_t status = fedmote_store_write(&client->store, offset, bytes, size);
+        if (status != FEDMOTE_OK) {
+            fedmote_client_fail(client, status, "write", true);
+            return;
+        }
+    } else {
+        memcpy((uint8_t *)fedmote_round_head_base(&client->round) + offset, bytes, size);
+    }
+    fedmote_receiver_done(&client->receiver, bit, client->now);
+}
+
+/* ---- answers ------------------------------------------------------------------------------------------------------
+ */
+
+/* The update is safe, or unwanted: it is not kept any longer. Samples stay on offer until the round closes. */
+static void drop_update(struct fedmote_client *client) {
+    client->update.is_open = false;
+    client->is_round_finished = true;
+    fedmote_client_go(client, FEDMOTE_STATE_IDLE);
+}
+
+static void hear_ack(struct fedmote_client *client, uint8_t channel, const struct fedmote_message *message) {
+    struct fedmote_offer *offer = channel == FEDMOTE_CHANNEL_CELL ? &client->samples : &client->update;
+    const uint32_t *number = message->number;
+    bool is_expected = offer->is_open && is_current_run(client, message) &&
+                       number[FEDMOTE_FIELD_HANDLE] == offer->handle &&
+                       number[FEDMOTE_FIELD_ROUND] == client->round.plan.round;
+    if (!is_expected) {
+        return;
+    }
+    if (channel == FEDMOTE_CHANNEL_CELL) {
+        client->samples.is_open = false;
+        return;
+    }
+    drop_update(client);
+    client->rounds_done++;
+    client->backoff_ms = 1000;
+    fedmote_client_note(client, FEDMOTE_EVENT_ACK, (int32_t)client->round.plan.round);
+    fedmote_client_hello_in(client, 0);
+}
+
+/* Whether a refusal speaks of this handle, or, where it names none, of the current round. */
+static bool is_about(const struct fedmote_client *client, const struct fedmote_message *message, uint32_t handle) {
+    if (fedmote_message_has(message, FEDMOTE_FIELD_HANDLE)) {
+        return message->number[FEDMOTE_FIELD_HANDLE] == handle;
+    }
+    bool is_other_run = fedmote_message_has(message, FEDMOTE_FIELD_RUN) && !is_current_run(client, message);
+    uint32_t round = client->round.plan.round;
+    return !is_other_run && fedmote_message_get(message, FEDMOTE_FIELD_ROUND, round) == round;
+}
+
+static void hear_refuse(struct fedmote_client *client, uint8_t channel, const struct fedmote_message *message) {
+    int32_t status = -(int32_t)message->number[FEDMOTE_FIELD_STATUS];
+    fedmote_client_note(client, FEDMOTE_EVENT_REFUSED, status);
+    if (channel == FEDMOTE_CHANNEL_CELL) {
+        if (client->samples.is_open && is_about(client, message, client->samples.handle)) {
+            client->samples.is_open = false;
+        }
+        return;
+    }
+    if (client->state == FEDMOTE_STATE_REPORT && is_about(client, message, client->update.handle)) {
+        client->samples.is_open = client->samples.is_open && status != FEDMOTE_ERR_STALE_ROUND;
+        drop_update(client);
+        fedmote_client_back_off(client);
+    } else if (client->state == FEDMOTE_STATE_FETCH && is_about(client, message, client->receiver.handle)) {
+        fedmote_client_fail(client, status, "fetch", false);
+    } else if (client->state == FEDMOTE_STATE_IDLE && client->hello.is_set) {
+        fedmote_client_back_off(client); /* a refused hello: not sooner than that */
+    }
+}
+
+static void hear_wait(struct fedmote_client *client, const struct fedmote_message *message) {
+    if (client->state == FEDMOTE_STATE_IDLE || client->hello.is_set) {
+        client->backoff_ms = 1000;
+        fedmote_client_hello_in(client, message->number[FEDMOTE_FIELD_WAIT_MS]);
+    }
+}
+
+/* ---- all ----------------------------------------------------------------------------------------------------------
+ */
+
+void fedmote_client_hear(struct fedmote_client *client, const struct fedmote_frame *frame) {
+    struct fedmote_message message;
+    int32_t status = fedmote_decode(&message, frame->kind, frame->body, frame->size);
+    if (status == FEDMOTE_ERR_UNKNOWN_KIND) {
+        queue_refusal(client, frame->channel, status, NULL);
+        return;
+    }
+    if (status != FEDMOTE_OK) {
+        fedmote_line_drop(&client->line, status);
+        return;
+    }
+    bool is_coordinator = frame->channel == FEDMOTE_CHANNEL_COORDINATOR;
+    if (frame->kind == FEDMOTE_KIND_GET) {
+        hear_get(client, frame->channel, &message);
+    } else if (frame->kind == FEDMOTE_KIND_ACK) {
+        hear_ack(client, frame->channel, &message);
+    } else if (frame->kind == FEDMOTE_KIND_REFUSE) {
+        hear_refuse(client, frame->channel, &message);
+    } else if (is_coordinator && frame->kind == FEDMOTE_KIND_PLAN) {
+        hear_plan(client, &message);
+    } else if (is_coordinator && frame->kind == FEDMOTE_KIND_DATA) {
+        hear_data(client, &message);
+    } else if (is_coordinator && frame->kind == FEDMOTE_KIND_WAIT) {
+        hear_wait(client, &message);
+    } /* else: a message that devices send, or one of the other channel */
+}

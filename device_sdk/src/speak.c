@@ -1,0 +1,203 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * What is to be said, most urgent first: refusals, hello, questions, answers, announcements. Messages are composed in
+ * the transmit buffer where the link wants their body; chunks are written behind their CBOR without a copy.
+ */
+#include <string.h>
+
+#include "client.h"
+#include "samples.h"
+#include "update.h"
+
+enum { ANNOUNCE_MS = 2000 };
+
+static uint8_t *body(const struct fedmote_client *client) { return client->line.transmit + FEDMOTE_BODY_OFFSET; }
+
+/* Encodes and sends. Our own messages always fit: FEDMOTE_BODY_MAX has a lower bound and names have an upper one. */
+static void say(struct fedmote_client *client, uint8_t channel, const struct fedmote_message *message) {
+    int32_t size = fedmote_encode(message, body(client), FEDMOTE_BODY_MAX);
+    if (size > 0) {
+        client->identity.link->send(&client->line, channel, message->kind, (uint32_t)size);
+    }
+}
+
+static void put_round(const struct fedmote_client *client, struct fedmote_message *message) {
+    fedmote_message_string(message, FEDMOTE_FIELD_RUN, client->round.plan.run, sizeof client->round.plan.run);
+    fedmote_message_number(message, FEDMOTE_FIELD_ROUND, client->round.plan.round);
+}
+
+static void put_text(struct fedmote_message *message, uint32_t field, const char *text) {
+    fedmote_message_string(message, field, text, (uint32_t)strlen(text));
+}
+
+static void say_refusal(struct fedmote_client *client) {
+    struct fedmote_message message;
+    fedmote_message_begin(&message, FEDMOTE_KIND_REFUSE);
+    fedmote_message_number(&message, FEDMOTE_FIELD_STATUS, (uint32_t)-client->refusal);
+    if (client->is_refusal_of_round) {
+        put_round(client, &message);
+    }
+    if (client->has_refusal_handle) {
+        fedmote_message_number(&message, FEDMOTE_FIELD_HANDLE, client->refusal_handle);
+    }
+    client->refusal = FEDMOTE_OK;
+    say(client, client->refusal_channel, &message);
+}
+
+static void say_hello(struct fedmote_client *client) {
+    const struct fedmote_port *port = client->port;
+    struct fedmote_message message;
+    fedmote_message_begin(&message, FEDMOTE_KIND_HELLO);
+    put_text(&message, FEDMOTE_FIELD_DEVICE, client->identity.id);
+    put_text(&message, FEDMOTE_FIELD_BOARD, client->identity.board);
+    put_text(&message, FEDMOTE_FIELD_SDK, FEDMOTE_VERSION);
+    fedmote_message_number(&message, FEDMOTE_FIELD_ROLE, FEDMOTE_ROLE_DEVICE);
+    fedmote_message_number(&message, FEDMOTE_FIELD_BOOT, client->line.boot);
+    fedmote_message_number(&message, FEDMOTE_FIELD_PROTOCOL, FEDMOTE_LIMIT_PROTOCOL);
+    fedmote_message_number(&message, FEDMOTE_FIELD_MAX_BODY, FEDMOTE_BODY_MAX);
+    fedmote_message_number(&message, FEDMOTE_FIELD_ARENA_BYTES, client->arena_bytes);
+    fedmote_message_number(&message, FEDMOTE_FIELD_SLOT_BYTES, fedmote_store_room(&client->store));
+    fedmote_message_number(&message, FEDMOTE_FIELD_NUM_SAMPLES, port->sample_count(port->context));
+    fedmote_message_number(&message, FEDMOTE_FIELD_FRAME_ERRORS, client->line.frame_errors);
+    const uint8_t *hash = fedmote_store_hash(&client->store);
+    if (hash) {
+        fedmote_message_string(&message, FEDMOTE_FIELD_MODEL_HASH, hash, 32);
+    }
+    if (client->has_plan) {
+        put_round(client, &message);
+    }
+    client->hello.is_set = false;
+    if (client->state == FEDMOTE_STATE_IDLE || client->state == FEDMOTE_STATE_REPORT) {
+        fedmote_client_back_off(client); /* until it is answered; while working, once is enough */
+    }
+    say(client, FEDMOTE_CHANNEL_COORDINATOR, &message);
+}
+
+static bool is_fetching(const struct fedmote_client *client) {
+    return client->state == FEDMOTE_STATE_FETCH && client->receiver.missing != 0 &&
+           (client->fetch == FEDMOTE_FETCH_MODEL || client->fetch == FEDMOTE_FETCH_HEAD);
+}
+
+static void say_get(struct fedmote_client *client) {
+    struct fedmote_message message;
+    fedmote_receiver_ask(&client->receiver, &message, client->now);
+    say(client, FEDMOTE_CHANNEL_COORDINATOR, &message);
+}
+
+/* The next chunk of an offer; false where none was asked for. */
+static bool say_data(struct fedmote_client *client, struct fedmote_offer *offer, uint8_t channel) {
+    uint32_t offset = 0;
+    uint32_t size = 0;
+    if (!offer->is_open || !fedmote_offer_next(offer, &offset, &size)) {
+        return false;
+    }
+    struct fedmote_message message;
+    fedmote_message_begin(&message, FEDMOTE_KIND_DATA);
+    fedmote_message_number(&message, FEDMOTE_FIELD_HANDLE, offer->handle);
+    fedmote_message_number(&message, FEDMOTE_FIELD_OFFSET, offset);
+    fedmote_message_string(&message, FEDMOTE_FIELD_DATA, NULL, size); /* the last field: its bytes end the body */
+    int32_t body_size = fedmote_encode(&message, body(client), FEDMOTE_BODY_MAX);
+    if (body_size < 0) {
+        return false;
+    }
+    uint8_t *chunk = body(client) + (uint32_t)body_size - size;
+    int32_t status = FEDMOTE_OK;
+    if (channel == FEDMOTE_CHANNEL_CELL) {
+        status = fedmote_samples_read(&client->round, offset, chunk, size);
+    } else {
+        fedmote_update_read(&client->round, offset, chunk, size);
+    }
+    if (status != FEDMOTE_OK) { /* the samples cannot be read any more: the offer ends, the training does not */
+        offer->is_open = false;
+        fedmote_client_note(client, FEDMOTE_EVENT_ERROR, status);
+        return true;
+    }
+    offer->announce_at = client->now + ANNOUNCE_MS;
+    client->identity.link->send(&client->line, channel, FEDMOTE_KIND_DATA, (uint32_t)body_size);
+    return true;
+}
+
+static bool is_announcement_due(const struct fedmote_offer *offer, uint32_t now) {
+    return offer->is_open && fedmote_until(offer->announce_at, now) == 0;
+}
+
+static void put_offer(struct fedmote_client *client, struct fedmote_offer *offer, struct fedmote_message *message) {
+    fedmote_message_number(message, FEDMOTE_FIELD_HANDLE, offer->handle);
+    fedmote_message_number(message, FEDMOTE_FIELD_SIZE, offer->size);
+    fedmote_message_number(message, FEDMOTE_FIELD_CRC, offer->crc);
+    put_round(client, message);
+    offer->announce_at = client->now + ANNOUNCE_MS;
+}
+
+/* A mean loss in millionths; what is no number or too large is the largest. */
+static uint32_t micro(float sum, uint32_t count) {
+    float mean = sum / (float)count * 1e6f;
+    return mean < 4294967040.0f ? (uint32_t)mean : UINT32_MAX;
+}
+
+static void say_report(struct fedmote_client *client) {
+    const struct fedmote_round *round = &client->round;
+    struct fedmote_message message;
+    fedmote_message_begin(&message, FEDMOTE_KIND_REPORT);
+    put_offer(client, &client->update, &message);
+    fedmote_message_number(&message, FEDMOTE_FIELD_NUM_EXAMPLES, round->num_examples);
+    fedmote_message_number(&message, FEDMOTE_FIELD_VERSION, round->plan.version);
+    fedmote_message_number(&message, FEDMOTE_FIELD_ATTEMPT, round->plan.attempt);
+    fedmote_message_number(&message, FEDMOTE_FIELD_DISCARDED, round->discarded);
+    fedmote_message_number(&message, FEDMOTE_FIELD_TRAINED, round->trained);
+    fedmote_message_number(&message, FEDMOTE_FIELD_SENT, round->sent);
+    fedmote_message_number(&message, FEDMOTE_FIELD_LOSS_MICRO, micro(round->loss_sum, round->sample_count));
+    if (round->last_trained > 0) {
+        uint32_t loss = micro(round->last_loss_sum, round->last_trained);
+        fedmote_message_number(&message, FEDMOTE_FIELD_LOSS_AFTER_MICRO, loss);
+    }
+    fedmote_message_number(&message, FEDMOTE_FIELD_ARENA_USED_BYTES, fedmote_round_arena_used(round));
+    say(client, FEDMOTE_CHANNEL_COORDINATOR, &message);
+}
+
+static void say_samples(struct fedmote_client *client) {
+    struct fedmote_message message;
+    fedmote_message_begin(&message, FEDMOTE_KIND_SAMPLES);
+    put_offer(client, &client->samples, &message);
+    fedmote_message_number(&message, FEDMOTE_FIELD_COUNT, client->round.sent);
+    fedmote_message_number(&message, FEDMOTE_FIELD_INPUT_BYTES, client->round.package.input_count);
+    say(client, FEDMOTE_CHANNEL_CELL, &message);
+}
+
+bool fedmote_client_speak(struct fedmote_client *client) {
+    if (!fedmote_line_is_free(&client->line)) {
+        return false;
+    }
+    if (client->refusal != FEDMOTE_OK) {
+        say_refusal(client);
+    } else if (client->hello.is_set && fedmote_until(client->hello.at, client->now) == 0) {
+        say_hello(client);
+    } else if (is_fetching(client) && fedmote_until(client->receiver.asked_at, client->now) == 0) {
+        say_get(client);
+    } else if (say_data(client, &client->update, FEDMOTE_CHANNEL_COORDINATOR) ||
+               say_data(client, &client->samples, FEDMOTE_CHANNEL_CELL)) {
+        return true;
+    } else if (is_announcement_due(&client->update, client->now)) {
+        say_report(client);
+    } else if (is_announcement_due(&client->samples, client->now)) {
+        say_samples(client);
+    } else {
+        return false;
+    }
+    return true;
+}
+
+static uint32_t earlier(uint32_t wake, bool is_set, uint32_t at, uint32_t now) {
+    uint32_t until = is_set ? fedmote_until(at, now) : UINT32_MAX;
+    return until < wake ? until : wake;
+}
+
+uint32_t fedmote_client_speak_wake_ms(const struct fedmote_client *client, uint32_t now) {
+    if (!client->line.is_up) {
+        return UINT32_MAX; /* the link wakes by itself */
+    }
+    uint32_t wake = earlier(UINT32_MAX, client->hello.is_set, client->hello.at, now);
+    wake = earlier(wake, is_fetching(client), client->receiver.asked_at, now);
+    wake = earlier(wake, client->update.is_open, client->update.announce_at, now);
+    return earlier(wake, client->samples.is_open, client->samples.announce_at, now);
+}
