@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import socket
 import tempfile
 from pathlib import Path
@@ -75,7 +76,7 @@ def _batch_size(board: Board, package: bytes, flat: NDArray[np.int8]) -> int:
     if len(package) > room:
         raise DoesNotFitError(board.name, "flash", len(package), room)
     room = board.region("samples").bytes - 16
-    batch = room // (flat.shape[1] + 4)  # 4: a label, and what pads the labels
+    batch = int(room // (flat.shape[1] + 4))  # 4: a label, and what pads the labels
     if batch == 0:
         raise DoesNotFitError(board.name, "samples", flat.shape[1] + 4, room)
     return batch
@@ -96,13 +97,27 @@ def _run_process(board: Board, package: bytes, x: NDArray[np.int8], record_bytes
     child = Child([str(image.path), str(files["package"]), str(files["samples"]), str(output)], directory)
     try:
         if child.wait(_PROCESS_S) != 0:
-            raise DeviceError(f"board {board.name}: {child.text()}")
+            raise _refusal(board, child.text())
     finally:
         child.kill()
     results = output.read_bytes()
     if len(results) != len(x) * record_bytes:
         raise DeviceError(f"board {board.name}: {len(results)} bytes of results, {len(x) * record_bytes} expected")
     return results
+
+
+def _refusal(board: Board, said: str) -> DeviceError:
+    """The error of a program that ended with "...: status -21"."""
+    found = re.search(r"status -(\d+)$", said)
+    return DeviceError(f"board {board.name}: {said}") if found is None else _refused(board, int(found[1]))
+
+
+def _refused(board: Board, number: int) -> DeviceError:
+    try:
+        status = Status(number)
+    except ValueError:  # of a newer schema
+        return DeviceError(f"board {board.name} refused: status {number}")
+    return DeviceError(f"board {board.name} refused: {status.name.lower().replace('_', '-')}", status)
 
 
 def _run_emulated(board: Board, package: bytes, x: NDArray[np.int8], record_bytes: int, directory: Path) -> bytes:
@@ -118,7 +133,7 @@ def _run_emulated(board: Board, package: bytes, x: NDArray[np.int8], record_byte
             connection, _ = server.accept()
             with contextlib.closing(connection):
                 connection.settimeout(_SILENCE_S)
-                return _receive(connection, len(x) * record_bytes)
+                return _receive(board, connection, len(x) * record_bytes)
         except (TimeoutError, EOFError) as error:
             said = emulator.text() or "it says nothing"
             raise DeviceError(f"board {board.name} stopped: {said}") from error
@@ -127,7 +142,7 @@ def _run_emulated(board: Board, package: bytes, x: NDArray[np.int8], record_byte
             path.unlink()
 
 
-def _receive(connection: socket.socket, size: int) -> bytes:
+def _receive(board: Board, connection: socket.socket, size: int) -> bytes:
     """The blob that the board sends, chunk after chunk."""
     decoder = FrameDecoder()
     blob = bytearray()
@@ -138,8 +153,7 @@ def _receive(connection: socket.socket, size: int) -> bytes:
         for frame in decoder.feed(received):
             message = codec.decode(frame.kind, frame.body)
             if message.kind is Kind.REFUSE:
-                status = Status(message["status"])
-                raise DeviceError(f"the board refused: {status.name.lower().replace('_', '-')}", status)
+                raise _refused(board, message["status"])
             if message.kind is Kind.DATA:
                 if message["offset"] != len(blob):
                     raise RemoteWireError(Status.FRAME_LENGTH, f"results from {message['offset']} on, {len(blob)} expected")

@@ -40,7 +40,7 @@ class VirtualDevice:
     def __init__(
         self,
         board: Board | str,
-        id: str,  # noqa: A002
+        id: str,
         samples_region: bytes,
         identity_region: bytes,
         link: str,

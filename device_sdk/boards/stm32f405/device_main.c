@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The federated device on an STM32F405: the whole image. Identity and samples are regions of flash outside the image, so that
- * one image serves a fleet.
+ * The federated device on an STM32F405: the whole image. Identity and samples are regions of flash outside the image,
+ * so that one image serves a fleet.
  */
 #include "fedmote/fedmote.h"
 #include "fedmote_board.h"

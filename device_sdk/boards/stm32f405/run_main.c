@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Inference on an STM32F405: runs the package of the package region over the samples region as soon as it starts and sends the
- * results as one blob over the serial line: `data` messages with handle 0 in serial frames, in order. What cannot be run ends
- * in `refuse` with the reason.
+ * Inference on an STM32F405: runs the package of the package region over the samples region as soon as it starts and
+ * sends the results as one blob over the serial line: `data` messages with handle 0 in serial frames, in order. What
+ * cannot be run ends in `refuse` with the reason.
  */
 #include <string.h>
 
@@ -77,7 +77,8 @@ static void refuse(struct sender *sender, int32_t status) {
 int main(void) {
     static uint8_t memory[FEDMOTE_BOARD_RUN_ARENA_BYTES] __attribute__((aligned(16)));
     static uint8_t receive[LINE_BYTES], transmit[LINE_BYTES] __attribute__((aligned(16)));
-    static struct sender sender = {.line = {.port = &port, .receive = receive, .transmit = transmit, .capacity = LINE_BYTES}};
+    static struct sender sender = {
+        .line = {.port = &port, .receive = receive, .transmit = transmit, .capacity = LINE_BYTES}};
     struct samples_region samples;
 
     stm32_start();

@@ -29,8 +29,8 @@ int32_t run_samples(const uint8_t *package_bytes, uint32_t package_size, const s
     if (status != FEDMOTE_OK) {
         return status;
     }
-    /* encoder, then scratch f32[D + C] with the logits f32[C] behind it, then the result. The bounds that fedmote_package_open()
-     * has checked keep these sums far below 2^32. */
+    /* encoder, then scratch f32[D + C] with the logits f32[C] behind it, then the result. The bounds that
+     * fedmote_package_open() has checked keep these sums far below 2^32. */
     const uint32_t encoder_bytes = round_16(package.encoder_bytes);
     const uint32_t float_bytes = round_16(4U * (package.feature_count + 2U * package.head_outputs));
     const uint32_t result_bytes = package.feature_count + 4U * package.head_outputs;

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * fedmote-device: the federated device as a process. Identity and samples are files in the forms of protocol/SPEC.md, section 8.
+ * fedmote-device: the federated device as a process. Identity and samples are files in the forms of protocol/SPEC.md,
+ * section 8.
  */
 #define _POSIX_C_SOURCE 200809L
 #include <errno.h>

@@ -27,16 +27,16 @@ enum stream_kind {
 
 struct stream {
     enum stream_kind kind;
-    char target[256];  /* "host" of TCP, path of serial and pty */
-    char service[32];  /* TCP */
-    int descriptor;    /* -1 while closed */
+    char target[256]; /* "host" of TCP, path of serial and pty */
+    char service[32]; /* TCP */
+    int descriptor;   /* -1 while closed */
     bool is_connecting;
     bool is_full; /* the last write did not take everything: wait for room, too */
     uint32_t retry_at_ms;
 };
 
-/* Prepares the stream and tries to open it once. TCP and serial targets may be absent for now. False: `target` cannot be
- * understood, or no pseudo terminal is to be had. */
+/* Prepares the stream and tries to open it once. TCP and serial targets may be absent for now. False: `target` cannot
+ * be understood, or no pseudo terminal is to be had. */
 bool stream_init(struct stream *stream, enum stream_kind kind, const char *target);
 /* Both as in struct fedmote_port. */
 int32_t stream_read(struct stream *stream, uint8_t *bytes, uint32_t capacity);
@@ -51,8 +51,8 @@ struct file_map {
 };
 bool file_map_open(struct file_map *map, const char *path);
 
-/* slots.c: 2 * slot_bytes of memory, or of a file that keeps the packages over restarts and kills (the page cache outlives the
- * process; a power cut of the whole machine is not guarded against). */
+/* slots.c: 2 * slot_bytes of memory, or of a file that keeps the packages over restarts and kills (the page cache
+ * outlives the process; a power cut of the whole machine is not guarded against). */
 struct slots {
     uint8_t *bytes;
     uint32_t slot_bytes;

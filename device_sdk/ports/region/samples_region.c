@@ -8,7 +8,8 @@
 
 #define HEADER_BYTES 16U
 
-int32_t samples_region_open(struct samples_region *samples, const uint8_t *region, uint32_t bytes, uint32_t max_samples) {
+int32_t samples_region_open(struct samples_region *samples, const uint8_t *region, uint32_t bytes,
+                            uint32_t max_samples) {
     memset(samples, 0, sizeof *samples);
     if (bytes < HEADER_BYTES || memcmp(region, "FMDS", 4) != 0) {
         return FEDMOTE_ERR_MALFORMED;
@@ -22,7 +23,8 @@ int32_t samples_region_open(struct samples_region *samples, const uint8_t *regio
     if (label_bytes > room || sample_bytes > room - label_bytes) {
         return FEDMOTE_ERR_TRUNCATED;
     }
-    if (fedmote_crc32(0U, region + HEADER_BYTES, (uint32_t)(label_bytes + sample_bytes)) != fedmote_load_u32(region + 12)) {
+    if (fedmote_crc32(0U, region + HEADER_BYTES, (uint32_t)(label_bytes + sample_bytes)) !=
+        fedmote_load_u32(region + 12)) {
         return FEDMOTE_ERR_CRC;
     }
     samples->labels = region + HEADER_BYTES;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Reader of a samples region (protocol/SPEC.md, section 8): what the flash of a board, or a file, holds of labelled samples. It
- * serves the port callbacks sample_count and sample_read of boards that keep their data in this form.
+ * Reader of a samples region (protocol/SPEC.md, section 8): what the flash of a board, or a file, holds of labelled
+ * samples. It serves the port callbacks sample_count and sample_read of boards that keep their data in this form.
  */
 #ifndef FEDMOTE_SAMPLES_REGION_H
 #define FEDMOTE_SAMPLES_REGION_H
@@ -15,9 +15,9 @@ struct samples_region {
     uint32_t input_bytes;
 };
 
-/* Finds the samples in at most `bytes` bytes at `region`, which is borrowed; at most `max_samples` of them are shown. On an error
- * `samples` is empty. Errors: FEDMOTE_ERR_MALFORMED without the magic, FEDMOTE_ERR_TRUNCATED where the region is
- * shorter than what it announces, FEDMOTE_ERR_CRC. */
+/* Finds the samples in at most `bytes` bytes at `region`, which is borrowed; at most `max_samples` of them are shown.
+ * On an error `samples` is empty. Errors: FEDMOTE_ERR_MALFORMED without the magic, FEDMOTE_ERR_TRUNCATED where the
+ * region is shorter than what it announces, FEDMOTE_ERR_CRC. */
 FEDMOTE_MUST_CHECK int32_t samples_region_open(struct samples_region *samples, const uint8_t *region, uint32_t bytes,
                                                uint32_t max_samples);
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * A port to copy and fill: every callback of struct fedmote_port with what it must do. As it stands it is a board without a line,
- * without samples and with slots in RAM, which compiles and runs and learns nothing.
+ * A port to copy and fill: every callback of struct fedmote_port with what it must do. As it stands it is a board
+ * without a line, without samples and with slots in RAM, which compiles and runs and learns nothing.
  */
 #include "port.h"
 
@@ -18,8 +18,8 @@ static uint32_t now_ms(void *context) {
     return ++calls;
 }
 
-/* Different at every boot and on every board: a random number generator, or the low bits of an open analog input stirred with a
- * serial number. Not used for keys. */
+/* Different at every boot and on every board: a random number generator, or the low bits of an open analog input
+ * stirred with a serial number. Not used for keys. */
 static uint32_t random_u32(void *context) {
     (void)context;
     static uint32_t state = 1U;
@@ -27,8 +27,9 @@ static uint32_t random_u32(void *context) {
     return state;
 }
 
-/* Hands over received bytes, at most `capacity`, without waiting; 0 where there are none. Let an interrupt or DMA fill a ring of
- * at least FEDMOTE_BODY_MAX + 128 bytes: one step may take as long as FEDMOTE_MACS_PER_STEP multiply-accumulates. */
+/* Hands over received bytes, at most `capacity`, without waiting; 0 where there are none. Let an interrupt or DMA fill
+ * a ring of at least FEDMOTE_BODY_MAX + 128 bytes: one step may take as long as FEDMOTE_MACS_PER_STEP
+ * multiply-accumulates. */
 static int32_t stream_read(void *context, uint8_t *bytes, uint32_t capacity) {
     (void)context;
     (void)bytes;
@@ -36,7 +37,8 @@ static int32_t stream_read(void *context, uint8_t *bytes, uint32_t capacity) {
     return 0;
 }
 
-/* Takes as many bytes as fit now and says how many; never waits. A socket that broke returns a number below -127 once. */
+/* Takes as many bytes as fit now and says how many; never waits. A socket that broke returns a number below -127 once.
+ */
 static int32_t stream_write(void *context, const uint8_t *bytes, uint32_t size) {
     (void)context;
     (void)bytes;
@@ -50,7 +52,8 @@ static uint32_t sample_count(void *context) {
     return 0U;
 }
 
-/* Copies sample `index` in the encoder's input quantization, channels last; must give the same sample until the round is over. */
+/* Copies sample `index` in the encoder's input quantization, channels last; must give the same sample until the round
+ * is over. */
 static int32_t sample_read(void *context, uint32_t index, int8_t *x, uint32_t x_bytes, uint32_t *label) {
     (void)context;
     (void)index;
@@ -90,6 +93,6 @@ const struct fedmote_port board_port = {
     .slot_base = slot_base,
     .slot_erase = slot_erase,
     .slot_write = slot_write,
-    .hash = NULL, /* packages are then checked by CRC-32 only */
+    .hash = NULL,  /* packages are then checked by CRC-32 only */
     .event = NULL, /* a place for a log or an LED */
 };

@@ -8,8 +8,6 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
-
 from fedmote.config import Credentials, load
 from fedmote.errors import ConfigError, DeviceError
 from fedmote.package.boards import Board, board_names
@@ -31,7 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     link = parser.add_mutually_exclusive_group(required=True)
     link.add_argument("--broker", metavar="URL", help="mqtt://HOST:PORT")
     link.add_argument("--serial", metavar="PORT", help="serial port, tcp://HOST:PORT, or pty for a new pseudo terminal")
-    parser.add_argument("--package", type=Path, metavar="X.fmp", help="installed already; also quantizes samples that are not int8")
+    parser.add_argument(
+        "--package", type=Path, metavar="X.fmp", help="installed already; also quantizes samples that are not int8"
+    )
     parser.add_argument("--send-samples", action="store_true", help="firmware policy: selected samples may go to the own partner")
     parser.add_argument("--state", type=Path, metavar="DIR", help="keeps the device's files over restarts")
 

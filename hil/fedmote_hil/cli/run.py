@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import time
 from pathlib import Path
@@ -12,9 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from fedmote.errors import ConfigError
+from fedmote.package import tflite_reader
 from fedmote.package.boards import Board, board_names
-from fedmote.package.file import Package
-from fedmote.package.importing import import_tflite
+from fedmote.package.file import Package, build_package
+from fedmote.package.graph import HeadLayer
 from fedmote_hil.run import run_on_board
 from fedmote_hil.samples import board_samples, load_array
 
@@ -34,7 +36,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Runs the samples and writes the results."""
     board = Board.load(options.board)
-    package = _load(options.model, board)
+    is_tflite = options.model.suffix == ".tflite"
+    if is_tflite and options.logits:
+        raise ConfigError(f"{options.model}: a .tflite file has no head, hence no logits")
+    package = _import(options.model, board) if is_tflite else Package.read(options.model)
     x = board_samples(load_array(options.input), package)
     started = time.monotonic()
     y = run_on_board(board, package.device_form(), x, options.logits)
@@ -63,12 +68,14 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _load(path: Path, board: Board) -> Package:
-    """The package, or the one that the `.tflite` file compiles to."""
-    if path.suffix != ".tflite":
-        return Package.read(path)
+def _import(path: Path, board: Board) -> Package:
+    """The package that a `.tflite` file compiles to, with a head of one output that nobody asks for."""
     try:
         content = path.read_bytes()
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from error
-    return import_tflite(content, path.stem, board)
+    graph = tflite_reader.read(content, path.name)
+    features = math.prod(graph.activations[graph.output].shape)
+    head = {"weight": np.zeros((1, features), np.float32), "bias": np.zeros(1, np.float32)}
+    layer = HeadLayer("weight", "bias", features, 1)
+    return build_package(None, graph, [layer], head, {}, board, path.stem, 0, content)
