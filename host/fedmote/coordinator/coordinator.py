@@ -144,9 +144,9 @@ class Coordinator:
             return
         wake_at = min(run.machine.wake_at(), run.exchange.wake_at(), self._talk_at)
         reading = asyncio.create_task(self._inbox.get())
-        waiting: set[asyncio.Task[object]] = {reading}  # type: ignore[arg-type]  # tasks are invariant in what they return
+        waiting: set[asyncio.Task[object]] = {reading}
         if run.merge_task is not None:
-            waiting.add(run.merge_task)  # type: ignore[arg-type]
+            waiting.add(run.merge_task)
         await asyncio.wait(waiting, timeout=max(0.0, wake_at - self._clock()), return_when=asyncio.FIRST_COMPLETED)
         if not reading.done():
             reading.cancel()

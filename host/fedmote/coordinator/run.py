@@ -11,8 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
 from fedmote.config import CoordinatorConfig
@@ -40,7 +39,7 @@ from fedmote.rounds.events import (
     Stop,
 )
 from fedmote.store import Checkpoint, CheckpointEntry, PlanEntry, RunEntry, State, UpdateEntry
-from fedmote.strategies import RoundPlan, cells_of, load_strategy
+from fedmote.strategies import cells_of, load_strategy
 from fedmote.tensors import shape_complaint
 from fedmote.wire.codec import Message
 from fedmote.wire.schema import Kind, Status
@@ -172,33 +171,30 @@ class Run:
 
     # ---- actions ------------------------------------------------------------------------------------------------------
 
-    async def perform(self, actions: list[Action]) -> None:
-        """Perform actions in order, and those that they lead to."""
-        waiting = deque(actions)
-        while waiting:
-            action = waiting.popleft()
+    async def perform(self, actions: Sequence[Action]) -> None:
+        """Perform actions in order."""
+        for action in actions:
             name = type(action).__name__
             self._passing(f"before {name}")
-            waiting.extend(await self._do(action))
+            await self._do(action)
             self._passing(f"after {name}")
 
-    async def _do(self, action: Action) -> list[Action]:
+    async def _do(self, action: Action) -> None:
         match action:
             case OpenRound() | JournalPlan() | JournalUpdate() | NoteRefusal():
                 self._journal(action)
             case SendPlan() | SendWait() | SendAck() | SendRefuse():
-                return await self._tell(action)
+                await self._tell(action)
             case Pull():
                 await self.exchange.pull(action.id, action.handle, action.size, action.crc, self._clock())
             case DropPull():
                 self.exchange.drop(action.id)
             case CloseRound():
-                self._close(action.plan)
+                self._close(action)
             case AbandonRound():
                 self._abandon(action)
             case Stop():
                 self.is_over, self.complaint = True, action.complaint
-        return []
 
     def _journal(self, action: OpenRound | JournalPlan | JournalUpdate | NoteRefusal) -> None:
         ledger = self.state.ledger
@@ -220,8 +216,9 @@ class Run:
                 self._talk(self.machine.words(self._clock()))
             case NoteRefusal():
                 ledger.add_refusal(action.round, action.id, "participant", action.status, clip(action.reason))
+                self._talk(f"{action.id} refused: {action.status.name.lower().replace('_', '-')} {action.reason}".rstrip())
 
-    async def _tell(self, action: SendPlan | SendWait | SendAck | SendRefuse) -> list[Action]:
+    async def _tell(self, action: SendPlan | SendWait | SendAck | SendRefuse) -> None:
         match action:
             case SendPlan():
                 await self._send_plan(action)
@@ -235,10 +232,15 @@ class Run:
                 self.state.ledger.add_refusal(number, action.id, "coordinator", action.status, clip(action.reason))
                 answer = refuse(action.status, action.reason, action.handle, self.name, action.round)
                 await self.exchange.send(action.id, answer)
-        return []
 
     async def _send_plan(self, action: SendPlan) -> None:
-        planned = self._forms.planned(action.role, self.exchange.peers[action.id].board)
+        try:
+            planned = self._forms.planned(action.role, self.exchange.peers[action.id].board)
+        except (ConversionError, PackageError) as error:
+            # One board's package must not stop the others: this participant waits, and is named as missing.
+            self._talk(f"no plan for {action.id}: {error}")
+            await self._tell(SendWait(action.id, self.config.windows.wait_ms, f"no package: {error}"))
+            return
         self.exchange.offer(planned.sources())
         fields: dict[str, int | bytes | str] = {
             "run": self.name,
@@ -258,15 +260,16 @@ class Run:
 
     # ---- closing a round ----------------------------------------------------------------------------------------------
 
-    def _close(self, plan: RoundPlan) -> None:
+    def _close(self, action: CloseRound) -> None:
         """Fix the set of updates, and merge beside the loop: hellos are answered meanwhile."""
-        self.state.ledger.close_round(plan.round, self.machine.missing())
+        number = action.plan.round
+        self.state.ledger.close_round(number, action.missing)
         self._passing("round-closed")
-        entries = self.state.ledger.updates(plan.round)
+        entries = self.state.ledger.updates(number)
 
         def merge() -> Merged:
             try:
-                checkpoint = self.merging.merge(self.checkpoint, plan.round, entries)
+                checkpoint = self.merging.merge(self.checkpoint, number, entries)
                 return checkpoint, self._partition.evaluate(checkpoint.tensors, checkpoint.ranges)
             except FedmoteError as error:
                 return error
@@ -304,10 +307,7 @@ class Run:
 
     def _abandon(self, action: AbandonRound) -> None:
         number = action.plan.round
-        missing = {member.id: "no update that counts" for member in action.plan.members}
-        counted = {entry.participant for entry in self.state.ledger.updates(number)}
-        missing = {who: why for who, why in missing.items() if who not in counted}
-        self.state.ledger.abandon_round(number, action.reason, self._clock() - self._opened_at, missing)
+        self.state.ledger.abandon_round(number, action.reason, self._clock() - self._opened_at, action.missing)
         self._say_round(number)
 
     def _say_round(self, number: int) -> None:

@@ -176,7 +176,7 @@ class RoundMachine:
     def tick(self, now: float) -> list[Action]:
         """React to the passing of time."""
         if self._is_done or self._is_closing:
-            return [CloseRound(self.plan)] if self._is_closing and self.plan is not None else []
+            return self._close() if self._is_closing else []
         if self.num_merged >= self.rules.goal:
             self._is_done = True
             return [Stop(None)]
@@ -351,6 +351,8 @@ class RoundMachine:
         complaint = self._complaint(report)
         if complaint is not None:
             status, reason = complaint
+            if status is Status.UPDATE_SHAPE:
+                self._progress[report.id].fail("update refused: update-shape")  # it would only train the same again
             return [SendRefuse(report.id, status, reason, report.handle, report.round)]
         progress = self._progress[report.id]
         running = progress.report
@@ -454,7 +456,10 @@ class RoundMachine:
         if self._num_counted < self._needed():
             return self._abandon(f"{self._num_counted} of {len(self._progress)} reported, {self._needed()} are needed", now)
         self._is_closing = True
-        return [*self._send_away(), CloseRound(self.plan)]
+        return [*self._send_away(), *self._close()]
+
+    def _close(self) -> list[Action]:
+        return [] if self.plan is None else [CloseRound(self.plan, self.missing())]
 
     def _send_away(self) -> list[Action]:
         """Whoever is still sending is told that the round is over."""
@@ -469,7 +474,7 @@ class RoundMachine:
 
     def _abandon(self, reason: str, now: float) -> list[Action]:
         assert self.plan is not None  # callers looked
-        actions = [*self._send_away(), AbandonRound(self.plan, reason)]
+        actions = [*self._send_away(), AbandonRound(self.plan, reason, self.missing())]
         self._num_failed += 1
         number = self.plan.round
         self._leave_round(is_committed=False, now=now)
