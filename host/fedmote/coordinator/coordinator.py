@@ -24,6 +24,7 @@ from fedmote.errors import RemoteWireError, TransportError
 from fedmote.rounds.events import BlobArrived, BlobSpoiled, Event, Refused, Reported, SaidHello, TookPlan
 from fedmote.store import State
 from fedmote.transport import Received, Transport
+from fedmote.transport.link import LinkServer
 from fedmote.wire.codec import Message
 from fedmote.wire.schema import LIMIT_PROTOCOL, Channel, Kind, Role, Status
 from fedmote.wire.transfer import BlobSink
@@ -50,6 +51,9 @@ class Coordinator:
         talk: takes lines for the operator.
         clock: monotonic seconds.
         passing: called with the name of every place at which a kill must do no harm.
+
+    Attributes:
+        is_stopping: `stop` was called.
     """
 
     def __init__(
@@ -73,12 +77,12 @@ class Coordinator:
         self._inbox: asyncio.Queue[tuple[Transport, Received] | None] = asyncio.Queue(INBOX_MESSAGES)
         self._failure: TransportError | None = None
         self._num_reading = 0
-        self._is_stopping = False
+        self.is_stopping = False
         self._talk_at = 0.0
 
     def stop(self) -> None:
         """End after the action under way (and the merge, if there is one). Everything that counts is journaled already."""
-        self._is_stopping = True
+        self.is_stopping = True
         if not self._inbox.full():
             self._inbox.put_nowait(None)
 
@@ -99,6 +103,8 @@ class Coordinator:
             try:
                 for transport in self._transports:
                     await transport.start()
+                    if isinstance(transport, LinkServer):
+                        self._talk(f"listening at {transport.url}")  # port 0 became a free one
                 readers = [asyncio.create_task(self._read(transport)) for transport in self._transports]
                 self._num_reading = len(readers)
                 await self._loop(run)
@@ -126,7 +132,7 @@ class Coordinator:
 
     async def _loop(self, run: Run) -> None:
         await run.perform(run.machine.tick(self._clock()))
-        while not run.is_over and not (self._is_stopping and run.merge_task is None):
+        while not run.is_over and not (self.is_stopping and run.merge_task is None):
             if self._failure is not None and self._num_reading == 0:
                 raise self._failure
             await self._wait(run)

@@ -25,7 +25,7 @@ from fedmote.wire.transfer import BlobSource, handle_of
 
 
 class Partition(Protocol):
-    """What the coordinator asks of the converted model (`PackagePartition` in production)."""
+    """What the coordinator asks of the converted model (`DeployedPartition` in production)."""
 
     @property
     def boards(self) -> tuple[str, ...]:
@@ -44,7 +44,7 @@ class Partition(Protocol):
         """The package of a board in device form, and its 32-byte hash; the same arguments give the same bytes."""
         ...
 
-    def evaluate(self, tensors: Tensors, ranges: Ranges) -> float | None:
+    def evaluate(self, tensors: Tensors, ranges: Ranges, version: int) -> float | None:
         """Accuracy of the deployed form on the host test set, 0 to 1; None where there is none."""
         ...
 

@@ -111,7 +111,7 @@ class Run:
         tensors, ranges = self._partition.first_model()
         digest = self.state.checkpoints.save(Checkpoint(0, 0, tensors, ranges))
         self._passing("first-checkpoint-written")
-        self.state.ledger.begin_run(run, CheckpointEntry(0, 0, digest, 0, self._partition.evaluate(tensors, ranges)))
+        self.state.ledger.begin_run(run, CheckpointEntry(0, 0, digest, 0, self._partition.evaluate(tensors, ranges, 0)))
         self._passing("run-begun")
         return run
 
@@ -270,7 +270,7 @@ class Run:
         def merge() -> Merged:
             try:
                 checkpoint = self.merging.merge(self.checkpoint, number, entries)
-                return checkpoint, self._partition.evaluate(checkpoint.tensors, checkpoint.ranges)
+                return checkpoint, self._partition.evaluate(checkpoint.tensors, checkpoint.ranges, checkpoint.version)
             except FedmoteError as error:
                 return error
 

@@ -85,7 +85,7 @@ class HostManifest:
                 template=None if template is None else _load_graph(template),
                 ranges={_text(name): _range(limits) for name, limits in content["ranges"].items()},
             )
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
             raise PackageError(
                 f"the host manifest is malformed: {type(error).__name__}: {error}", Status.PACKAGE_SECTION
             ) from error

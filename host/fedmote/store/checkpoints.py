@@ -68,8 +68,10 @@ def file_hash(blob: bytes) -> str:
 class Checkpoints:
     """A directory of numbered checkpoints."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, is_read_only: bool = False) -> None:
         self.directory = directory
+        if is_read_only:
+            return
         with store_errors(directory):
             directory.mkdir(parents=True, exist_ok=True)
             remove_leftovers(directory)

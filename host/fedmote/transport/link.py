@@ -18,7 +18,7 @@ from fedmote.transport.base import Inbox, Post, Received, peek_hello, unknown_ki
 from fedmote.transport.stream import FrameStream, open_serial, open_tcp, split_url
 from fedmote.wire.codec import Message
 from fedmote.wire.frame import Frame
-from fedmote.wire.schema import Channel, Kind, Status
+from fedmote.wire.schema import LIMIT_BODY_CEILING, Channel, Kind, Status
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +107,7 @@ class LinkServer:
         loop = asyncio.get_running_loop()
         if len(self._streams) > self._max_peers:
             log.warning("refused a connection: %d peers are here", self._max_peers)
-            loop.call_soon(stream.close)
+            stream.close()
         else:
             loop.call_later(self._hello_timeout_s, self._expect_hello, stream)
         if self._post.inbox.is_paused:
@@ -195,6 +195,7 @@ class SerialLink:
         self._unopened = on_frame
         self._on_lost_call = on_lost
         self._stream: FrameStream | None = None
+        self._is_stranger = False
         self._hello: tuple[Channel, int, bytes] | None = None
         self._server: asyncio.Server | None = None
         self._task: asyncio.Task[None] | None = None
@@ -239,6 +240,8 @@ class SerialLink:
         """
         if kind == Kind.HELLO:
             self._hello = (channel, kind, body)
+            if self.id is not None:  # we are the participant; a coordinator, which says no hello, takes what it asks for
+                self._post.set_max_body(self.id, LIMIT_BODY_CEILING)
         return self._stream is not None and self._stream.send(channel, kind, body)
 
     async def receive(self) -> Received:
@@ -247,12 +250,6 @@ class SerialLink:
 
     def deliver(self, frame: Frame) -> None:
         """Open a frame and put its message into the inbox."""
-        if frame.kind == Kind.HELLO:
-            named = hello_id(frame)
-            if named is not None and named != self.id and self.id is not None:
-                self._post.reject(named, Status.NOT_EXPECTED, f"{self.id} is expected at {self.port}")
-                return
-            self.id = self.id or named
         if self.id is None:
             self._post.reject("?", Status.NOT_EXPECTED, f"kind {frame.kind} before hello")
         elif self._post.open(self.id, frame.channel, frame.kind, frame.body) is None and frame.kind not in tuple(Kind):
@@ -310,16 +307,29 @@ class SerialLink:
                 log.info("opened %s again", self.port)
 
     def _new_stream(self) -> FrameStream:
+        self._is_stranger = False
         stream = FrameStream(self._on_frame, self._on_stream_lost)
         if self._post.inbox.is_paused:
             stream.pause()
         return stream
 
     def _on_frame(self, stream: FrameStream, frame: Frame) -> None:
+        if not self._is_expected(frame):
+            return
         if self._unopened is not None:
             self._unopened(frame)
         else:
             self.deliver(frame)
+
+    def _is_expected(self, frame: Frame) -> bool:
+        """Is this the peer that we wait for? Another one is not heard until the right one says hello."""
+        named = hello_id(frame)
+        if named is not None:
+            self.id = self.id or named
+            self._is_stranger = named != self.id
+            if self._is_stranger:
+                self._post.reject(named, Status.NOT_EXPECTED, f"{self.id} is expected at {self.port}")
+        return not self._is_stranger
 
     def _on_stream_lost(self, stream: FrameStream) -> None:
         self._post.errors += stream.errors

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from fedmote.errors import TransportError
 from fedmote.transport.base import Post, Received
 from fedmote.wire.codec import Message
-from fedmote.wire.schema import Channel, Status
+from fedmote.wire.schema import LIMIT_BODY_CEILING, Channel, Status
 
 
 class MemoryNetwork:
@@ -60,6 +60,7 @@ class MemoryEnd:
     def __init__(self, network: MemoryNetwork, id: str) -> None:
         self.id = id
         self.post = Post()
+        self.post.set_max_body(id, LIMIT_BODY_CEILING)  # a coordinator takes what it asks for
         self._network = network
 
     @property

@@ -15,7 +15,7 @@ from pathlib import Path
 from fedmote.transport.base import Inbox, Post, Received, peek_hello, unknown_kind
 from fedmote.transport.mqtt_connection import Login, MqttConnection, Retained
 from fedmote.wire.codec import Message, encode
-from fedmote.wire.schema import Channel, Kind, Status
+from fedmote.wire.schema import LIMIT_BODY_CEILING, Channel, Kind, Status
 from fedmote.wire.topics import Address, Direction, parse, quality, topic
 
 
@@ -121,6 +121,7 @@ class PartnerMqtt:
         self.id = id
         self.devices = frozenset(devices)
         self._post = Post(inbox)
+        self._post.set_max_body(id, LIMIT_BODY_CEILING)  # a coordinator takes what it asks for
         self._is_inbox_own = inbox is None
         self._connection = MqttConnection(
             Login(url, username or id, password, id, ca_file),

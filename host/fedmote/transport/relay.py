@@ -197,9 +197,6 @@ class Relay:
     def _on_frame(self, frame: Frame) -> None:
         hello = peek_hello(frame.kind, frame.body)
         if hello is not None:
-            if hello["device"] != self.id:
-                log.warning("the device at %s calls itself %s, %s is expected", self._link.port, hello["device"], self.id)
-                return
             self._link.set_max_body(self.id, hello["max_body"])
         if frame.channel is Channel.CELL:
             self._link.deliver(frame)

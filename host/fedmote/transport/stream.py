@@ -67,6 +67,8 @@ class FrameStream(asyncio.Protocol):
         self._reader = cast(asyncio.ReadTransport, transport)
         if hasattr(transport, "write"):
             self._writer = cast(asyncio.WriteTransport, transport)
+        if self._is_closed:
+            self.close()
         if self._is_paused:  # after asyncio has begun to read, which it does in the next turn of the loop
             asyncio.get_running_loop().call_soon(self._pause_again)
 
