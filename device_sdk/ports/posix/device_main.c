@@ -197,6 +197,10 @@ int main(int count, char **arguments) {
     struct fedmote_identity identity;
     struct options options;
 
+    if (count == 2 && strcmp(arguments[1], "--help") == 0) {
+        (void)fputs(usage, stdout);
+        return EXIT_SUCCESS;
+    }
     if (!parse(&options, count, arguments)) {
         return EXIT_USAGE;
     }
