@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
+import os
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +14,8 @@ from fedmote.package.fold import bind
 from fedmote.package.inputs import arrange, graph_shape, layout_of
 from fedmote_convert.capture import capture
 from fedmote_convert.passes import PASSES
+
+SHARED = Path(os.environ.get("FEDMOTE_SHARED", Path(__file__).resolve().parents[2].parent / "shared"))
 
 torch.set_num_threads(1)
 
@@ -86,6 +90,22 @@ def windows() -> Sample:
     x = (waves + rng.normal(0, 0.6, waves.shape)).astype(np.float32)
     module = trained(har_cnn(), x[:400], y[:400], epochs=5, seed=2)
     return Sample("har_cnn", module, x[:200], y[:200], x[400:], y[400:])
+
+
+@pytest.fixture(scope="session")
+def recordings() -> Sample:
+    """Accelerometer and gyroscope windows of thirty people, where the data set is at hand; people are not mixed."""
+    path = SHARED / "data" / "har_phone_30subjects" / "windows.npz"
+    if not path.exists():
+        pytest.skip(f"{path} is absent")
+    with np.load(path) as file:
+        x, y = file["x"].astype(np.float32).transpose(0, 2, 1).copy(), file["y"].astype(np.int64)
+        is_test = file["is_test_subject"] == 1
+    rng = np.random.default_rng(6)
+    known = rng.permutation(np.flatnonzero(~is_test))[:1500]
+    unknown = rng.permutation(np.flatnonzero(is_test))[:1000]
+    module = trained(har_cnn(), x[known], y[known], epochs=3, seed=6)
+    return Sample("har_cnn", module, x[known[:300]], y[known[:300]], x[unknown], y[unknown])
 
 
 @pytest.fixture(scope="session")

@@ -102,6 +102,21 @@ def test_the_deployed_form_keeps_the_accuracy_on_samples_it_has_not_seen(sample)
     assert evaluate(package, sample.x_test, chosen.astype(np.int64)) >= 0.97
 
 
+def test_a_model_of_recorded_movements_keeps_bits_decibels_and_accuracy(recordings):
+    conversion = converted(recordings)
+    package = conversion.package
+    with torch.no_grad():
+        chosen = recordings.module(torch.from_numpy(recordings.x_test)).argmax(dim=1).numpy()
+    accuracy = float((chosen == recordings.y_test).mean())
+    x = int8_inputs(package, recordings.x_test)
+
+    np.testing.assert_array_equal(run_int8(package.graph, x), tflite_micro(package.encoder_tflite, x))
+    assert conversion.quality.sqnr_db >= 30
+    assert accuracy > 0.75
+    assert evaluate(package, recordings.x_test, recordings.y_test) >= accuracy - 0.01
+    assert evaluate(package, recordings.x_test, chosen.astype(np.int64)) >= 0.98
+
+
 def test_head_parameters_in_the_package_read_channels_last_features(residual):
     package = converted(residual).package
     weights, bias = package.head()
