@@ -290,7 +290,7 @@ static bool parse_topic(const struct fedmote_line *line, const uint8_t *topic, u
 static int32_t take_publish(struct fedmote_line *line, struct fedmote_frame *frame) {
     struct fedmote_mqtt *mqtt = &line->as.mqtt;
     const uint8_t *packet = line->receive;
-    uint32_t qos = (mqtt->header & FLAG_QOS_MASK) >> 1;
+    uint32_t qos = (uint32_t)(mqtt->header & FLAG_QOS_MASK) >> 1;
     uint32_t id_size = qos == 0 ? 0 : 2;
     if (qos > 1 || mqtt->length < 2 + id_size) {
         return FEDMOTE_ERR_LINK;

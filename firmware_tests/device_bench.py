@@ -1,0 +1,271 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One device of the SDK on a bench: the C client in this process, every accident at a chosen moment.
+
+The port's callbacks are Python: a virtual clock, a byte stream in memory, samples from arrays, and a flash that enforces
+what real parts do (erase before write, aligned writes, each byte once) and that can lose power at any operation. Power loss is
+`FlashModel.is_dead`: from then on no callback does anything, and the bench starts the device anew with the slots as they are.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from firmware_tests.native import SDK, aligned, compile_c
+
+BODY_MAX = 177  # chunks of 160 bytes: a small package takes many of them
+CHUNK = 160
+SLOT_BYTES = 8192
+IDLE, BUSY = 1, 2
+PORT_ERROR = -200
+STATES = ("idle", "fetch", "encode", "select", "train", "report")
+
+_u8p = ctypes.POINTER(ctypes.c_uint8)
+_callbacks = {
+    "now_ms": ctypes.CFUNCTYPE(ctypes.c_uint32, ctypes.c_void_p),
+    "random": ctypes.CFUNCTYPE(ctypes.c_uint32, ctypes.c_void_p),
+    "stream_read": ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint32),
+    "stream_write": ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint32),
+    "sample_count": ctypes.CFUNCTYPE(ctypes.c_uint32, ctypes.c_void_p),
+    "sample_read": ctypes.CFUNCTYPE(
+        ctypes.c_int32, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_void_p, ctypes.c_uint32, ctypes.POINTER(ctypes.c_uint32)
+    ),
+    "slot_bytes": ctypes.c_uint32,
+    "slot_base": ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint32),
+    "slot_erase": ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_uint32),
+    "slot_write": ctypes.CFUNCTYPE(
+        ctypes.c_int32, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint32, ctypes.c_void_p, ctypes.c_uint32
+    ),
+    "hash": ctypes.CFUNCTYPE(
+        None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_void_p
+    ),
+    "event": ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int32, ctypes.c_int32),
+}
+
+
+class Port(ctypes.Structure):
+    """`struct fedmote_port`."""
+
+    _fields_ = [("context", ctypes.c_void_p), *_callbacks.items()]
+
+
+class Identity(ctypes.Structure):
+    """`struct fedmote_identity`."""
+
+    _fields_ = [
+        ("id", ctypes.c_char_p), ("site", ctypes.c_char_p), ("board", ctypes.c_char_p), ("link", ctypes.c_void_p),
+        ("username", ctypes.c_char_p), ("password", ctypes.c_char_p), ("keep_alive_s", ctypes.c_uint16),
+        ("is_sending_samples", ctypes.c_uint8),
+    ]  # fmt: skip
+
+
+class Info(ctypes.Structure):
+    """`struct fedmote_info`."""
+
+    _fields_ = [
+        ("state", ctypes.c_int), ("is_link_up", ctypes.c_uint8), ("is_unsigned", ctypes.c_uint8),
+        ("has_package", ctypes.c_uint8), ("is_update_held", ctypes.c_uint8),
+        *((name, ctypes.c_uint32) for name in ("round", "generation", "arena_bytes", "arena_required", "arena_total")),
+        ("error", ctypes.c_int32), ("where", ctypes.c_char_p),
+        *((name, ctypes.c_uint32) for name in
+          ("frames_received", "frames_sent", "frame_errors", "rounds_done", "link_losses")),
+    ]  # fmt: skip
+
+
+@functools.cache
+def library() -> ctypes.CDLL:
+    """The whole SDK with UBSan, in the configuration of these tests."""
+    sources = [*sorted((SDK / "src").glob("*.c")), *sorted((SDK / "src" / "kernels").glob("*.c"))]
+    flags = ["-O1", "-shared", "-fPIC", "-fsanitize=undefined", "-fno-sanitize-recover=all", f"-DFEDMOTE_BODY_MAX={BODY_MAX}",
+             "-DFEDMOTE_MACS_PER_STEP=300"]  # fmt: skip
+    lib = ctypes.CDLL(str(compile_c("libdevice.so", sources, flags)))
+    lib.fedmote_wake_ms.restype = ctypes.c_uint32
+    lib.fedmote_link_bytes.restype = ctypes.c_uint32
+    return lib
+
+
+@dataclass
+class FlashModel:
+    """Two slots. Operations (erases and writes) are numbered from 0.
+
+    Attributes:
+        cut_at: number of the operation during which the power fails; it is left half done.
+        fail_at: number of an operation that does nothing and returns an error; the device lives on.
+        log: (operation, slot, offset, size) in order.
+    """
+
+    slot_bytes: int = SLOT_BYTES
+    cut_at: int | None = None
+    fail_at: int | None = None
+    is_dead: bool = False
+    log: list[tuple[str, int, int, int]] = field(default_factory=list)
+    violations: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.slots = [aligned(self.slot_bytes) for _ in range(2)]
+        self.is_written = [np.ones(self.slot_bytes, bool) for _ in range(2)]  # never erased: nothing may be written
+        for slot in self.slots:
+            slot[:] = 0xA5  # what a new part holds is anyone's guess
+
+    def _begin(self, *entry: str | int) -> tuple[bool, bool]:
+        """(operation happens, power fails during it)."""
+        if self.is_dead:
+            return False, False
+        number = len(self.log)
+        self.log.append(entry)  # type: ignore[arg-type]
+        self.is_dead = number == self.cut_at
+        return number != self.fail_at, self.is_dead
+
+    def erase(self, slot: int) -> int:
+        happens, is_cut = self._begin("erase", slot, 0, self.slot_bytes)
+        if not happens:
+            return PORT_ERROR
+        end = self.slot_bytes // 2 if is_cut else self.slot_bytes
+        self.slots[slot][:end] = 0xFF
+        self.is_written[slot][:end] = False
+        return PORT_ERROR if is_cut else 0
+
+    def write(self, slot: int, offset: int, data: bytes) -> int:
+        end = offset + len(data)
+        happens, is_cut = self._begin("write", slot, offset, len(data))
+        if not happens:
+            return PORT_ERROR
+        if offset % 8 or (end % 8 and end != self.slot_bytes) or end > self.slot_bytes:
+            self.violations.append(f"write of [{offset}, {end}) is not aligned or outside")
+        if self.is_written[slot][offset:end].any():
+            self.violations.append(f"write of [{offset}, {end}) without an erase before")
+        if is_cut:
+            end = offset + len(data) // 2 // 8 * 8
+        self.slots[slot][offset:end] = np.frombuffer(data[: end - offset], np.uint8)
+        self.is_written[slot][offset:end] = True
+        return PORT_ERROR if is_cut else 0
+
+
+class Device:
+    """A device with its memory, flash, samples and stream.
+
+    Attributes:
+        rx, tx: bytes on their way to and from the device.
+        now: virtual milliseconds.
+    """
+
+    def __init__(self, x: np.ndarray, y: np.ndarray, arena_bytes: int = 16384, link: str = "serial", *,
+                 identifier: str = "board-1", is_sending: bool = True, has_hash: bool = True, flash: FlashModel | None = None,
+                 seed: int = 1, password: str | None = None, keep_alive_s: int = 0) -> None:  # fmt: skip
+        self.x, self.y = np.ascontiguousarray(x, np.int8), y
+        self.rx, self.tx = bytearray(), bytearray()
+        self.now, self.seed = 0xFFFFF000, seed  # the clock wraps soon
+        self.write_limit: Callable[[], int] = lambda: 1 << 30
+        self.read_limit: Callable[[], int] = lambda: 1 << 30
+        self.is_stream_broken = self.is_sample_broken = False
+        self.flash = flash or FlashModel()
+        self.events: list[tuple[int, int]] = []
+        self.visited: set[str] = set()
+        self._guarded = aligned(arena_bytes + 32)
+        self._memory = np.zeros(4096, np.uint8)
+        self.arena_bytes, self.id = arena_bytes, identifier
+        self._port = Port(None, *self._bind(has_hash))
+        link_address = ctypes.addressof(ctypes.c_char.in_dll(library(), f"fedmote_{link}_link"))
+        self._identity = Identity(identifier.encode(), b"lab", b"bench", link_address, None,
+                                  password.encode() if password else None, keep_alive_s, is_sending)  # fmt: skip
+        self.boot()
+
+    def boot(self) -> None:
+        """Power on: RAM holds noise, the slots what they held."""
+        self.flash.is_dead, self.flash.cut_at = False, None
+        self._guarded[:] = 0x5A
+        self._memory[:] = 0x5A
+        status = library().fedmote_init(
+            ctypes.c_void_p(self._memory.ctypes.data), ctypes.byref(self._port), ctypes.byref(self._identity),
+            ctypes.c_void_p(self._guarded.ctypes.data), ctypes.c_uint32(self.arena_bytes))  # fmt: skip
+        assert status == 0, status
+
+    def _bind(self, has_hash: bool) -> list[object]:
+        functions: list[object] = []
+        for name, kind in _callbacks.items():
+            if name == "slot_bytes":
+                functions.append(self.flash.slot_bytes)
+            elif name == "hash" and not has_hash:
+                functions.append(kind())
+            else:
+                functions.append(kind(getattr(self, f"_{name}")))
+        return functions
+
+    # -- callbacks of the port --
+
+    def _now_ms(self, _context: None) -> int:
+        return self.now & 0xFFFFFFFF
+
+    def _random(self, _context: None) -> int:
+        self.seed = (self.seed * 1664525 + 1013904223) & 0xFFFFFFFF
+        return self.seed
+
+    def _stream_read(self, _context: None, out: int, capacity: int) -> int:
+        if self.is_stream_broken:
+            return PORT_ERROR
+        data = bytes(self.rx[: min(capacity, self.read_limit())])
+        del self.rx[: len(data)]
+        ctypes.memmove(out, data, len(data))
+        return len(data)
+
+    def _stream_write(self, _context: None, data: int, size: int) -> int:
+        if self.is_stream_broken:
+            return PORT_ERROR
+        size = min(size, self.write_limit())
+        if not self.flash.is_dead:
+            self.tx += ctypes.string_at(data, size)
+        return size
+
+    def _sample_count(self, _context: None) -> int:
+        return len(self.x)
+
+    def _sample_read(self, _context: None, index: int, out: int, size: int, label: ctypes.Array[ctypes.c_uint32]) -> int:
+        if self.is_sample_broken or index >= len(self.x) or size != self.x.shape[1]:
+            return PORT_ERROR
+        ctypes.memmove(out, self.x[index].tobytes(), size)
+        label[0] = int(self.y[index])
+        return 0
+
+    def _slot_base(self, _context: None, slot: int) -> int:
+        return self.flash.slots[slot].ctypes.data
+
+    def _slot_erase(self, _context: None, slot: int) -> int:
+        return self.flash.erase(slot)
+
+    def _slot_write(self, _context: None, slot: int, offset: int, data: int, size: int) -> int:
+        return self.flash.write(slot, offset, ctypes.string_at(data, size))
+
+    def _hash(self, _context: None, first: int, first_size: int, second: int, second_size: int, digest: int) -> None:
+        data = ctypes.string_at(first, first_size) + ctypes.string_at(second, second_size)
+        ctypes.memmove(digest, hashlib.blake2b(data, digest_size=32).digest(), 32)
+
+    def _event(self, _context: None, event: int, value: int) -> None:
+        self.events.append((event, value))
+
+    # -- for tests --
+
+    def step(self) -> int:
+        """One step; afterwards nothing outside arena and struct may have changed."""
+        status = library().fedmote_step(ctypes.c_void_p(self._memory.ctypes.data))
+        assert (self._guarded[self.arena_bytes :] == 0x5A).all(), "the step wrote behind the arena"
+        assert not self.flash.violations, self.flash.violations
+        self.visited.add(self.state)
+        return int(status)
+
+    def wake_ms(self) -> int:
+        return int(library().fedmote_wake_ms(ctypes.c_void_p(self._memory.ctypes.data)))
+
+    @property
+    def info(self) -> Info:
+        info = Info()
+        library().fedmote_status(ctypes.c_void_p(self._memory.ctypes.data), ctypes.byref(info))
+        return info
+
+    @property
+    def state(self) -> str:
+        return STATES[self.info.state]
