@@ -26,14 +26,13 @@ from fedmote.package.inputs import arrange, restore
 from fedmote.package.quantize import activation_quantization, dequantize_values, observation_points
 from fedmote.partner.session import Offer, Trained
 from fedmote.partner.training import Recipe, Samples, train, write_tensors
+from fedmote.store.checkpoints import MANIFEST_KEY
 from fedmote.strategies.f32 import RANGE_PREFIX
 from fedmote.tensors import dump_safetensors, load_metadata, load_safetensors
 from fedmote.wire.blobs import decode_selected_samples
 from fedmote.wire.codec import Message
 from fedmote.wire.schema import Status
 
-# Where a checkpoint file carries its host manifest.
-MANIFEST_KEY = "manifest"
 _MICRO = 1_000_000
 _U32_MAX = 0xFFFFFFFF
 

@@ -60,9 +60,7 @@ class Scene:
 
 def cells_of_demo() -> tuple[CellConfig, ...]:
     """The three cells."""
-    return tuple(
-        CellConfig(name, (f"device-{name}",), f"partner-{name}" if HAS_PARTNER[name] else None) for name in CELLS
-    )
+    return tuple(CellConfig(name, (f"device-{name}",), f"partner-{name}" if HAS_PARTNER[name] else None) for name in CELLS)
 
 
 def play(directory: Path, materials: Materials, settings: DemoSettings, scene: Scene, talk: Talk) -> dict[str, Any]:
@@ -123,8 +121,8 @@ class _Stage:
     def device(self, cell: str, credentials: Path, *link: str) -> Process:
         """Start the device of a cell."""
         name = f"device-{cell}"
-        arguments = ["--board", self.scene.boards[cell], "--id", name, "--data", self.materials.devices[cell]]
-        keep = ["--send-samples", "--state", self.directory / name]
+        arguments: list[str | Path] = ["--board", self.scene.boards[cell], "--id", name, "--data", self.materials.devices[cell]]
+        keep: list[str | Path] = ["--send-samples", "--state", self.directory / name]
         return self.fleet.start(name, "device", *arguments, "--credentials", credentials, *keep, *link)
 
 
@@ -138,9 +136,7 @@ class _BrokerStage(_Stage):
     def start(self) -> Process:
         """Devices, then partners (one needs the name of the pty), then the coordinator."""
         files = self.broker.files
-        processes = {
-            cell: self.device(cell, files.credentials_file(f"device-{cell}"), *self._link(cell)) for cell in CELLS
-        }
+        processes = {cell: self.device(cell, files.credentials_file(f"device-{cell}"), *self._link(cell)) for cell in CELLS}
         for cell in CELLS:
             if not HAS_PARTNER[cell]:
                 continue
