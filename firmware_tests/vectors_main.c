@@ -149,54 +149,99 @@ static void run_frame(const char *text) {
     }
 }
 
-/* A broker's answers to CONNECT and SUBSCRIBE now and then, so that the noise also meets an open session. */
-static void season(uint8_t *bytes, uint32_t size, uint32_t at) {
-    static const uint8_t answers[] = {0x20, 2,   0,    0,   0x90, 4,   0,   1,   1,   1,   0x32,
-                                      0x17, 0,   0x11, 'f', 'e',  'd', 'm', 'o', 't', 'e', '/',
-                                      '1',  '/', 's',  '/', 'd',  '/', 'd', 'n', '/', 'x'};
-    if (size - at >= sizeof answers) {
-        memcpy(bytes + at, answers, sizeof answers);
+/* A stream without an end for a link under noise: what it says next depends on how far the link has come, so that most
+ * of the noise meets an open session. */
+struct noise {
+    struct stream stream; /* first: its clock and its entropy serve both */
+    struct fedmote_line *line;
+    bool is_mqtt;
+    uint8_t queue[700];
+    uint32_t queued, total;
+};
+
+static uint32_t draw(struct noise *noise, uint32_t below) { return stream_random(&noise->stream) % below; }
+
+static void enqueue(struct noise *noise, const void *bytes, uint32_t size) {
+    memcpy(noise->queue, bytes, size);
+    noise->queued = size;
+}
+
+static void enqueue_random(struct noise *noise, uint32_t size) {
+    for (uint32_t i = 0; i < size; i++) { /* many small bytes: delimiters and lengths */
+        noise->queue[i] = (uint8_t)(draw(noise, 4) == 0 ? draw(noise, 4) : draw(noise, 256));
+    }
+    noise->queued = size;
+}
+
+/* A packet or frame that is right but for a byte or two. */
+static void enqueue_almost(struct noise *noise) {
+    static const uint8_t publish[] = "\x32\x1c\0\x14"
+                                     "fedmote/1/s/d/dn/ack\1\2\xa3\1\1\6";
+    static const uint8_t frame[] = {1, 5, 2, 1, 1, 4, 9, 161, 24, 24, 5, 178, 233, 163, 41, 0};
+    enqueue(noise, noise->is_mqtt ? publish : frame,
+            noise->is_mqtt ? (uint32_t)sizeof publish - 1 : (uint32_t)sizeof frame);
+    for (uint32_t changes = draw(noise, 3); changes > 0; changes--) {
+        noise->queue[draw(noise, noise->queued)] = (uint8_t)draw(noise, 256);
     }
 }
 
+static void enqueue_next(struct noise *noise) {
+    static const uint8_t connack[] = {0x20, 2, 0, 0};
+    static const uint8_t suback[] = {0x90, 4, 0, 1, 1, 1};
+    uint8_t state = noise->is_mqtt ? noise->line->as.mqtt.state : (uint8_t)FEDMOTE_MQTT_UP;
+    bool is_fair = draw(noise, 8) > 0;
+    if (is_fair && state == FEDMOTE_MQTT_CONNECT) {
+        enqueue(noise, connack, sizeof connack);
+    } else if (is_fair && state == FEDMOTE_MQTT_SUBSCRIBE) {
+        enqueue(noise, suback, sizeof suback);
+    } else if (draw(noise, 2) == 0) {
+        enqueue_almost(noise);
+    } else {
+        enqueue_random(noise, 1 + draw(noise, draw(noise, 4) == 0 ? 699 : 20));
+    }
+}
+
+static int32_t noise_read(void *context, uint8_t *bytes, uint32_t capacity) {
+    struct noise *noise = context;
+    if (noise->is_mqtt && noise->line->as.mqtt.state == FEDMOTE_MQTT_WAIT && draw(noise, 4) > 0) {
+        noise->queued = 0; /* mostly nothing stale is left of the last session */
+        return 0;
+    }
+    if (noise->queued == 0) {
+        enqueue_next(noise);
+    }
+    uint32_t size = 1 + draw(noise, noise->queued);
+    size = size < capacity ? size : capacity;
+    memcpy(bytes, noise->queue, size);
+    memmove(noise->queue, noise->queue + size, noise->queued - size);
+    noise->queued -= size;
+    noise->total += size;
+    return (int32_t)size;
+}
+
 static void run_noise(bool is_mqtt, uint32_t seed, uint32_t size) {
-    uint8_t *bytes = malloc(size);
-    struct stream stream = {.bytes = bytes, .size = size, .piece = 100, .seed = seed};
-    for (uint32_t i = 0; i < size; i++) {
-        uint32_t draw = stream_random(&stream);
-        bytes[i] =
-            (uint8_t)(draw >> 3 & 3 ? draw >> 12 : draw >> 12 & 3); /* many small bytes: delimiters and lengths */
-    }
-    for (uint32_t at = 0; is_mqtt && at < size; at += 50 + stream_random(&stream) % 400) {
-        season(bytes, size, at);
-    }
-    struct fedmote_port port = {.context = &stream,
+    struct fedmote_line line;
+    struct noise noise = {.stream = {.seed = seed}, .line = &line, .is_mqtt = is_mqtt};
+    struct fedmote_port port = {.context = &noise,
                                 .now_ms = stream_now,
                                 .random = stream_random,
-                                .stream_read = stream_read,
+                                .stream_read = noise_read,
                                 .stream_write = stream_write};
     struct fedmote_identity identity = {
         .id = "d", .site = "s", .link = is_mqtt ? &fedmote_mqtt_link : &fedmote_serial_link};
-    struct fedmote_line line;
     open_line(&line, &port, &identity);
     uint32_t frames = 0;
-    while (stream.at < stream.size) {
+    while (noise.total < size) {
         struct fedmote_frame frame;
         struct fedmote_message message;
-        /* Small pieces and a clock that jumps: the stale bytes thrown away before CONNECT are few. */
-        stream.piece = 1 + stream_random(&stream) % 40;
-        stream.now += line.as.mqtt.state == FEDMOTE_MQTT_WAIT && is_mqtt ? 60000 : 1;
-        if (is_mqtt && line.as.mqtt.state == FEDMOTE_MQTT_WAIT) {
-            stream.piece = stream_random(&stream) % 2; /* sometimes nothing is stale, and CONNECT goes out */
-        }
-        if (identity.link->poll(&line, stream.now, &frame) == FEDMOTE_LINK_FRAME) {
+        noise.stream.now += is_mqtt && line.as.mqtt.state == FEDMOTE_MQTT_WAIT ? 60000 : 1;
+        if (identity.link->poll(&line, noise.stream.now, &frame) == FEDMOTE_LINK_FRAME) {
             frames++;
             (void)!fedmote_decode(&message, frame.kind, frame.body, frame.size);
         }
     }
     printf("frames=%" PRIu32 " errors=%" PRIu32 " losses=%" PRIu32 "\n", frames, line.frame_errors, line.losses);
     close_line(&line);
-    free(bytes);
 }
 
 int main(int argc, char **argv) {
