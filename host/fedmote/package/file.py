@@ -54,7 +54,16 @@ class Package:
         Raises:
             PackageError: with the device's status; a file that cannot be opened has none.
         """
-        package = cls(container.split_sections(source if isinstance(source, bytes) else _load(Path(source))))
+        if isinstance(source, bytes):
+            return cls._verified(source)
+        try:
+            return cls._verified(_load(Path(source)))
+        except PackageError as error:
+            raise PackageError(f"{source}: {error}", error.status) from error
+
+    @classmethod
+    def _verified(cls, data: bytes) -> Package:
+        package = cls(container.split_sections(data))
         package.verify()
         return package
 
@@ -156,7 +165,7 @@ def _load(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise PackageError(f"{path}: {error.strerror or error}") from error
+        raise PackageError(error.strerror or str(error)) from error
 
 
 def check_fit(package: Package, board: Board) -> None:

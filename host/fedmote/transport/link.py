@@ -259,8 +259,7 @@ class SerialLink:
         """See `Transport`. An inbox that was given stays open for its other sources."""
         if self._task is not None:
             self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+            await asyncio.gather(self._task, return_exceptions=True)
             self._task = None
         if self._server is not None:
             self._server.close()

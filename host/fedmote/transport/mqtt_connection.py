@@ -179,10 +179,10 @@ class MqttConnection:
             if self._retained is not None:
                 self._publish(self._retained.topic, self._retained.death, 1, is_retained=True)
             await self._flush()
-        for task in [*self._tasks, *self._later]:
+        tasks = [*self._tasks, *self._later]
+        for task in tasks:
             task.cancel()
-            with contextlib.suppress(asyncio.CancelledError, TransportError):
-                await task
+        await asyncio.gather(*tasks, return_exceptions=True)
         self._tasks.clear()
         self._is_closed = True
         if self._client.disconnect() == paho.MQTT_ERR_SUCCESS:

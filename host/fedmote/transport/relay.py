@@ -67,8 +67,8 @@ class MqttUpstream:
         """See `Upstream`."""
         self._boot = None
         if self._connection is not None:
-            held, self._connection = self._connection, None
-            await held.close()
+            await self._connection.close()
+            self._connection = None
 
     async def _begin(self, boot: int) -> None:
         await self.close()

@@ -116,12 +116,10 @@ def test_missing_section_is_named(package, kind):
 
 
 @pytest.mark.parametrize("entry", range(4))
-@pytest.mark.parametrize(("word", "value"), [(1, 8), (1, 2**32 - 16), (2, 2**31), (3, 1), (0, 3), (1, 16)])
+@pytest.mark.parametrize(("word", "value"), [(1, 8), (1, 2**32 - 16), (2, 2**31), (3, 1), (0, 7), (1, 16)])
 def test_misplaced_sections_are_refused(package, entry, word, value):
     rest = bytearray(package.device_form()[48:])
     position = 16 * entry + 4 * word
-    if struct.unpack_from("<I", rest, position)[0] == value:
-        pytest.skip("this is the right value")
     rest[position : position + 4] = struct.pack("<I", value)
     assert status_of(container.seal(bytes(rest), 4)) is Status.PACKAGE_SECTION
 

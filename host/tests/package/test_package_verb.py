@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fedmote.cli import package as verb
-from fedmote.errors import ConversionError, PackageError, UnsupportedOpError
+from fedmote.errors import ConfigError, ConversionError, PackageError, UnsupportedOpError
 from fedmote.package.boards import Board
 from fedmote.package.execute import run_int8
 from fedmote.package.file import Package
@@ -152,6 +152,15 @@ def test_verify_accepts_a_package_and_its_device_form_and_refuses_a_damaged_one(
     path.write_bytes(packages["posix"].to_bytes()[:-1])
     with pytest.raises(PackageError):
         fedmote_package("verify", path)
+
+
+def test_paths_that_cannot_be_read_or_written_are_named(reference_models, tmp_path):
+    with pytest.raises(ConfigError, match=r"nothing\.tflite"):
+        fedmote_package("import", tmp_path / "nothing.tflite", "-o", tmp_path / "x.fmp")
+    with pytest.raises(ConfigError, match="nowhere"):
+        fedmote_package("import", reference_models / "kws_ref_model.tflite", "-o", tmp_path / "nowhere" / "x.fmp")
+    with pytest.raises(PackageError, match=r"nothing\.fmp"):
+        fedmote_package("show", tmp_path / "nothing.fmp")
 
 
 def test_every_help_has_an_example(capsys):
