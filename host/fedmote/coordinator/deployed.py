@@ -68,6 +68,10 @@ class DeployedPartition:
         package = self._push(tensors, ranges, version).packages[board]
         return package.device_form(), package.hash
 
+    def manifest(self) -> str:
+        """Of any board: what partners read of it is the same in all."""
+        return self._partition.package.host.to_bytes().decode()
+
     def evaluate(self, tensors: Tensors, ranges: Ranges, version: int) -> float | None:
         """Accuracy of the deployed form, 0 to 1; None without test data."""
         if self._data is None:

@@ -44,6 +44,10 @@ class Partition(Protocol):
         """The package of a board in device form, and its 32-byte hash; the same arguments give the same bytes."""
         ...
 
+    def manifest(self) -> str:
+        """The host manifest as JSON: template, input quantization and layout, which partners train and observe by."""
+        ...
+
     def evaluate(self, tensors: Tensors, ranges: Ranges, version: int) -> float | None:
         """Accuracy of the deployed form on the host test set, 0 to 1; None where there is none."""
         ...
@@ -111,7 +115,7 @@ class Forms:
 
     def _for_partner(self) -> PlannedModel:
         assert self._checkpoint is not None  # shown before the first round
-        blob = self._checkpoint.to_bytes()
+        blob = self._checkpoint.to_bytes(self._partition.manifest())
         return PlannedModel(hashlib.blake2b(blob, digest_size=32).digest(), blob, None)
 
     def _for_device(self, board: str) -> PlannedModel:

@@ -19,6 +19,8 @@ from fedmote.errors import ConfigError, StoreError
 from fedmote.store.durable import remove_leftovers, store_errors, write_durably
 from fedmote.tensors import Tensors, dump_safetensors, load_metadata, load_safetensors
 
+# Where the form that travels to partners carries the host manifest.
+MANIFEST_KEY = "manifest"
 _NAME = re.compile(r"checkpoint-(\d{6,})\.safetensors")
 
 
@@ -38,11 +40,15 @@ class Checkpoint:
     tensors: Tensors
     ranges: Ranges
 
-    def to_bytes(self) -> bytes:
-        """The file: the same content gives the same bytes."""
+    def to_bytes(self, manifest: str | None = None) -> bytes:
+        """The file: the same content gives the same bytes.
+
+        Args:
+            manifest: the model's host manifest, for the form that travels to partners: they train and observe by it.
+        """
         ranges = {name: list(bounds) for name, bounds in sorted(self.ranges.items())}
         metadata = {"ranges": json.dumps(ranges), "round": str(self.round), "version": str(self.version)}
-        return dump_safetensors(self.tensors, metadata)
+        return dump_safetensors(self.tensors, metadata if manifest is None else {**metadata, MANIFEST_KEY: manifest})
 
     @classmethod
     def from_bytes(cls, blob: bytes, where: str = "checkpoint") -> Checkpoint:

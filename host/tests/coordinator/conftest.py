@@ -48,6 +48,9 @@ class TinyPartition:
         blob = dump_safetensors(tensors, {"board": board, "version": str(version), "ranges": str(ranges)})
         return blob, hashlib.blake2b(blob, digest_size=32).digest()
 
+    def manifest(self):
+        return "{}"
+
     def evaluate(self, tensors, ranges, version):
         return float(np.float64(sum(values.sum() for values in tensors.values())))
 
