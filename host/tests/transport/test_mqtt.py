@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import random
 import socket
 import subprocess
 import sys
@@ -13,7 +15,7 @@ import pytest
 from fedmote.errors import ConfigError, LocalWireError, TransportError
 from fedmote.transport.broker import COORDINATOR, access_list, password_hash, write_broker_files
 from fedmote.transport.mqtt import CoordinatorMqtt, PartnerMqtt, state
-from fedmote.transport.mqtt_connection import Login, MqttConnection
+from fedmote.transport.mqtt_connection import Login, MqttConnection, backoff
 from fedmote.wire.codec import Message, encode
 from fedmote.wire.schema import Channel, Kind, Status
 from fedmote.wire.topics import topic
@@ -358,6 +360,16 @@ def test_a_reader_that_pauses_holds_the_broker_and_reads_on_later(kit, broker):
     kit.run(story())
 
 
+def test_attempts_are_spread_over_a_time_that_doubles_up_to_its_bound():
+    seed = 5
+    print("seed", seed)
+    generator = random.Random(seed)
+    for attempt, bound in ((0, 1), (1, 2), (3, 8), (6, 60), (1000, 60)):
+        pauses = [backoff(attempt, (1.0, 60.0), generator) for _ in range(200)]
+        assert 0 <= min(pauses) < 0.1 * bound
+        assert 0.9 * bound < max(pauses) <= bound
+
+
 def test_birth_and_death_name_the_same_session():
     retained = state("lab", "phone-1", 7)
     assert retained.topic == "fedmote/1/lab/phone-1/up/state"
@@ -393,8 +405,6 @@ def test_a_password_hash_is_the_one_that_mosquitto_passwd_writes(tmp_path):
     file = tmp_path / "passwords"
     subprocess.run(["mosquitto_passwd", "-c", "-b", file, "user", "secret"], check=True, capture_output=True)
     written = file.read_text().strip().removeprefix("user:")
-    import base64
-
     assert password_hash("secret", base64.b64decode(written.split("$")[3])) == written
 
 
