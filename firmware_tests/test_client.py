@@ -29,8 +29,11 @@ def build(version: int = 0, filler: int = 6000) -> bytes:
     rng = np.random.default_rng(version)
     builder = Builder(INPUTS)
     weights = rng.integers(-127, 128, (FEATURES, INPUTS)).astype(np.int8)
-    constants = (weights, rng.integers(-500, 500, FEATURES).astype(np.int32), *(
-        np.full(FEATURES, value, np.int32) for value in (1 << 30, -6)))  # fmt: skip
+    constants = (
+        weights,
+        rng.integers(-500, 500, FEATURES).astype(np.int32),
+        *(np.full(FEATURES, value, np.int32) for value in (1 << 30, -6)),
+    )
     features = builder.dense(builder.input_offset, INPUTS, FEATURES, constants, (0, FEATURE_ZERO_POINT, -128, 127))
     builder.constant(np.full(filler, version, np.int8))
     head = head_section(rng.normal(size=(CLASSES, FEATURES)) * 0.1, np.zeros(CLASSES))
@@ -49,19 +52,31 @@ def data(count: int = SAMPLES, seed: int = 5) -> tuple[np.ndarray, np.ndarray]:
 
 
 def plan_for(package: bytes, **changes: int | bytes) -> dict[str, int | bytes]:
-    plan = dict(
-        phase=int(Phase.SIMULTANEOUS), version=4, remaining_ms=120_000, model_hash=package[16:48], model_handle=MODEL_HANDLE,
-        model_size=len(package), seed=42, epochs=4, batch=8, learning_rate_micro=50_000, momentum_micro=900_000,
-        alpha_milli=1000, beta_milli=3000, is_sending_samples=1,
-    )  # fmt: skip
+    plan = {
+        "phase": int(Phase.SIMULTANEOUS),
+        "version": 4,
+        "remaining_ms": 120_000,
+        "model_hash": package[16:48],
+        "model_handle": MODEL_HANDLE,
+        "model_size": len(package),
+        "seed": 42,
+        "epochs": 4,
+        "batch": 8,
+        "learning_rate_micro": 50_000,
+        "momentum_micro": 900_000,
+        "alpha_milli": 1000,
+        "beta_milli": 3000,
+        "is_sending_samples": 1,
+    }
     return {name: value for name, value in (plan | changes).items() if value is not None}
 
 
 PACKAGE = build()
 
 
-def bench(package: bytes = PACKAGE, rounds: int = 1, changes: dict[str, int] | None = None,
-          **options: object) -> tuple[Device, Peers]:  # fmt: skip
+def bench(
+    package: bytes = PACKAGE, rounds: int = 1, changes: dict[str, int] | None = None, **options: object
+) -> tuple[Device, Peers]:
     """A device with 40 samples, and its peers with a plan for each round."""
     return Device(*data(), **options), Peers(plan_for(package, **(changes or {})), {MODEL_HANDLE: package}, rounds=rounds)  # type: ignore[arg-type]
 
@@ -69,8 +84,11 @@ def bench(package: bytes = PACKAGE, rounds: int = 1, changes: dict[str, int] | N
 def finish(device: Device, peers: Peers, **options: int) -> None:
     """Until the last round is acknowledged and the partner has its samples."""
     has_samples = bool(peers.plan.get("is_sending_samples")) and peers.has_partner
-    peers.run(device, lambda: peers.round > peers.rounds and device.state == "idle" and (
-        not has_samples or len(peers.samples) == peers.rounds), **options)  # fmt: skip
+    peers.run(
+        device,
+        lambda: peers.round > peers.rounds and device.state == "idle" and (not has_samples or len(peers.samples) == peers.rounds),
+        **options,
+    )
 
 
 class Twin:
@@ -146,21 +164,27 @@ def sample_records(blob: bytes) -> list[tuple[int, int, int, bytes]]:
     assert content[2] == INPUTS
     records = content[3]
     assert len(records) == content[1] * (12 + INPUTS)
-    return [(*struct.unpack_from("<3I", records, at), records[at + 12 : at + 12 + INPUTS])
-            for at in range(0, len(records), 12 + INPUTS)]  # fmt: skip
+    return [
+        (*struct.unpack_from("<3I", records, at), records[at + 12 : at + 12 + INPUTS])
+        for at in range(0, len(records), 12 + INPUTS)
+    ]
 
 
 # ---- a round ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("changes", [
-    {},
-    {"alpha_milli": 0, "beta_milli": 0},
-    {"gamma_milli": 2500},
-    {"gamma_milli": 2500, "gamma_order": 1, "beta_milli": 800},
-    {"gain_milli": 501, "batch": 1024, "epochs": 32},
-    {"epochs": 1, "batch": 1},
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"alpha_milli": 0, "beta_milli": 0},
+        {"gamma_milli": 2500},
+        {"gamma_milli": 2500, "gamma_order": 1, "beta_milli": 800},
+        {"gain_milli": 501, "batch": 1024, "epochs": 32},
+        {"epochs": 1, "batch": 1},
+    ],
+    ids=str,
+)
 def test_a_round_computes_what_numpy_computes(changes):
     device, peers = bench(changes=changes)
     peers.plan["is_sending_samples"] = int(peers.plan["beta_milli"] > 0)
@@ -175,8 +199,10 @@ def test_a_round_computes_what_numpy_computes(changes):
     assert (report["version"], report["attempt"], report["run"], report["round"]) == (4, 0, RUN, 1)
     if peers.plan["is_sending_samples"]:
         x, y = data()
-        expected = [(i, y[i], int((twin.partner[:, i] << np.arange(len(twin.partner))).sum()), x[i].tobytes())
-                    for i in np.flatnonzero(twin.partner.any(0))]  # fmt: skip
+        expected = [
+            (i, y[i], int((twin.partner[:, i] << np.arange(len(twin.partner))).sum()), x[i].tobytes())
+            for i in np.flatnonzero(twin.partner.any(0))
+        ]
         assert sample_records(peers.samples[1][0]) == expected
         assert report["sent"] == len(expected)
 
@@ -472,8 +498,8 @@ def test_the_coordinator_cannot_pull_samples():
     peers.run(device, lambda: any(packet.kind == Kind.SAMPLES for packet in peers.heard))
     offer = next(packet for packet in peers.heard if packet.kind == Kind.SAMPLES)
     handle = offer.fields["handle"]
-    peers.tell(device, Packet(COORDINATOR, Kind.GET, dict(handle=handle, offset=0, chunk=160, mask=1)))
-    assert until_refusal(device, peers) == dict(handle=handle, status=Status.STALE_ROUND)
+    peers.tell(device, Packet(COORDINATOR, Kind.GET, {"handle": handle, "offset": 0, "chunk": 160, "mask": 1}))
+    assert until_refusal(device, peers) == {"handle": handle, "status": Status.STALE_ROUND}
     assert not [p for p in peers.heard if p.kind == Kind.DATA and p.channel == COORDINATOR and p.fields["handle"] == handle]
 
 
@@ -559,12 +585,14 @@ def test_a_plan_of_another_run_begins_anew():
 def test_a_package_with_another_hash_than_planned_is_refused_and_not_installed():
     device, peers = bench()
     peers.plan["model_hash"] = bytes(32)
-    assert until_refusal(device, peers) == dict(run=RUN, round=1, status=Status.PACKAGE_HASH)
+    assert until_refusal(device, peers) == {"run": RUN, "round": 1, "status": Status.PACKAGE_HASH}
     assert not device.info.has_package
     assert (device.state, device.info.error, device.info.where) == ("idle", -Status.PACKAGE_HASH, b"install")
 
 
-@pytest.mark.parametrize(("position", "status"), [(0, Status.PACKAGE_MAGIC), (4, Status.PACKAGE_VERSION), (100, Status.PACKAGE_CRC)])
+@pytest.mark.parametrize(
+    ("position", "status"), [(0, Status.PACKAGE_MAGIC), (4, Status.PACKAGE_VERSION), (100, Status.PACKAGE_CRC)]
+)
 def test_a_damaged_package_is_refused_and_the_old_one_stays(position, status):
     device, peers = bench()
     finish(device, peers)
@@ -595,13 +623,17 @@ def test_an_arena_without_room_for_the_link_is_refused_at_once():
         Device(*data(), arena_bytes=least - 16)
 
 
-@pytest.mark.parametrize(("changes", "status"), [
-    ({"model_size": 8192}, Status.SLOT),
-    ({"model_size": 6600}, Status.PACKAGE_SIZE),
-    ({"phase": 2}, Status.NOT_EXPECTED),
-    ({"head_handle": 1}, Status.MISSING_FIELD),
-    ({"head_handle": 1, "head_size": 4, "head_crc": 0}, Status.PACKAGE_HEAD),
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    ("changes", "status"),
+    [
+        ({"model_size": 8192}, Status.SLOT),
+        ({"model_size": 6600}, Status.PACKAGE_SIZE),
+        ({"phase": 2}, Status.NOT_EXPECTED),
+        ({"head_handle": 1}, Status.MISSING_FIELD),
+        ({"head_handle": 1, "head_size": 4, "head_crc": 0}, Status.PACKAGE_HEAD),
+    ],
+    ids=str,
+)
 def test_a_plan_that_cannot_be_followed_is_refused_with(changes, status):
     device, peers = bench(changes=changes)
     assert until_refusal(device, peers)["status"] == status
@@ -609,17 +641,27 @@ def test_a_plan_that_cannot_be_followed_is_refused_with(changes, status):
 
 
 def test_a_head_that_arrives_damaged_or_not_finite_is_refused():
-    for head, crc_xor, status in ((bytes(4 * PARAMETERS), 1, Status.CRC),
-                                  (b"\0\0\xc0\x7f" * PARAMETERS, 0, Status.UPDATE_NOT_FINITE)):  # fmt: skip
-        device, peers = bench(changes={"head_handle": HEAD_HANDLE, "head_size": len(head), "head_crc": zlib.crc32(head) ^ crc_xor})
+    for head, crc_xor, status in (
+        (bytes(4 * PARAMETERS), 1, Status.CRC),
+        (b"\0\0\xc0\x7f" * PARAMETERS, 0, Status.UPDATE_NOT_FINITE),
+    ):
+        device, peers = bench(
+            changes={"head_handle": HEAD_HANDLE, "head_size": len(head), "head_crc": zlib.crc32(head) ^ crc_xor}
+        )
         peers.blobs[HEAD_HANDLE] = head
         assert until_refusal(device, peers)["status"] == status
 
 
 def test_an_update_that_is_not_finite_is_never_offered():
     head = np.full(PARAMETERS, 3e38, "<f4").tobytes()
-    device, peers = bench(changes={"head_handle": HEAD_HANDLE, "head_size": len(head), "head_crc": zlib.crc32(head),
-                                   "learning_rate_micro": 10_000_000})  # fmt: skip
+    device, peers = bench(
+        changes={
+            "head_handle": HEAD_HANDLE,
+            "head_size": len(head),
+            "head_crc": zlib.crc32(head),
+            "learning_rate_micro": 10_000_000,
+        }
+    )
     peers.blobs[HEAD_HANDLE] = head
     assert until_refusal(device, peers)["status"] == Status.UPDATE_NOT_FINITE
     assert not peers.reports
@@ -648,7 +690,8 @@ def test_a_device_without_samples_says_so():
 def test_a_refused_report_is_dropped_and_not_repeated():
     device, peers = bench()
     peers.hear_offer = lambda device, packet: peers.tell(
-        device, Packet(packet.channel, Kind.REFUSE, dict(status=Status.STALE_ROUND, handle=packet.fields["handle"])))  # fmt: skip
+        device, Packet(packet.channel, Kind.REFUSE, {"status": Status.STALE_ROUND, "handle": packet.fields["handle"]})
+    )
     peers.run(device, lambda: any(packet.kind == Kind.REPORT for packet in peers.heard))
     peers.run(device, lambda: device.state == "idle")
     assert not device.info.is_update_held
@@ -676,7 +719,7 @@ def test_an_unknown_kind_is_answered_with_a_refusal_and_a_bad_body_with_silence(
     for kind in (11, 255):
         device.rx += frame(CELL, kind, 0, b"")
         refused = until_refusal(device, peers)
-        assert refused == dict(status=Status.UNKNOWN_KIND)
+        assert refused == {"status": Status.UNKNOWN_KIND}
         peers.heard.clear()
     assert device.info.frame_errors == 1
 
@@ -686,8 +729,8 @@ def test_a_get_with_chunks_larger_than_the_device_can_send_is_refused():
     peers.is_acking = False
     peers.run(device, lambda: bool(peers.reports))
     handle = peers.reports[0]["handle"]
-    peers.tell(device, Packet(COORDINATOR, Kind.GET, dict(handle=handle, offset=0, chunk=168, mask=1)))
-    assert until_refusal(device, peers) == dict(status=Status.BODY_TOO_LARGE, handle=handle)
+    peers.tell(device, Packet(COORDINATOR, Kind.GET, {"handle": handle, "offset": 0, "chunk": 168, "mask": 1}))
+    assert until_refusal(device, peers) == {"status": Status.BODY_TOO_LARGE, "handle": handle}
 
 
 def test_a_get_beyond_the_end_of_the_blob_is_answered_only_below_it():
@@ -697,7 +740,7 @@ def test_a_get_beyond_the_end_of_the_blob_is_answered_only_below_it():
     handle, size = peers.reports[0]["handle"], peers.reports[0]["size"]
     peers.heard.clear()
     for offset in (size - 1, size, 0xFFFFFFFF):
-        peers.tell(device, Packet(COORDINATOR, Kind.GET, dict(handle=handle, offset=offset, chunk=8, mask=0xFFFFFFFF)))
+        peers.tell(device, Packet(COORDINATOR, Kind.GET, {"handle": handle, "offset": offset, "chunk": 8, "mask": 0xFFFFFFFF}))
         start = device.now
         peers.run(device, lambda start=start: device.now - start > 1_000)
     answers = [packet.fields for packet in peers.heard if packet.kind == Kind.DATA and packet.channel == COORDINATOR]
