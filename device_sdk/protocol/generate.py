@@ -22,7 +22,7 @@ C_SOURCE = HERE.parent / "src" / "schema.c"
 PYTHON = HERE.parent.parent / "host" / "fedmote" / "wire" / "schema.py"
 
 ENUMERATIONS = ("limit", "status", "channel", "role", "phase", "encoding", "section", "opcode", "kind")
-_CONSTANT = re.compile(r"^(%s)-([a-z0-9-]+) = (\d+)$" % "|".join(ENUMERATIONS))
+_CONSTANT = re.compile(rf"^({'|'.join(ENUMERATIONS)})-([a-z0-9-]+) = (\d+)$")
 _UINT = re.compile(r"^([a-z0-9_]+) = \( (\d+) => (\d+)\.\.(\d+) \)$")
 _STRING = re.compile(r"^([a-z0-9_]+) = \( (\d+) => ([bt])str \.size \((\d+)\.\.(\d+)\) \)$")
 _MESSAGE = re.compile(r"^([a-z-]+)-message = \{ (.*?),? \* extension,? \}$")
@@ -194,8 +194,7 @@ def python_source(schema: Schema) -> str:
         "",
         "from dataclasses import dataclass",
         "from enum import IntEnum",
-        "from typing import Final",
-        "",
+        "from typing import Final, Literal",
         "",
     ]
     for name, value in schema.constants["limit"].items():
@@ -216,12 +215,21 @@ def python_source(schema: Schema) -> str:
         "    high: int",
         "",
         "",
-        "FIELDS: Final[dict[str, FieldRule]] = {",
+        "# Names of the fields by type, for the type checker.",
     ]
     types = {"uint": "int", "bytes": "bytes", "text": "str"}
+    for group, title in (("uint", "NumberField"), ("bytes", "BytesField"), ("text", "TextField")):
+        lines.append(f"{title} = Literal[")
+        lines += [f'    "{item.name}",' for item in schema.fields.values() if item.type == group]
+        lines.append("]")
+    lines += [
+        "",
+        "FIELDS: Final[dict[str, FieldRule]] = {",
+    ]
     for item in schema.fields.values():
         lines.append(f'    "{item.name}": FieldRule({item.key}, {types[item.type]}, {item.low}, {item.high}),')
-    lines += ["}", "", "# Fields of a kind, True where the field is required.", "MESSAGES: Final[dict[Kind, dict[str, bool]]] = {"]
+    lines += ["}", "", "# Fields of a kind, True where the field is required."]
+    lines.append("MESSAGES: Final[dict[Kind, dict[str, bool]]] = {")
     for kind, items in schema.messages.items():
         lines.append(f"    Kind.{_upper(kind)}: {{")
         lines += [f'        "{name}": {is_required},' for name, is_required in items]

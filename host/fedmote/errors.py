@@ -125,6 +125,12 @@ class RoundError(FedmoteError):
     exit_code = 1
 
 
+class StoreError(FedmoteError):
+    """The operator can mend it: the state directory is full, not writable, in use, or damaged."""
+
+    exit_code = 3
+
+
 class RigError(FedmoteError):
     """The test engineer can mend it: boards, probes, tool chains, emulators."""
 

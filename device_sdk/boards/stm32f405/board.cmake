@@ -20,7 +20,7 @@ function(fedmote_image name slots)
     add_custom_target(${name}-script DEPENDS "${script}")
     add_executable(${name} ${ARGN} "${FEDMOTE_BOARD_DIR}/startup.c")
     add_dependencies(${name} ${name}-script)
-    target_include_directories(${name} PRIVATE "${FEDMOTE_GENERATED}" "${FEDMOTE_BOARD_DIR}" ports/stm32f4 ports/regions)
+    target_include_directories(${name} PRIVATE "${FEDMOTE_GENERATED}" "${FEDMOTE_BOARD_DIR}" ports/stm32f4 ports/region src)
     target_compile_options(${name} PRIVATE ${FEDMOTE_WARNINGS} -ffunction-sections -fdata-sections -ffreestanding -fstack-usage)
     target_compile_definitions(${name} PRIVATE $<$<BOOL:${FEDMOTE_SEMIHOSTING}>:FEDMOTE_SEMIHOSTING>)
     # Freestanding: newlib lends memcpy, memset and a few functions of libm, and none of its start-up or system calls.
@@ -33,5 +33,8 @@ function(fedmote_image name slots)
 endfunction()
 
 set(port_sources
-    ports/stm32f4/clock.c ports/stm32f4/tick.c ports/stm32f4/uart.c ports/stm32f4/flash.c ports/stm32f4/entropy.c)
-fedmote_image(fedmote-echo NO_SLOTS ${port_sources} /tmp/echo.c)
+    ports/stm32f4/clock.c ports/stm32f4/tick.c ports/stm32f4/uart.c ports/stm32f4/flash.c ports/stm32f4/entropy.c
+    ports/region/samples_region.c)
+fedmote_image(fedmote-device HAS_SLOTS ${port_sources} "${FEDMOTE_BOARD_DIR}/device_main.c")
+fedmote_image(fedmote-run NO_SLOTS ${port_sources} "${FEDMOTE_BOARD_DIR}/run_main.c" examples/run/run.c)
+target_include_directories(fedmote-run PRIVATE examples/run)

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * Reset and interrupt vectors of the STM32F405. Reset copies .data, clears .bss, switches the FPU on and calls main().
- * A fault leaves a record in RAM that survives a reset, then blinks the LED on PC12 (the Olimex H405's) for ever; a test build
- * (FEDMOTE_SEMIHOSTING) reports it to the debugger or emulator instead and ends with exit code 70.
+ * A fault leaves a record in RAM that survives a reset, then blinks the LED on PC12 (the Olimex H405's) for ever; a
+ * test build (FEDMOTE_SEMIHOSTING) reports it to the debugger or emulator instead and ends with exit code 70.
  */
 #include <stdint.h>
 
@@ -96,10 +96,10 @@ __attribute__((noreturn)) void reset_handler(void) {
     SCB_CPACR |= 0xFU << 20; /* before anything that the compiler may do with float registers */
     __asm volatile("dsb\nisb" ::: "memory");
     const uint32_t *from = image_data_load;
-    for (uint32_t *to = image_data_start; to < image_data_end; to++) {
+    for (uint32_t *to = image_data_start; (uintptr_t)to < (uintptr_t)image_data_end; to++) {
         *to = *from++;
     }
-    for (uint32_t *to = image_bss_start; to < image_bss_end; to++) {
+    for (uint32_t *to = image_bss_start; (uintptr_t)to < (uintptr_t)image_bss_end; to++) {
         *to = 0U;
     }
     SCB_SHCSR |= 7U << 16; /* memory, bus and usage faults by their own names */
@@ -134,7 +134,10 @@ __attribute__((section(".vectors"), used)) const struct vectors image_vectors = 
             fault_handler, /* memory */
             fault_handler, /* bus */
             fault_handler, /* usage */
-            0, 0, 0, 0,
+            0,
+            0,
+            0,
+            0,
             unexpected_handler, /* supervisor call */
             unexpected_handler, /* debug monitor */
             0,

@@ -9,9 +9,9 @@
 /* What the last fault left; survives a reset but not a power cut. Valid where `magic` is BOARD_FAULT_MAGIC. */
 struct board_fault {
     uint32_t magic;
-    uint32_t pc, lr;   /* of the instruction that faulted and its caller; 0 where the stack was unusable */
+    uint32_t pc, lr;     /* of the instruction that faulted and its caller; 0 where the stack was unusable */
     uint32_t cfsr, hfsr; /* the core's reasons */
-    uint32_t address;  /* of the access, where cfsr says that it is valid */
+    uint32_t address;    /* of the access, where cfsr says that it is valid */
 };
 extern struct board_fault board_fault;
 

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The two package slots. On the part slot 0 is flash sector 4 and slot 1 is sector 5, programmed by words; an erase takes up to
- * two seconds, during which the core stands still whenever it fetches from flash. Where no flash controller answers (an emulator that
- * shows flash read-only), the slots are RAM behind the same calls.
+ * The two package slots. On the part slot 0 is flash sector 4 and slot 1 is sector 5, programmed by words; an erase
+ * takes up to two seconds, during which the core stands still whenever it fetches from flash. Where no flash controller
+ * answers (an emulator that shows flash read-only), the slots are RAM behind the same calls.
  */
 #include <string.h>
 
@@ -12,7 +12,7 @@
 
 #define SLOT_0_SECTOR 4U
 #define SLOT_1_SECTOR 5U
-#define PROGRAM_TURNS 10000U    /* 16 us per word in the data sheet, 0.1 ms at worst */
+#define PROGRAM_TURNS 10000U   /* 16 us per word in the data sheet, 0.1 ms at worst */
 #define ERASE_TURNS 100000000U /* at least 3 s at 168 MHz; the data sheet's worst is 2 s */
 
 static bool is_flash;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The registers of the STM32F405 that this port touches (reference manual RM0090, Armv7-M architecture manual), and nothing
- * else of them.
+ * The registers of the STM32F405 that this port touches (reference manual RM0090, Armv7-M architecture manual), and
+ * nothing else of them.
  */
 #ifndef FEDMOTE_STM32F4_REGISTERS_H
 #define FEDMOTE_STM32F4_REGISTERS_H

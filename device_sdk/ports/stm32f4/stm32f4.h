@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The STM32F4 behind struct fedmote_port: clock, serial line, flash slots, entropy. Drivers of a chip have state of their own
- * (there is one of each), so this is the one place of the SDK with static variables; nothing in src/ knows them.
- * Call stm32_start() once, before anything else here.
+ * The STM32F4 behind struct fedmote_port: clock, serial line, flash slots, entropy. Drivers of a chip have state of
+ * their own (there is one of each), so this is the one place of the SDK with static variables; nothing in src/ knows
+ * them. Call stm32_start() once, before anything else here.
  */
 #ifndef FEDMOTE_STM32F4_H
 #define FEDMOTE_STM32F4_H
@@ -34,8 +34,8 @@ int32_t stm32_uart_write(const uint8_t *bytes, uint32_t size);
 uint32_t stm32_uart_lost(void);           /* bytes that found the ring full or overran the receiver since start */
 void stm32_uart_say(const char *message); /* waits until all is out; for messages before and after fedmote runs */
 
-/* flash.c: two package slots. On the part they are flash sectors; where the flash controller does not answer they are the
- * board's ram_slots. Prototypes as in struct fedmote_port. */
+/* flash.c: two package slots. On the part they are flash sectors; where the flash controller does not answer they are
+ * the board's ram_slots. Prototypes as in struct fedmote_port. */
 void stm32_slots_start(void);
 bool stm32_slots_are_flash(void);
 const uint8_t *stm32_slot_base(void *context, uint32_t slot);

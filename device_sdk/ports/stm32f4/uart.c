@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * USART1 with two rings. The receiver fills its ring from the interrupt; the transmitter is emptied by whoever finds the
- * data register free: the interrupt on the part, the writer itself in emulators that raise no transmit interrupt.
+ * USART1 with two rings. The receiver fills its ring from the interrupt; the transmitter is emptied by whoever finds
+ * the data register free: the interrupt on the part, the writer itself in emulators that raise no transmit interrupt.
  *
  * Each ring has one producer and one consumer. Indices run freely and wrap at 2^32, which a power of two as size
  * makes harmless; a byte is stored before the index that publishes it.
@@ -53,7 +53,8 @@ void usart1_handler(void);
 
 void usart1_handler(void) {
     uint32_t flags = USART1_SR;
-    /* Reading the data register clears both flags; after an overrun the byte itself is good, the one behind it is gone. */
+    /* Reading the data register clears both flags; after an overrun the byte itself is good, the one behind it is gone.
+     */
     if ((flags & (USART_SR_RECEIVED | USART_SR_OVERRUN)) != 0U) {
         uint8_t byte = (uint8_t)USART1_DR;
         if ((flags & USART_SR_OVERRUN) != 0U) {

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fedmote.errors import PackageError
+from fedmote.errors import ConfigError
 from fedmote.package import container
 from fedmote.package.boards import Board, board_names
 from fedmote.package.file import Package
@@ -86,10 +86,13 @@ def _run_import(options: Namespace) -> int:
     try:
         data = options.model.read_bytes()
     except OSError as error:
-        raise PackageError(f"{options.model}: {error.strerror or error}") from error
+        raise ConfigError(f"{options.model}: {error.strerror or error}") from error
     model_id = options.model_id or re.sub(r"[^a-z0-9-]+", "-", options.model.stem.lower()).strip("-") or "model"
     package, parts = import_tflite(data, str(options.model), board, model_id, options.cut, options.classes)
-    options.output.write_bytes(package.to_bytes())
+    try:
+        options.output.write_bytes(package.to_bytes())
+    except OSError as error:
+        raise ConfigError(f"{options.output}: {error.strerror or error}") from error
     for note in parts.notes:
         sys.stderr.write(f"{note}\n")
     if options.json:

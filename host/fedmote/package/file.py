@@ -22,12 +22,13 @@ import cbor2
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmote.errors import ConversionError, PackageError
+from fedmote.errors import PackageError
 from fedmote.package import container, fixed_point, tflite_reader, tflite_writer
 from fedmote.package.boards import Board
 from fedmote.package.budget import Cost, check_cost, cost
 from fedmote.package.compile import Plan, compile_graph
 from fedmote.package.graph import Graph, HeadLayer, Ranges, Tensors
+from fedmote.package.head import head_blob
 from fedmote.package.host_manifest import HostManifest
 from fedmote.package.plan_check import check_head, check_plan
 from fedmote.package.records import PlanHeader
@@ -53,7 +54,16 @@ class Package:
         Raises:
             PackageError: with the device's status; a file that cannot be opened has none.
         """
-        package = cls(container.split_sections(source if isinstance(source, bytes) else _load(Path(source))))
+        if isinstance(source, bytes):
+            return cls._verified(source)
+        try:
+            return cls._verified(_load(Path(source)))
+        except PackageError as error:
+            raise PackageError(f"{source}: {error}", error.status) from error
+
+    @classmethod
+    def _verified(cls, data: bytes) -> Package:
+        package = cls(container.split_sections(data))
         package.verify()
         return package
 
@@ -131,7 +141,7 @@ class Package:
         return int(HEAD_HEADER.unpack_from(self.sections[Section.HEAD])[2])
 
     def head(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Weights (C, D) and bias (C,) of the head."""
+        """Weights (C, D) and bias (C,) of the head as a device holds it: columns in the order of its features."""
         values = np.frombuffer(self.sections[Section.HEAD], "<f4", offset=HEAD_HEADER.size).astype(np.float32)
         split = self.outputs * self.features
         return values[:split].reshape(self.outputs, self.features), values[split:]
@@ -155,7 +165,7 @@ def _load(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise PackageError(f"{path}: {error.strerror or error}") from error
+        raise PackageError(error.strerror or str(error)) from error
 
 
 def check_fit(package: Package, board: Board) -> None:
@@ -240,24 +250,7 @@ def _head_section(layers: Sequence[HeadLayer], tensors: Tensors, features: int) 
     layer = layers[0]
     if layer.inputs != features:
         raise PackageError(f"the head reads {layer.inputs} features, the encoder makes {features}", Status.PACKAGE_HEAD)
-    return HEAD_HEADER.pack(1, layer.inputs, layer.outputs, 0, 0) + head_blob(layer, tensors)
-
-
-def head_blob(layer: HeadLayer, tensors: Tensors) -> bytes:
-    """The head as a plan message carries it: float32 weights (outputs, inputs), then the bias.
-
-    Raises:
-        ConversionError: a tensor is missing, of another shape, or not finite.
-    """
-    blob = b""
-    for name, shape in ((layer.weight, (layer.outputs, layer.inputs)), (layer.bias, (layer.outputs,))):
-        if name not in tensors:
-            raise ConversionError(f"head: the checkpoint has no tensor {name!r}")
-        value = np.asarray(tensors[name], "<f4")
-        if value.shape != shape or not np.isfinite(value).all():
-            raise ConversionError(f"head: tensor {name!r} has shape {value.shape}, expected {shape}, all finite")
-        blob += value.tobytes()
-    return blob
+    return HEAD_HEADER.pack(1, layer.inputs, layer.outputs, 0, 0) + head_blob(layers, tensors).astype("<f4").tobytes()
 
 
 def _manifest(graph: Graph, plan: Plan, layer: HeadLayer, board: Board, host: HostManifest, tflite: bytes) -> dict[str, Any]:

@@ -150,12 +150,21 @@ class Graph:
 
 @dataclass(frozen=True)
 class HeadLayer:
-    """One dense layer of the float head: names of its checkpoint tensors and its size."""
+    """One dense layer of the float head: names of its checkpoint tensors and its size.
+
+    Attributes:
+        weight: name of the checkpoint tensor (outputs, inputs), inputs in the module's own order.
+        bias: name of the checkpoint tensor (outputs,).
+        inputs, outputs: sizes.
+        chw: (channels, height, width) of the activation that was flattened into the inputs, where channels-first and
+            channels-last order differ: the device computes its features channels last. `fedmote.package.head` regroups.
+    """
 
     weight: str
     bias: str
     inputs: int
     outputs: int
+    chw: tuple[int, int, int] | None = None
 
 
 # Ranges: name of an activation -> (minimum, maximum) that were observed there, in real units.

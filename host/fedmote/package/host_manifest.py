@@ -85,7 +85,7 @@ class HostManifest:
                 template=None if template is None else _load_graph(template),
                 ranges={_text(name): _range(limits) for name, limits in content["ranges"].items()},
             )
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
             raise PackageError(
                 f"the host manifest is malformed: {type(error).__name__}: {error}", Status.PACKAGE_SECTION
             ) from error
@@ -159,13 +159,12 @@ def _load_op(content: Mapping[str, Any]) -> Op:
 
 
 def _load_source(content: Mapping[str, Any]) -> WeightRef:
-    chw = content["chw"]
     return WeightRef(
         weight=_text(content["weight"]),
         bias=None if content["bias"] is None else _text(content["bias"]),
         batch_norm=tuple(_load_norm(norm) for norm in content["batch_norm"]),
         layout=_text(content["layout"]),
-        chw=None if chw is None else (_count(chw[0]), _count(chw[1]), _count(chw[2])),
+        chw=_load_chw(content["chw"]),
     )
 
 
@@ -175,7 +174,17 @@ def _load_norm(content: Mapping[str, Any]) -> BatchNormRef:
 
 
 def _load_head(content: Mapping[str, Any]) -> HeadLayer:
-    return HeadLayer(_text(content["weight"]), _text(content["bias"]), _count(content["inputs"]), _count(content["outputs"]))
+    return HeadLayer(
+        weight=_text(content["weight"]),
+        bias=_text(content["bias"]),
+        inputs=_count(content["inputs"]),
+        outputs=_count(content["outputs"]),
+        chw=_load_chw(content["chw"]),
+    )
+
+
+def _load_chw(content: Sequence[object] | None) -> tuple[int, int, int] | None:
+    return None if content is None else (_count(content[0]), _count(content[1]), _count(content[2]))
 
 
 def _text(value: object) -> str:

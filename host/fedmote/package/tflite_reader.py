@@ -181,6 +181,11 @@ class _Node:
         return default if self.options is None else self.options.number(field, form, default)
 
 
+def _refuse(node: _Node | None, reason: str, hint: str) -> UnsupportedOpError:
+    """The refusal of a node, or of the model's input and output, which no node explains."""
+    return UnsupportedOpError("input or output", reason, hint) if node is None else node.refuse(reason, hint)
+
+
 class _Reader:
     def __init__(self, data: bytes, name: str, is_softmax_dropped: bool) -> None:
         self._name = name
@@ -293,19 +298,18 @@ class _Reader:
         if index < 0:
             raise PackageError(f"{self._name}: a node lacks an input")
         tensor = self._tensors[index]
-        where = node or _Node(-1, -1, 1, f"tensor {tensor.name}", (), (), None)
         if tensor.kind != schema.TYPE_INT8:
             kind = schema.TYPE_NAMES.get(tensor.kind, f"type {tensor.kind}")
-            raise where.refuse(f"tensor {tensor.name!r} is {kind}", "quantize the whole model to int8, inputs and outputs too")
+            raise _refuse(node, f"tensor {tensor.name!r} is {kind}", "quantize the whole model to int8, inputs and outputs too")
         if tensor.quantization is None or tensor.quantization.scale.size != 1:
-            raise where.refuse(f"tensor {tensor.name!r} has not one scale", "activations need per-tensor quantization")
+            raise _refuse(node, f"tensor {tensor.name!r} has not one scale", "activations need per-tensor quantization")
         zero_point = int(tensor.quantization.zero_point[0])
         if not -128 <= zero_point <= 127:
-            raise where.refuse(f"tensor {tensor.name!r} has zero point {zero_point}", "int8 needs -128 to 127")
+            raise _refuse(node, f"tensor {tensor.name!r} has zero point {zero_point}", "int8 needs -128 to 127")
         if tensor.data is not None:
-            raise where.refuse(f"tensor {tensor.name!r} is a constant", "only weights, biases and shapes may be constant")
+            raise _refuse(node, f"tensor {tensor.name!r} is a constant", "only weights, biases and shapes may be constant")
         if len(tensor.shape) < 2 or tensor.shape[0] != 1 or not 0 < math.prod(tensor.shape) <= _MAX_PIXELS:
-            raise where.refuse(f"tensor {tensor.name!r} has shape {tensor.shape}", "shapes must be static, with batch 1")
+            raise _refuse(node, f"tensor {tensor.name!r} has shape {tensor.shape}", "shapes must be static, with batch 1")
         name = tensor.name if tensor.name and tensor.name not in self._activations else f"tensor{index}"
         while name in self._activations:
             name += "_"

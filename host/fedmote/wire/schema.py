@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Final
-
+from typing import Final, Literal
 
 LIMIT_PROTOCOL: Final = 1
 LIMIT_IDENTIFIER: Final = 32
@@ -152,6 +151,69 @@ class FieldRule:
     low: int
     high: int
 
+
+# Names of the fields by type, for the type checker.
+NumberField = Literal[
+    "handle",
+    "offset",
+    "chunk",
+    "mask",
+    "round",
+    "status",
+    "size",
+    "crc",
+    "attempt",
+    "num_examples",
+    "role",
+    "boot",
+    "protocol",
+    "max_body",
+    "arena_bytes",
+    "slot_bytes",
+    "num_samples",
+    "wait_ms",
+    "remaining_ms",
+    "phase",
+    "version",
+    "model_handle",
+    "model_size",
+    "head_handle",
+    "head_size",
+    "head_crc",
+    "seed",
+    "alpha_milli",
+    "beta_milli",
+    "gamma_milli",
+    "gamma_order",
+    "epochs",
+    "batch",
+    "learning_rate_micro",
+    "momentum_micro",
+    "gain_milli",
+    "is_sending_samples",
+    "max_send",
+    "discarded",
+    "trained",
+    "sent",
+    "loss_micro",
+    "loss_after_micro",
+    "arena_used_bytes",
+    "count",
+    "input_bytes",
+    "is_online",
+    "frame_errors",
+]
+BytesField = Literal[
+    "data",
+    "run",
+    "model_hash",
+]
+TextField = Literal[
+    "device",
+    "board",
+    "sdk",
+    "reason",
+]
 
 FIELDS: Final[dict[str, FieldRule]] = {
     "handle": FieldRule(1, int, 0, 4294967295),

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`fedmote convert`: a torch model in, partition packages out."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from fedmote.errors import ConfigError
+from fedmote.package.boards import Board, board_names
+
+SUMMARY = "convert a torch model into an int8 encoder, a float head and a package for each board"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of the verb."""
+    parser.add_argument("model", metavar="pkg.module:build", help="function that returns the module in evaluation mode")
+    parser.add_argument("--weights", type=Path, metavar="F.safetensors", help="state of the module; else as it is built")
+    parser.add_argument(
+        "--calibration", type=Path, required=True, metavar="X.npz", help="x (N, ...) as the module reads it; y (N,) for accuracy"
+    )
+    parser.add_argument("--cut", default="auto", metavar="auto|NAME", help="module behind which the frozen encoder ends")
+    parser.add_argument("--boards", required=True, metavar="B[,B]", help=", ".join(board_names()))
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="directory that is written")
+    parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Convert, write, tell."""
+    boards = _boards(options.boards)
+    if options.model.endswith(".onnx"):
+        raise ConfigError(f"model {options.model}: ONNX files are not read by this version; expected pkg.module:build")
+    try:
+        from fedmote_convert import convert, output, report, sources
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise ConfigError("convert needs torch: install fedmote[torch]") from error
+    calibration = sources.load_calibration(options.calibration)
+    module, model_id = sources.load_module(options.model)
+    if options.weights is not None:
+        sources.load_weights(module, options.weights)
+    conversion = convert.convert(
+        module, calibration.x, boards, model_id=model_id, cut=options.cut, y=calibration.y, progress=_say
+    )
+    content = output.write(conversion, boards, options.output)
+    _say(f"written to {options.output}")
+    sys.stdout.write(json.dumps(content) + "\n" if options.json else report.table(content))
+    return 0
+
+
+def _boards(text: str) -> list[Board]:
+    names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    if not names:
+        raise ConfigError(f"--boards {text!r}: expected names, separated by commas, of {', '.join(board_names())}")
+    return [Board.load(name) for name in names]
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"{text}\n")

@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a captured network is split into the encoder, which a device keeps frozen, and the head, which it trains.
+
+An edge is a candidate if its activation is all that the rest of the network needs: one live tensor. Inside a residual block
+two are alive, and a device would have to keep both per sample. Of the candidates, those are feasible whose rest is exactly one
+Linear, apart from reshapes, which cost a device nothing and therefore belong to the encoder wherever they are named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from fedmote.errors import ConfigError, ConversionError, UnsupportedOpError
+from fedmote.package.graph import Activation, Graph, HeadLayer, Op, OpKind
+from fedmote_convert.capture import Capture
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An edge at which the network could be cut.
+
+    Attributes:
+        name: of the activation.
+        module: path of the innermost module that made it, or the name itself.
+        features: elements that would be cached per sample.
+        refusal: why the rest is no head in this version; empty if it is one.
+    """
+
+    name: str
+    module: str
+    features: int
+    refusal: str
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A split network.
+
+    Attributes:
+        encoder: the graph up to the features, before any pass.
+        head: the Linear after them.
+        features: number of features.
+        name: the activation that was chosen, or named.
+        reason: why there, as a sentence.
+        candidates: all single-tensor edges, in order of execution.
+    """
+
+    encoder: Graph
+    head: HeadLayer
+    features: int
+    name: str
+    reason: str
+    candidates: tuple[Candidate, ...]
+
+
+def cut_at(captured: Capture, where: str = "auto") -> Cut:
+    """Split a captured network.
+
+    Args:
+        captured: the whole network.
+        where: "auto", the path of a module (its last result is meant), or the name of an activation.
+
+    Raises:
+        ConfigError: no module or activation has that name.
+        UnsupportedOpError: the edge lies inside a residual block, or the rest is not exactly one Linear.
+    """
+    graph = captured.graph
+    candidates = _candidates(captured)
+    if where == "auto":
+        name, reason = _choose(graph, candidates)
+    else:
+        name, reason = _find(captured, where), f"cut behind {where}, as asked for"
+        _check(graph, name, where, candidates)
+    linear = graph.ops[_linear_index(graph, name)]
+    position = graph.ops.index(linear)
+    features = linear.inputs[0]
+    encoder_ops = graph.ops[:position]
+    names = {graph.input, *(op.output for op in encoder_ops)}
+    activations = {key: value for key, value in graph.activations.items() if key in names}
+    encoder = replace(graph, output=features, activations=activations, ops=encoder_ops)
+    if not any(op.kind is not OpKind.RESHAPE for op in encoder_ops):
+        raise ConversionError(f"{linear.name}: the model is this one Linear; nothing before it would be left to freeze")
+    return Cut(encoder, _head_layer(linear, captured), _count(graph, features), name, reason, candidates)
+
+
+def _live(graph: Graph, position: int) -> list[str]:
+    """Activations that operators after `position` read and that are made up to it; -1 is in front of the first."""
+    made = {graph.input, *(op.output for op in graph.ops[: position + 1])}
+    read = [name for op in graph.ops[position + 1 :] for name in op.inputs if name in made]
+    if graph.output in made:
+        read.append(graph.output)
+    return list(dict.fromkeys(read))
+
+
+def _candidates(captured: Capture) -> tuple[Candidate, ...]:
+    graph = captured.graph
+    found = []
+    for position, op in enumerate(graph.ops[:-1]):
+        if _live(graph, position) == [op.output] and op.output in captured.modules:  # explicit padding has no module
+            module = _module(captured, op.output)
+            found.append(Candidate(op.output, module, _count(graph, op.output), _refusal(graph.ops[position + 1 :])))
+    return tuple(found)
+
+
+def _module(captured: Capture, name: str) -> str:
+    paths = captured.modules.get(name, ())
+    return paths[-1] if paths else name
+
+
+def _count(graph: Graph, name: str) -> int:
+    count = 1
+    for size in graph.activations[name].shape:
+        count *= size
+    return count
+
+
+def _refusal(rest: Sequence[Op]) -> str:
+    """Why these operators are no head; empty if they are one."""
+    parts = [op for op in rest if op.kind is not OpKind.RESHAPE]
+    if len(parts) == 1 and parts[0].kind is OpKind.FULLY_CONNECTED and parts[0].activation is Activation.NONE:
+        return ""
+    names = ", ".join(op.name for op in parts)
+    return (
+        f"the head would be {len(parts)} operators ({names}); it must be exactly one Linear"
+        if parts
+        else "the head would be empty"
+    )
+
+
+def _choose(graph: Graph, candidates: Sequence[Candidate]) -> tuple[str, str]:
+    """The last feasible edge. All feasible edges feed the same Linear, so they hold the same features in the same memory."""
+    feasible = [candidate for candidate in candidates if not candidate.refusal]
+    if not feasible:
+        last = [op for op in graph.ops if op.kind is not OpKind.RESHAPE][-1:]
+        place, kind = (last[0].name, last[0].kind.value) if last else ("input", "nothing")
+        raise UnsupportedOpError(
+            place,
+            f"no cut leaves exactly one Linear as the head; the model ends with {kind}",
+            "end the model with one nn.Linear that makes the logits, without softmax, behind one path of layers",
+        )
+    chosen = feasible[-1]
+    reason = f"last edge whose rest is one Linear: {chosen.features} features behind {chosen.module}"
+    if len(feasible) > 1:
+        others = ", ".join(candidate.module for candidate in feasible[:-1])
+        reason += f"; the same features as behind {others}"
+    return chosen.name, reason
+
+
+def _find(captured: Capture, where: str) -> str:
+    """The activation of that name, or the last one made inside the module of that path."""
+    if where in captured.graph.activations:
+        return where
+    inside = [op.output for op in captured.graph.ops if where in captured.modules.get(op.output, ())]
+    if not inside:
+        modules = dict.fromkeys(path for paths in captured.modules.values() for path in paths)
+        raise ConfigError(f"--cut {where}: no such module or activation; expected auto or one of {', '.join(modules)}")
+    return inside[-1]
+
+
+def _check(graph: Graph, name: str, where: str, candidates: Sequence[Candidate]) -> None:
+    feasible = [candidate.module for candidate in candidates if not candidate.refusal]
+    hint = f"cut behind {' or '.join(feasible)}" if feasible else "end the model with one nn.Linear"
+    position = next((index for index, op in enumerate(graph.ops) if op.output == name), -1)
+    live = _live(graph, position)
+    if live != [name]:
+        others = " and ".join(other for other in live if other != name)
+        raise UnsupportedOpError(
+            where, f"the rest of the network also needs {others}: it lies inside a branch or residual block", hint
+        )
+    refusal = _refusal(graph.ops[position + 1 :])
+    if refusal:
+        raise UnsupportedOpError(where, refusal, hint)
+
+
+def _linear_index(graph: Graph, name: str) -> int:
+    """Index of the Linear that a feasible cut leaves as the head."""
+    start = next((index for index, op in enumerate(graph.ops) if op.output == name), -1) + 1
+    return next(index for index in range(start, len(graph.ops)) if graph.ops[index].kind is OpKind.FULLY_CONNECTED)
+
+
+def _head_layer(linear: Op, captured: Capture) -> HeadLayer:
+    source = linear.source
+    if source is None or source.bias is None:
+        raise UnsupportedOpError(linear.name, "the head's Linear has no bias", "use nn.Linear(..., bias=True)")
+    outputs, inputs = captured.tensors[source.weight].shape
+    return HeadLayer(source.weight, source.bias, inputs, outputs, source.chw)

@@ -1,0 +1,261 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Each operator: the captured graph, run in float32, equals torch."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from fedmote.package.graph import OpKind
+
+
+class Apply(nn.Module):
+    """A module of one function, after a convolution with three outputs so that there is something to learn."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.stem = nn.Conv2d(2, 3, 1)
+        self.function = function
+
+    def forward(self, x):
+        return self.function(self.stem(x))
+
+
+class ApplyToSequence(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.stem = nn.Conv1d(2, 3, 1)
+        self.function = function
+
+    def forward(self, x):
+        return self.function(self.stem(x))
+
+
+@pytest.mark.parametrize("kernel", [1, 2, 3, (2, 5)])
+@pytest.mark.parametrize("stride", [1, 2, (1, 3)])
+@pytest.mark.parametrize("padding", [0, 1, (0, 1), 2])
+def test_a_convolution_equals_torch_for_every_kernel_stride_and_padding(assert_equals_torch, kernel, stride, padding):
+    for size in ((7, 8), (8, 7)):
+        assert_equals_torch(nn.Conv2d(3, 4, kernel, stride=stride, padding=padding), (3, *size), seed=1)
+
+
+@pytest.mark.parametrize("padding", [0, 2, "same", "valid"])
+@pytest.mark.parametrize("dilation", [2, (1, 3)])
+def test_a_dilated_convolution_equals_torch(assert_equals_torch, padding, dilation):
+    assert_equals_torch(nn.Conv2d(2, 5, 3, padding=padding, dilation=dilation), (2, 9, 10), seed=2)
+
+
+@pytest.mark.parametrize("multiplier", [1, 2, 3])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_depthwise_convolution_equals_torch_for_every_multiplier(assert_equals_torch, multiplier, stride):
+    module = nn.Conv2d(4, 4 * multiplier, 3, stride=stride, padding=1, groups=4, bias=False)
+
+    graph = assert_equals_torch(module, (4, 6, 7), seed=3)
+
+    assert [op.kind for op in graph.ops][-1] is OpKind.DEPTHWISE_CONV_2D
+
+
+@pytest.mark.parametrize("kernel, stride, padding, dilation", [(3, 1, 1, 1), (5, 2, 2, 1), (3, 1, "same", 2), (4, 3, 0, 1)])
+def test_a_convolution_over_time_equals_torch(assert_equals_torch, kernel, stride, padding, dilation):
+    assert_equals_torch(nn.Conv1d(9, 4, kernel, stride=stride, padding=padding, dilation=dilation), (9, 20), seed=4)
+
+
+def test_a_depthwise_convolution_over_time_equals_torch(assert_equals_torch):
+    assert_equals_torch(nn.Conv1d(4, 8, 3, padding=1, groups=4), (4, 11), seed=5)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_linear_equals_torch(assert_equals_torch, bias):
+    assert_equals_torch(nn.Linear(10, 4, bias=bias), (10,), seed=6)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_batch_normalisation_folds_into_what_is_before_it(assert_equals_torch, bias):
+    images = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1, bias=bias), nn.BatchNorm2d(4, eps=1e-3))
+    depthwise = nn.Sequential(nn.Conv2d(3, 6, 3, groups=3, bias=bias), nn.BatchNorm2d(6))
+    sequences = nn.Sequential(nn.Conv1d(3, 4, 3, bias=bias), nn.BatchNorm1d(4), nn.BatchNorm1d(4))
+    features = nn.Sequential(nn.Linear(5, 4, bias=bias), nn.BatchNorm1d(4), nn.ReLU())
+
+    assert len(assert_equals_torch(images, (3, 5, 5), seed=7).ops) == 1
+    assert len(assert_equals_torch(depthwise, (3, 5, 5), seed=8).ops) == 1
+    assert len(assert_equals_torch(sequences, (3, 8), seed=9).ops) == 1
+    assert len(assert_equals_torch(features, (5,), seed=10).ops) == 1
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        torch.relu,
+        F.relu6,
+        nn.ReLU(inplace=True),
+        nn.ReLU6(),
+        nn.Hardtanh(0, 6),
+        lambda x: x.clamp(0, 6),
+        lambda x: x.clamp(min=0),
+        lambda x: x.clamp_min(0),
+        lambda x: torch.relu(F.relu6(x)),
+        lambda x: F.relu6(torch.relu(x)),
+    ],
+)
+def test_a_clamp_is_fused_into_the_convolution(assert_equals_torch, function):
+    graph = assert_equals_torch(Apply(function), (2, 4, 4), seed=11)
+
+    assert [op.kind for op in graph.ops] == [OpKind.CONV_2D]
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        nn.MaxPool2d(2),
+        nn.MaxPool2d(3, stride=2),
+        nn.MaxPool2d((1, 2)),
+        nn.AvgPool2d(2),
+        nn.AvgPool2d(3, stride=1),
+        nn.AvgPool2d(3, stride=2, padding=1),
+        nn.AvgPool2d((2, 4), stride=(2, 3), padding=(1, 2)),
+        nn.AvgPool2d(2, count_include_pad=False),
+        nn.AdaptiveAvgPool2d(1),
+        nn.AdaptiveAvgPool2d((4, 2)),
+        lambda x: F.max_pool2d(torch.relu(x), 2),
+        lambda x: torch.relu(F.max_pool2d(x, 2)),
+        lambda x: x.mean((2, 3)),
+        lambda x: x.mean((-1, -2), keepdim=True),
+        lambda x: F.avg_pool2d(x, (8, 6)).flatten(1),
+    ],
+)
+def test_a_pool_of_an_image_equals_torch(assert_equals_torch, function):
+    assert_equals_torch(Apply(function), (2, 8, 6), seed=12)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        nn.MaxPool1d(2),
+        nn.MaxPool1d(3, stride=2),
+        nn.AvgPool1d(3),
+        nn.AvgPool1d(4, stride=2, padding=1),
+        nn.AdaptiveAvgPool1d(1),
+        nn.AdaptiveAvgPool1d(5),
+        lambda x: x.mean(2),
+        lambda x: x.mean(-1, keepdim=True).squeeze(-1),
+        lambda x: F.avg_pool1d(x, 10).squeeze(2),
+        lambda x: F.max_pool2d(x.unsqueeze(2), (1, 2)).squeeze(2),
+    ],
+)
+def test_a_pool_of_a_sequence_equals_torch(assert_equals_torch, function):
+    assert_equals_torch(ApplyToSequence(function), (2, 10), seed=13)
+
+
+def test_a_global_average_is_one_mean(assert_equals_torch):
+    for function in (nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), nn.Sequential(nn.AvgPool2d((5, 4)), nn.Flatten())):
+        graph = assert_equals_torch(Apply(function), (2, 5, 4), seed=14)
+
+        assert [op.kind for op in graph.ops] == [OpKind.CONV_2D, OpKind.MEAN]
+        assert graph.activations[graph.output].shape == (1, 3)
+
+
+@pytest.mark.parametrize(
+    "flatten",
+    [nn.Flatten(), lambda x: x.view(x.shape[0], -1), lambda x: x.reshape(-1, 3 * 4 * 5), lambda x: torch.relu(x.flatten(1))],
+)
+def test_a_linear_behind_a_flatten_reads_the_channels_first_order(assert_equals_torch, flatten):
+    class Network(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.flatten, self.linear = nn.Conv2d(2, 3, 1), flatten, nn.Linear(60, 4)
+
+        def forward(self, x):
+            return self.linear(self.flatten(self.stem(x)))
+
+    graph = assert_equals_torch(Network(), (2, 4, 5), seed=15)
+
+    assert graph.ops[-1].source.layout == "linear_chw"
+    assert graph.ops[-1].source.chw == (3, 4, 5)
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 5), (3, 1, 1)])
+def test_a_flatten_of_one_channel_or_one_pixel_needs_no_regrouping(assert_equals_torch, shape):
+    count = shape[0] * shape[1] * shape[2]
+    graph = assert_equals_torch(nn.Sequential(nn.Flatten(), nn.Linear(count, 4)), shape, seed=16)
+
+    assert graph.ops[-1].source.layout == "linear"
+
+
+def test_a_flatten_of_a_sequence_reads_the_channels_first_order(assert_equals_torch):
+    assert_equals_torch(nn.Sequential(nn.Conv1d(3, 4, 3), nn.Flatten(), nn.Linear(24, 3), nn.ReLU()), (3, 8), seed=17)
+
+
+def test_flattened_branches_may_be_added_and_shaped_back(assert_equals_torch):
+    class Network(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = nn.Conv2d(2, 3, 3, padding=1), nn.Conv2d(2, 3, 1)
+
+        def forward(self, x):
+            total = self.one(x).flatten(1) + self.two(x).flatten(1)
+            return torch.relu(total).view(1 if x.shape[0] == 1 else -1, 3, 4, 4)
+
+    assert_equals_torch(Network(), (2, 4, 4), seed=18)
+
+
+def test_features_may_become_one_channel_image(assert_equals_torch):
+    class Network(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(1, 2, 3)
+
+        def forward(self, x):
+            return self.conv(x.view(-1, 1, 4, 5))
+
+    assert_equals_torch(Network(), (20,), seed=19)
+
+
+@pytest.mark.parametrize("is_in_place", [True, False])
+def test_a_residual_block_equals_torch(assert_equals_torch, is_in_place):
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.norm1 = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3)
+            self.second, self.norm2 = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3)
+            self.relu = nn.ReLU(inplace=is_in_place)
+
+        def forward(self, x):
+            x = self.relu(self.norm1(self.first(x)))
+            y = self.norm2(self.second(x))
+            if is_in_place:
+                y += x
+            else:
+                y = y + x
+            return self.relu(y)
+
+    graph = assert_equals_torch(Block(), (3, 6, 6), seed=20)
+
+    assert [op.kind for op in graph.ops] == [OpKind.CONV_2D, OpKind.CONV_2D, OpKind.ADD]
+
+
+@pytest.mark.parametrize("pads", [(1, 1), (0, 2, 1, 0), (1, 1, 1, 1)])
+def test_zero_padding_equals_torch(assert_equals_torch, pads):
+    assert_equals_torch(Apply(lambda x: F.pad(x, pads)), (2, 4, 5), seed=21)
+
+
+def test_layers_that_do_nothing_on_a_device_leave_nothing(assert_equals_torch):
+    idle = nn.Sequential(nn.Identity(), nn.Dropout(0.5), nn.Dropout2d(0.5), nn.Identity())
+    module = nn.Sequential(idle, nn.Conv2d(2, 3, 1), idle, nn.Flatten(), nn.Dropout(), nn.Linear(27, 2), nn.Identity())
+
+    graph = assert_equals_torch(module, (2, 3, 3), seed=22)
+
+    assert [op.kind for op in graph.ops] == [OpKind.CONV_2D, OpKind.RESHAPE, OpKind.FULLY_CONNECTED]
+
+
+def test_a_module_that_is_called_twice_shares_its_weights(assert_equals_torch):
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(2, 2, 3, padding=1)
+
+        def forward(self, x):
+            return self.conv(torch.relu(self.conv(x)))
+
+    graph = assert_equals_torch(Twice(), (2, 4, 4), seed=23)
+
+    assert graph.ops[0].source.weight == graph.ops[1].source.weight

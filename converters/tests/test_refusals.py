@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What cannot be converted is refused with the node, the reason and the nearest supported form."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from fedmote.errors import ConversionError, UnsupportedOpError
+from fedmote_convert.capture import capture
+
+
+class Block(nn.Module):
+    """A function inside a named module, behind a layer."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.stem = nn.Conv2d(4, 4, 1)
+        self.function = function
+
+    def forward(self, x):
+        return self.function(self.stem(x))
+
+
+def refuse(module, shape=(4, 8, 8)):
+    with pytest.raises(UnsupportedOpError) as caught:
+        capture(nn.Sequential(nn.Identity(), module).eval(), shape)
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    "module, reason, hint",
+    [
+        (nn.Conv2d(4, 4, 3, groups=2), "2 groups over 4 channels", "groups=1 or depthwise, groups=4"),
+        (nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"), "padding of mode 'reflect'", "pad with zeros"),
+        (nn.MaxPool2d(3, stride=2, padding=1), "max pool with padding", "padding=0"),
+        (nn.MaxPool2d(2, dilation=2), "max pool with dilation", "dilation=1"),
+        (nn.MaxPool2d(3, ceil_mode=True), "ceil_mode", "ceil_mode=False"),
+        (nn.AvgPool2d(3, ceil_mode=True), "ceil_mode", "ceil_mode=False"),
+        (nn.AvgPool2d(3, padding=1, count_include_pad=False), "padding is not counted", "count_include_pad=True"),
+        (nn.AvgPool2d(2, divisor_override=3), "divisor 3", "divisor_override"),
+        (nn.AdaptiveAvgPool2d(3), "8 x 8 to 3 x 3", "divides the input"),
+        (nn.AdaptiveMaxPool2d(1), "adaptive_max_pool2d", "MaxPool"),
+        (nn.BatchNorm2d(4, affine=False), "without parameters or statistics", "affine=True"),
+        (nn.Hardtanh(-1, 1), "clamp to [-1, 1]", "ReLU6"),
+        (nn.Sigmoid(), "aten.sigmoid", "ReLU"),
+        (nn.GELU(), "aten.gelu", "ReLU"),
+        (nn.Softmax(1), "aten.softmax", "Linear that makes the logits"),
+        (nn.ConvTranspose2d(4, 4, 2), "aten.conv_transpose2d", "Conv2d"),
+        (nn.GroupNorm(2, 4), "aten.group_norm", "BatchNorm"),
+        (nn.Linear(8, 3), "a Linear over (1, 4, 8, 8)", "flatten"),
+        (nn.PReLU(), "aten.prelu", "ReLU"),
+    ],
+)
+def test_an_unsupported_layer_is_refused_by_path_reason_and_hint(module, reason, hint):
+    error = refuse(module)
+
+    assert error.node == "1"
+    assert reason in error.reason
+    assert hint in error.hint
+    assert str(error) == f"{error.node}: {error.reason}; {error.hint}"
+
+
+@pytest.mark.parametrize(
+    "function, reason, hint",
+    [
+        (lambda x: x.mean(1), "a mean over axes [1]", "all of height and width"),
+        (lambda x: x.mean(3), "a mean over axes [3]", "all of height and width"),
+        (lambda x: x.mean(), "a mean over axes [0, 1, 2, 3]", "all of height and width"),
+        (lambda x: x + 1.0, "addition of a constant", "bias"),
+        (lambda x: torch.add(x, x, alpha=2), "alpha=2", "scale"),
+        (lambda x: x + x.mean((2, 3), keepdim=True), "do not match", "one shape"),
+        (lambda x: x * 2, "aten.mul", "BatchNorm"),
+        (lambda x: torch.cat([x, x], 1), "aten.cat", "residual addition"),
+        (lambda x: x.permute(0, 2, 3, 1), "aten.permute", "channels first"),
+        (lambda x: x.amax((2, 3)), "aten.amax", "MaxPool"),
+        (lambda x: x.max(dim=2)[0], "does not return one float32 tensor", "MaxPool"),
+        (lambda x: x.view(1, 8, 4, 8), "mix channels and positions", "flatten"),
+        (lambda x: x.view(4, 64), "a result of shape (4, 64)", "with the batch in front"),
+        (lambda x: x.view(-1, 64), "a result of shape (4, 64)", "with the batch in front"),
+        (lambda x: F.pad(x, (1, 1), value=2.0), "value 2.0", "zeros"),
+        (lambda x: F.pad(x, (-1, 0)), "padding by [-1, 0]", "zero or more"),
+        (lambda x: F.pad(x, (0, 0, 0, 0, 1, 0)), "padding by [0, 0, 0, 0, 1, 0]", "height and width"),
+        (lambda x: x.clamp(max=3), "clamp to [None, 3]", "ReLU6"),
+        (lambda x: x.half().float(), "does not return one float32 tensor", "supported are"),
+        (lambda x: x.flatten(1) + x.permute(0, 2, 3, 1).flatten(1), "aten.permute", "channels first"),
+        (lambda x: F.max_pool2d(x.flatten(1), 2) if x.ndim == 2 else F.relu(x.flatten(2)).sum(2), "aten.sum", "supported are"),
+    ],
+)
+def test_an_unsupported_call_is_refused_by_path_of_its_module_and_name(function, reason, hint):
+    error = refuse(Block(function))
+
+    assert error.node.startswith("1:")
+    assert reason in error.reason
+    assert hint in error.hint
+
+
+def test_a_sum_of_branches_flattened_in_different_orders_is_refused():
+    class Network(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(64, 64)
+
+        def forward(self, x):
+            features = x.flatten(1)
+            return features + self.linear(features)
+
+    with pytest.raises(UnsupportedOpError, match="do not match element by element"):
+        capture(Network().eval(), (4, 4, 4))
+
+
+def relu_through_a_view(x):
+    flat = x.view(x.shape)
+    flat.relu_()
+    return x
+
+
+def relu_through_a_view_and_read_both(x):
+    flat = x.view(x.shape)
+    return flat.relu_() + x
+
+
+def zero_a_channel(x):
+    x[:, 0] = 0
+    return x
+
+
+@pytest.mark.parametrize("function", [relu_through_a_view, relu_through_a_view_and_read_both, zero_a_channel])
+def test_an_in_place_operator_that_changes_what_is_read_elsewhere_is_refused(function):
+    error = refuse(Block(function))
+
+    assert "read later" in error.reason or "part of a tensor" in error.reason
+    assert "not in-place" in error.hint
+
+
+def test_an_in_place_operator_may_change_what_nobody_reads_again(assert_equals_torch):
+    assert_equals_torch(Block(lambda x: F.hardtanh_(torch.relu_(x).view(x.shape), 0, 6)), (4, 6, 6), seed=24)
+
+
+def test_a_module_in_training_mode_is_refused():
+    with pytest.raises(ConversionError, match=r"training mode.*\.eval\(\)"):
+        capture(nn.Conv2d(1, 1, 1), (1, 4, 4))
+
+
+@pytest.mark.parametrize("layer", [nn.Dropout(), nn.BatchNorm2d(4)])
+def test_a_layer_left_in_training_mode_is_refused_by_its_path(layer):
+    module = nn.Sequential(nn.Conv2d(4, 4, 1), layer).eval()
+    layer.train()
+
+    with pytest.raises(UnsupportedOpError, match=r"1: a .* in training mode; .*\.eval\(\)"):
+        capture(module, (4, 8, 8))
+
+
+def test_a_module_of_another_float_type_is_refused_by_tensor():
+    with pytest.raises(ConversionError, match=r"weight is torch\.float16.*\.float\(\)"):
+        capture(nn.Linear(3, 2).half().eval(), (3,))
+
+
+def test_a_sample_of_another_shape_is_refused_with_torchs_own_reason():
+    with pytest.raises(ConversionError, match=r"shape \(3, 8, 8\).*channels"):
+        capture(nn.Conv2d(4, 4, 1).eval(), (3, 8, 8))
+
+
+def test_a_module_that_branches_on_values_is_refused():
+    class Branching(nn.Module):
+        def forward(self, x):
+            return x if x.sum() > 0 else -x
+
+    with pytest.raises(ConversionError, match="branch on values"):
+        capture(Branching().eval(), (4,))
+
+
+def test_a_module_with_two_results_is_refused():
+    class Two(nn.Module):
+        def forward(self, x):
+            return torch.relu(x), x
+
+    with pytest.raises(ConversionError, match="returns 2 values"):
+        capture(Two().eval(), (4,))
+
+
+def test_a_module_that_ignores_its_input_is_refused():
+    class Constant(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(1, 3))
+
+        def forward(self, x):
+            return torch.relu(self.weight)
+
+    with pytest.raises(ConversionError, match="depends on 0 inputs"):
+        capture(Constant().eval(), (4,))
+
+
+def test_samples_with_too_many_axes_are_refused():
+    with pytest.raises(UnsupportedOpError, match=r"input: a result of shape \(1, 2, 2, 2, 2\)"):
+        capture(nn.ReLU().eval(), (2, 2, 2, 2))

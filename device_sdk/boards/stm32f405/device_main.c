@@ -1,0 +1,120 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The federated device on an STM32F405: the whole image. Identity and samples are regions of flash outside the image,
+ * so that one image serves a fleet.
+ */
+#include "fedmote/fedmote.h"
+#include "fedmote_board.h"
+#include "samples_region.h"
+#include "stm32f4.h"
+
+#define SAY_AGAIN_MS 1000U
+
+static struct fedmote device;
+static struct samples_region samples;
+static char identity_text[FEDMOTE_IDENTITY_TEXT_BYTES];
+static uint8_t arena[FEDMOTE_BOARD_ARENA_BYTES] __attribute__((aligned(16)));
+
+static uint32_t port_now_ms(void *context) {
+    (void)context;
+    return stm32_now_ms();
+}
+
+static uint32_t port_random(void *context) {
+    (void)context;
+    return stm32_random();
+}
+
+static int32_t port_stream_read(void *context, uint8_t *bytes, uint32_t capacity) {
+    (void)context;
+    return stm32_uart_read(bytes, capacity);
+}
+
+static int32_t port_stream_write(void *context, const uint8_t *bytes, uint32_t size) {
+    (void)context;
+    return stm32_uart_write(bytes, size);
+}
+
+static uint32_t port_sample_count(void *context) {
+    (void)context;
+    return samples.count;
+}
+
+static int32_t port_sample_read(void *context, uint32_t index, int8_t *x, uint32_t x_bytes, uint32_t *label) {
+    (void)context;
+    return samples_region_read(&samples, index, x, x_bytes, label);
+}
+
+static const struct fedmote_port port = {
+    .now_ms = port_now_ms,
+    .random = port_random,
+    .stream_read = port_stream_read,
+    .stream_write = port_stream_write,
+    .sample_count = port_sample_count,
+    .sample_read = port_sample_read,
+    .slot_bytes = FEDMOTE_BOARD_SLOT_BYTES,
+    .slot_base = stm32_slot_base,
+    .slot_erase = stm32_slot_erase,
+    .slot_write = stm32_slot_write,
+};
+
+/* A status as decimal digits; its name is in fedmote_schema.h. */
+static void say_status(int32_t status) {
+    char text[12] = "";
+    char *digit = text + sizeof text - 1;
+    uint32_t rest = (uint32_t)-status;
+    do {
+        *--digit = (char)('0' + (char)(rest % 10U));
+        rest /= 10U;
+    } while (rest > 0U);
+    stm32_uart_say("status -");
+    stm32_uart_say(digit);
+}
+
+/* A board that cannot start says why, in words, once a second: there is a person at the other end of the line now. */
+__attribute__((noreturn)) static void refuse_to_start(const char *what, int32_t status) {
+    for (;;) {
+        stm32_uart_say("fedmote: ");
+        stm32_uart_say(what);
+        stm32_uart_say(": ");
+        say_status(status);
+        stm32_uart_say("\r\n");
+        const uint32_t said = stm32_now_ms();
+        while (stm32_now_ms() - said < SAY_AGAIN_MS) {
+            stm32_sleep();
+        }
+    }
+}
+
+/* The salt of the entropy: the identity's own checksum differs from board to board. */
+static uint32_t identity_salt(const uint8_t *region) {
+    return (uint32_t)region[8] | (uint32_t)region[9] << 8 | (uint32_t)region[10] << 16 | (uint32_t)region[11] << 24;
+}
+
+int main(void) {
+    const uint8_t *identity_region = (const uint8_t *)FEDMOTE_BOARD_REGIONS_IDENTITY_ADDRESS;
+    struct fedmote_identity identity;
+
+    stm32_start();
+    int32_t status =
+        fedmote_identity_read(&identity, identity_text, identity_region, FEDMOTE_BOARD_REGIONS_IDENTITY_BYTES);
+    if (status != FEDMOTE_OK) {
+        refuse_to_start("no identity in flash", status);
+    }
+    identity.board = FEDMOTE_BOARD_NAME;
+    stm32_entropy_start(identity_salt(identity_region));
+    status = samples_region_open(&samples, (const uint8_t *)FEDMOTE_BOARD_REGIONS_SAMPLES_ADDRESS,
+                                 FEDMOTE_BOARD_REGIONS_SAMPLES_BYTES, FEDMOTE_BOARD_MAX_SAMPLES);
+    if (status != FEDMOTE_OK) {
+        refuse_to_start("no samples in flash", status);
+    }
+    status = fedmote_init(&device, &port, &identity, arena, sizeof arena);
+    if (status != FEDMOTE_OK) {
+        refuse_to_start("fedmote_init", status);
+    }
+    for (;;) {
+        if (fedmote_step(&device) == FEDMOTE_IDLE) {
+            stm32_sleep(); /* the tick wakes it at the latest */
+        }
+    }
+}

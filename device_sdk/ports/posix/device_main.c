@@ -1,0 +1,232 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * fedmote-device: the federated device as a process. Identity and samples are files in the forms of protocol/SPEC.md,
+ * section 8.
+ */
+#define _POSIX_C_SOURCE 200809L
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "fedmote/fedmote.h"
+#include "fedmote_board.h"
+#include "posix.h"
+#include "samples_region.h"
+
+#define EXIT_USAGE 2
+#define EXIT_BOARD 3
+#define LONGEST_WAIT_MS 1000U
+
+static const char usage[] =
+    "usage: fedmote-device --identity FILE --samples FILE [--slots FILE] [--events]\n"
+    "                      (--connect HOST:PORT | --serial PATH | --pty)\n"
+    "  --identity  identity region; its link says whether the stream speaks MQTT or serial frames\n"
+    "  --samples   samples region\n"
+    "  --slots     file of both package slots, made where absent; without it packages live in memory\n"
+    "  --connect   TCP stream: a broker, or a peer that speaks serial frames\n"
+    "  --serial    serial port or pseudo terminal\n"
+    "  --pty       makes a pseudo terminal and prints the path of its other end\n"
+    "  --events    writes what happens to standard error, one line each: event value\n";
+
+struct options {
+    const char *identity, *samples, *slots, *target;
+    enum stream_kind kind;
+    bool has_stream;
+    bool is_telling;
+};
+
+struct board {
+    struct stream stream;
+    struct slots slots;
+    struct samples_region samples;
+};
+
+static uint32_t port_now_ms(void *context) {
+    (void)context;
+    return posix_now_ms();
+}
+
+static uint32_t port_random(void *context) {
+    (void)context;
+    return posix_random();
+}
+
+static int32_t port_stream_read(void *context, uint8_t *bytes, uint32_t capacity) {
+    return stream_read(&((struct board *)context)->stream, bytes, capacity);
+}
+
+static int32_t port_stream_write(void *context, const uint8_t *bytes, uint32_t size) {
+    return stream_write(&((struct board *)context)->stream, bytes, size);
+}
+
+static uint32_t port_sample_count(void *context) { return ((struct board *)context)->samples.count; }
+
+static int32_t port_sample_read(void *context, uint32_t index, int8_t *x, uint32_t x_bytes, uint32_t *label) {
+    return samples_region_read(&((struct board *)context)->samples, index, x, x_bytes, label);
+}
+
+static const uint8_t *port_slot_base(void *context, uint32_t slot) {
+    return slots_base(&((struct board *)context)->slots, slot);
+}
+
+static int32_t port_slot_erase(void *context, uint32_t slot) {
+    return slots_erase(&((struct board *)context)->slots, slot);
+}
+
+static int32_t port_slot_write(void *context, uint32_t slot, uint32_t offset, const uint8_t *bytes, uint32_t size) {
+    return slots_write(&((struct board *)context)->slots, slot, offset, bytes, size);
+}
+
+static void port_event(void *context, int32_t event, int32_t value) {
+    (void)context;
+    (void)fprintf(stderr, "%d %d\n", (int)event, (int)value);
+}
+
+/* Where a value option is stored; NULL for an unknown one. */
+static const char **value_of(struct options *options, const char *name) {
+    if (strcmp(name, "--identity") == 0) {
+        return &options->identity;
+    }
+    if (strcmp(name, "--samples") == 0) {
+        return &options->samples;
+    }
+    if (strcmp(name, "--slots") == 0) {
+        return &options->slots;
+    }
+    if (strcmp(name, "--connect") == 0 || strcmp(name, "--serial") == 0) {
+        options->kind = name[2] == 'c' ? STREAM_TCP : STREAM_SERIAL;
+        options->has_stream = true;
+        return &options->target;
+    }
+    return NULL;
+}
+
+/* False after it has said what is wrong. */
+static bool parse(struct options *options, int count, char **arguments) {
+    memset(options, 0, sizeof *options);
+    for (int i = 1; i < count; i++) {
+        if (strcmp(arguments[i], "--events") == 0) {
+            options->is_telling = true;
+        } else if (strcmp(arguments[i], "--pty") == 0) {
+            options->kind = STREAM_PTY;
+            options->has_stream = true;
+        } else {
+            const char **value = value_of(options, arguments[i]);
+            if (value == NULL || i + 1 == count) {
+                (void)fprintf(stderr, "fedmote-device: %s %s\n%s", value == NULL ? "unknown option" : "no value for",
+                              arguments[i], usage);
+                return false;
+            }
+            *value = arguments[++i];
+        }
+    }
+    if (options->identity == NULL || options->samples == NULL || !options->has_stream) {
+        (void)fprintf(stderr, "fedmote-device: %s is missing\n%s",
+                      options->identity == NULL  ? "--identity"
+                      : options->samples == NULL ? "--samples"
+                                                 : "one of --connect, --serial, --pty",
+                      usage);
+        return false;
+    }
+    return true;
+}
+
+static bool complain(const char *path, const char *reason) {
+    (void)fprintf(stderr, "fedmote-device: %s: %s\n", path, reason);
+    return false;
+}
+
+/* A status has its name in fedmote_schema.h. */
+static bool complain_status(const char *path, int32_t status) {
+    (void)fprintf(stderr, "fedmote-device: %s: status %d\n", path, (int)status);
+    return false;
+}
+
+static bool open_identity(struct fedmote_identity *identity, char *text, const char *path) {
+    struct file_map file;
+    if (!file_map_open(&file, path)) {
+        return complain(path, strerror(errno));
+    }
+    const int32_t status = fedmote_identity_read(identity, text, file.bytes, (uint32_t)file.size);
+    if (status != FEDMOTE_OK) {
+        return complain_status(path, status);
+    }
+    identity->board = FEDMOTE_BOARD_NAME;
+    return true;
+}
+
+static bool open_board(struct board *board, const struct options *options) {
+    struct file_map file;
+    if (!file_map_open(&file, options->samples)) {
+        return complain(options->samples, strerror(errno));
+    }
+    const int32_t status =
+        samples_region_open(&board->samples, file.bytes, (uint32_t)file.size, FEDMOTE_BOARD_MAX_SAMPLES);
+    if (status != FEDMOTE_OK) {
+        return complain_status(options->samples, status);
+    }
+    if (!slots_open(&board->slots, FEDMOTE_BOARD_SLOT_BYTES, options->slots)) {
+        return complain(options->slots, errno == EINVAL ? "not a slots file of this board" : strerror(errno));
+    }
+    if (!stream_init(&board->stream, options->kind, options->target)) {
+        return complain(options->kind == STREAM_PTY ? "--pty" : options->target, "cannot be opened; TCP is HOST:PORT");
+    }
+    if (options->kind == STREAM_PTY) {
+        (void)printf("%s\n", board->stream.target);
+        (void)fflush(stdout);
+    }
+    return true;
+}
+
+static void run(struct fedmote *device, struct board *board) {
+    for (;;) {
+        if (fedmote_step(device) == FEDMOTE_IDLE) {
+            const uint32_t wake_ms = fedmote_wake_ms(device);
+            stream_wait(&board->stream, wake_ms < LONGEST_WAIT_MS ? wake_ms : LONGEST_WAIT_MS);
+        }
+    }
+}
+
+int main(int count, char **arguments) {
+    static struct fedmote device;
+    static struct board board;
+    static char identity_text[FEDMOTE_IDENTITY_TEXT_BYTES];
+    static uint8_t arena[FEDMOTE_BOARD_ARENA_BYTES] __attribute__((aligned(16)));
+    struct fedmote_identity identity;
+    struct options options;
+
+    if (count == 2 && strcmp(arguments[1], "--help") == 0) {
+        (void)fputs(usage, stdout);
+        return EXIT_SUCCESS;
+    }
+    if (!parse(&options, count, arguments)) {
+        return EXIT_USAGE;
+    }
+    (void)signal(SIGPIPE, SIG_IGN); /* a broken stream is told by write() */
+    if (!open_identity(&identity, identity_text, options.identity) || !open_board(&board, &options)) {
+        return EXIT_USAGE;
+    }
+    const struct fedmote_port port = {
+        .context = &board,
+        .now_ms = port_now_ms,
+        .random = port_random,
+        .stream_read = port_stream_read,
+        .stream_write = port_stream_write,
+        .sample_count = port_sample_count,
+        .sample_read = port_sample_read,
+        .slot_bytes = FEDMOTE_BOARD_SLOT_BYTES,
+        .slot_base = port_slot_base,
+        .slot_erase = port_slot_erase,
+        .slot_write = port_slot_write,
+        .event = options.is_telling ? port_event : NULL,
+    };
+    const int32_t status = fedmote_init(&device, &port, &identity, arena, sizeof arena);
+    if (status != FEDMOTE_OK) {
+        (void)complain_status(options.identity, status);
+        return EXIT_BOARD;
+    }
+    run(&device, &board);
+    return EXIT_SUCCESS;
+}

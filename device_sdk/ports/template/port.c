@@ -1,0 +1,98 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * A port to copy and fill: every callback of struct fedmote_port with what it must do. As it stands it is a board
+ * without a line, without samples and with slots in RAM, which compiles and runs and learns nothing.
+ */
+#include "port.h"
+
+#include <string.h>
+
+#define SLOT_BYTES 8192U /* the largest package, plus 16; fedmote_port.h says which multiples writes have */
+
+static uint8_t slots[2][SLOT_BYTES] __attribute__((aligned(16)));
+
+/* A free-running millisecond counter: a timer interrupt, an RTOS tick. It may wrap. */
+static uint32_t now_ms(void *context) {
+    (void)context;
+    static uint32_t calls;
+    return ++calls;
+}
+
+/* Different at every boot and on every board: a random number generator, or the low bits of an open analog input
+ * stirred with a serial number. Not used for keys. */
+static uint32_t random_u32(void *context) {
+    (void)context;
+    static uint32_t state = 1U;
+    state = state * 1664525U + 1013904223U;
+    return state;
+}
+
+/* Hands over received bytes, at most `capacity`, without waiting; 0 where there are none. Let an interrupt or DMA fill
+ * a ring of at least FEDMOTE_BODY_MAX + 128 bytes: one step may take as long as FEDMOTE_MACS_PER_STEP
+ * multiply-accumulates. */
+static int32_t stream_read(void *context, uint8_t *bytes, uint32_t capacity) {
+    (void)context;
+    (void)bytes;
+    (void)capacity;
+    return 0;
+}
+
+/* Takes as many bytes as fit now and says how many; never waits. A socket that broke returns a number below -127 once.
+ */
+static int32_t stream_write(void *context, const uint8_t *bytes, uint32_t size) {
+    (void)context;
+    (void)bytes;
+    (void)size;
+    return 0;
+}
+
+/* How many labelled samples the board holds now. */
+static uint32_t sample_count(void *context) {
+    (void)context;
+    return 0U;
+}
+
+/* Copies sample `index` in the encoder's input quantization, channels last; must give the same sample until the round
+ * is over. */
+static int32_t sample_read(void *context, uint32_t index, int8_t *x, uint32_t x_bytes, uint32_t *label) {
+    (void)context;
+    (void)index;
+    memset(x, 0, x_bytes);
+    *label = 0U;
+    return 0;
+}
+
+/* Where a slot can be read as memory: memory-mapped flash, or RAM. */
+static const uint8_t *slot_base(void *context, uint32_t slot) {
+    (void)context;
+    return slots[slot];
+}
+
+/* Erases the sectors of one slot; the other one must not share a sector with it. */
+static int32_t slot_erase(void *context, uint32_t slot) {
+    (void)context;
+    memset(slots[slot], 0xFF, SLOT_BYTES);
+    return 0;
+}
+
+/* Programs bytes of an erased slot, and returns when they can be read back. */
+static int32_t slot_write(void *context, uint32_t slot, uint32_t offset, const uint8_t *bytes, uint32_t size) {
+    (void)context;
+    memcpy(slots[slot] + offset, bytes, size);
+    return 0;
+}
+
+const struct fedmote_port board_port = {
+    .now_ms = now_ms,
+    .random = random_u32,
+    .stream_read = stream_read,
+    .stream_write = stream_write,
+    .sample_count = sample_count,
+    .sample_read = sample_read,
+    .slot_bytes = SLOT_BYTES,
+    .slot_base = slot_base,
+    .slot_erase = slot_erase,
+    .slot_write = slot_write,
+    .hash = NULL,  /* packages are then checked by CRC-32 only */
+    .event = NULL, /* a place for a log or an LED */
+};

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The images as files: what is in them, what is not, that they fit, and that the compiled examples compile."""
+
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from fedmote.package.boards import Board, sdk_root
+from fedmote_hil import sizes
+from fedmote_hil.build import build
+from fedmote_hil.emulator import Emulator
+
+_STRICT = ["-std=c99", "-Wall", "-Wextra", "-pedantic", "-Wconversion", "-Wshadow", "-Wmissing-prototypes", "-Werror"]
+_missing = [tool for tool in ("arm-none-eabi-gcc", "qemu-system-arm") if shutil.which(tool) is None]
+pytestmark = [pytest.mark.emulator, pytest.mark.skipif(bool(_missing), reason=f"not installed: {', '.join(_missing)}")]
+
+
+def _symbols(path):
+    lines = subprocess.run(["arm-none-eabi-nm", str(path)], capture_output=True, text=True, check=True).stdout.splitlines()
+    return {line.split()[-1]: int(line.split()[0], 16) for line in lines if len(line.split()) == 3}
+
+
+@pytest.mark.parametrize("is_run_image", [False, True])
+def test_no_image_allocates_or_prints(is_run_image):
+    names = set(_symbols(build("stm32f405", is_run_image=is_run_image).path))
+    assert "main" in names
+    assert names.isdisjoint(
+        {"malloc", "free", "calloc", "realloc", "_sbrk", "printf", "puts", "snprintf", "vsnprintf", "_printf_r"}
+    )
+
+
+@pytest.mark.parametrize("is_run_image", [False, True])
+def test_every_image_fits_its_flash_region(is_run_image):
+    image = build("stm32f405", is_run_image=is_run_image)
+    assert image.binary is not None
+    assert image.binary.stat().st_size <= image.board.region("image").bytes
+
+
+def test_the_vector_table_is_first_complete_and_points_into_the_image():
+    image = build("stm32f405")
+    symbols = _symbols(image.path)
+    content = image.binary.read_bytes()
+    vectors = [int.from_bytes(content[4 * n : 4 * n + 4], "little") for n in range(16 + 82)]
+    base = image.board.region("image").address
+    assert vectors[0] == symbols["image_stack_top"] == image.board.region("ram_slots").address
+    assert vectors[1] == symbols["reset_handler"] | 1
+    assert vectors[15] == symbols["systick_handler"] | 1
+    assert vectors[16 + 37] == symbols["usart1_handler"] | 1
+    handlers = [vector for n, vector in enumerate(vectors[1:], 1) if n not in (7, 8, 9, 10, 13)]
+    assert all(vector & 1 and base < vector < base + len(content) for vector in handlers)
+
+
+def test_the_generated_header_has_the_numbers_of_the_board_file():
+    image = build("stm32f405")
+    header = (image.build_directory / "generated" / "fedmote_board.h").read_text(encoding="utf-8")
+    macros = dict(re.findall(r"#define (FEDMOTE_BOARD_\w+) (\w+)", header))
+    board = image.board
+    for name in (
+        "flash_bytes",
+        "ram_bytes",
+        "slot_bytes",
+        "arena_bytes",
+        "run_arena_bytes",
+        "max_samples",
+        "body_max",
+        "stack_bytes",
+    ):
+        assert int(macros[f"FEDMOTE_BOARD_{name.upper()}"], 0) == getattr(board, name)
+    for name, region in board.regions.items():
+        assert int(macros[f"FEDMOTE_BOARD_REGIONS_{name.upper()}_ADDRESS"], 0) == region.address
+        assert int(macros[f"FEDMOTE_BOARD_REGIONS_{name.upper()}_BYTES"], 0) == region.bytes
+
+
+def test_the_sdk_keeps_its_promise_of_flash_and_its_frames_are_known():
+    image = build("stm32f405")
+    counted = sizes.read_map((image.build_directory / "fedmote-device.map").read_text(encoding="utf-8"))
+    assert counted.total("flash", ("sdk", "library")) <= sizes.FLASH_LIMIT_BYTES
+    section_bytes = subprocess.run(["arm-none-eabi-size", str(image.path)], capture_output=True, text=True, check=True).stdout
+    text, data, *_ = (int(number) for number in section_bytes.splitlines()[1].split()[:3])
+    # Equal strings of different objects are stored once, but the map lists each: never too few, hardly too many.
+    assert text + data <= sum(counted.flash.values()) < 1.01 * (text + data)
+    frames = sizes.largest_frames(image.build_directory)
+    assert frames
+    assert frames[0][1] < image.board.stack_bytes // 4
+
+
+def test_the_committed_sizes_are_those_of_this_tree():
+    assert sizes.main(["--check"]) == 0
+
+
+@pytest.mark.parametrize("compiler", ["gcc", "arm-none-eabi-gcc"])
+@pytest.mark.parametrize("source", ["ports/template/port.c", "examples/minimal/main.c"])
+def test_template_port_and_minimal_example_compile_without_a_warning(compiler, source, tmp_path):
+    root = sdk_root()
+    includes = [f"-I{root / 'include'}", f"-I{root / 'ports' / 'template'}"]
+    command = [compiler, *_STRICT, *includes, "-c", str(root / source), "-o", str(tmp_path / "out.o")]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("board", ["posix", "stm32f405"])
+def test_everything_of_a_board_compiles_strictly(board, tmp_path):
+    root = sdk_root()
+    command = ["cmake", "-S", str(root), "-B", str(tmp_path), "-G", "Ninja", f"-DFEDMOTE_BOARD={board}", "-DFEDMOTE_STRICT=ON"]
+    if board != "posix":
+        command.append(f"-DCMAKE_TOOLCHAIN_FILE={root / 'cmake' / 'arm-none-eabi.cmake'}")
+    for step in (command, ["cmake", "--build", str(tmp_path)]):
+        result = subprocess.run(step, capture_output=True, text=True, check=False)
+        assert result.returncode == 0, result.stdout + result.stderr
+
+
+_FAULT_PROGRAM = "int main(void) { return *(volatile int *)0x60000000; }\n"
+
+
+def test_a_fault_is_reported_with_place_and_address_and_ends_the_emulator(tmp_path):
+    image = build("stm32f405", is_run_image=True, is_semihosting=True)
+    root, board = sdk_root(), Board.load("stm32f405")
+    (tmp_path / "fault.c").write_text(_FAULT_PROGRAM)
+    folders = [image.build_directory / "generated", root / "ports" / "stm32f4", root / "boards" / "stm32f405"]
+    command = ["arm-none-eabi-gcc", "-mcpu=cortex-m4", "-mthumb", "-mfpu=fpv4-sp-d16", "-mfloat-abi=hard", "-ffreestanding"]
+    command += ["-DFEDMOTE_SEMIHOSTING", *(f"-I{folder}" for folder in folders), "-nostartfiles", "-nostdlib", "-O1"]
+    command += ["-T", str(image.build_directory / "fedmote-run.ld"), str(tmp_path / "fault.c")]
+    command += [str(root / "boards" / "stm32f405" / "startup.c"), "-o", str(tmp_path / "fault.elf"), "-lgcc"]
+    subprocess.run(command, check=True)
+    emulator = Emulator(board, tmp_path / "fault.elf", {}, "pty", tmp_path)
+    assert emulator.wait(30) == 70
+    report = re.search(r"fault: pc=([0-9a-f]{8}) lr=[0-9a-f]{8} cfsr=00008200 address=60000000", emulator.text())
+    assert report is not None, emulator.text()
+    main = _symbols(tmp_path / "fault.elf")["main"]
+    assert main <= int(report[1], 16) < main + 16

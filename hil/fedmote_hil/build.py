@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Builds the images of a board with CMake and Ninja, once per content.
+
+A build lives in a per-user cache under a key made of every file of the SDK, the board, the options and the compiler's version, so
+an image is never older than its sources, and a second call costs one pass over the sources. A file lock lets parallel
+callers wait for one build instead of breaking it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedmote.errors import RigError
+from fedmote.package.boards import Board, sdk_root
+
+CROSS_COMPILER = "arm-none-eabi-gcc"
+# How to get a tool that is missing: the command for Debian and its relatives, and PyPI where it is there.
+_SOURCES = {
+    CROSS_COMPILER: "apt-get install gcc-arm-none-eabi libnewlib-arm-none-eabi",
+    "gcc": "apt-get install gcc",
+    "cmake": "pip install cmake, or apt-get install cmake",
+    "ninja": "pip install ninja, or apt-get install ninja-build",
+    "qemu-system-arm": "apt-get install qemu-system-arm",
+}
+# What the images are made of; the rest of the SDK (documents, vectors, other boards' builds) does not change them.
+_SOURCE_PATTERNS = (
+    "CMakeLists.txt",
+    "cmake/**/*",
+    "include/**/*",
+    "src/**/*",
+    "ports/**/*",
+    "boards/**/*",
+    "examples/**/*",
+)
+
+
+@dataclass(frozen=True)
+class Image:
+    """A built program of a board.
+
+    Attributes:
+        board: whose it is.
+        path: the executable (posix) or the ELF file.
+        binary: the raw bytes for flashing, or None where the image is a process.
+        build_directory: where the map and the stack usage files are.
+    """
+
+    board: Board
+    path: Path
+    binary: Path | None
+    build_directory: Path
+
+
+def find_tool(name: str) -> str:
+    """Path of a tool, looked for beside this Python and then on the search path.
+
+    Raises:
+        RigError: it is missing; the message says how to get it.
+    """
+    beside = Path(sys.executable).parent / name
+    found = str(beside) if beside.is_file() else shutil.which(name)
+    if found is None:
+        raise RigError(f"{name} is missing: {_SOURCES.get(name, 'install it')}")
+    return found
+
+
+def build(board: Board | str, *, is_run_image: bool = False, is_semihosting: bool = False) -> Image:
+    """Builds, or finds, an image.
+
+    Args:
+        board: the board or its name.
+        is_run_image: the inference program of `fedmote run` instead of the federated device.
+        is_semihosting: faults are reported to the emulator instead of blinked; such an image needs one.
+
+    Raises:
+        RigError: a tool is missing, or the build fails; then with the compiler's words.
+        ConfigError: no such board.
+    """
+    board = Board.load(board) if isinstance(board, str) else board
+    directory = _build_once(board, is_semihosting)
+    name = "fedmote-run" if is_run_image else "fedmote-device"
+    if _is_host(board):
+        return Image(board, directory / name, None, directory)
+    return Image(board, directory / f"{name}.elf", directory / f"{name}.bin", directory)
+
+
+def _is_host(board: Board) -> bool:
+    return board.core == "host"
+
+
+def _build_once(board: Board, is_semihosting: bool) -> Path:
+    """The directory of the finished build."""
+    compiler = find_tool("gcc" if _is_host(board) else CROSS_COMPILER)
+    cache = cache_directory()
+    directory = cache / f"{board.name}-{_key(board, is_semihosting, compiler)}"
+    done = directory / "done"
+    if done.exists():
+        done.touch()  # still in use: see _drop_old()
+        return directory
+    with _locked(cache / f"{directory.name}.lock"):
+        if not done.exists():
+            _configure_and_build(board, is_semihosting, compiler, directory)
+            done.touch()
+            _drop_old(cache)
+    return directory
+
+
+def cache_directory() -> Path:
+    """Where builds are kept: below XDG_CACHE_HOME, or in a private temporary folder where the home cannot be written.
+
+    Raises:
+        RigError: neither can be made.
+    """
+    home = os.environ.get("XDG_CACHE_HOME") or str(Path("~/.cache").expanduser())
+    candidates = (Path(home) / "fedmote" / "build", Path(tempfile.gettempdir()) / f"fedmote-{os.getuid()}" / "build")
+    for candidate in candidates:
+        with contextlib.suppress(OSError):
+            candidate.mkdir(parents=True, exist_ok=True, mode=0o700)
+            if os.access(candidate, os.W_OK) and candidate.stat().st_uid == os.getuid():
+                return candidate
+    raise RigError(f"no place for builds: neither {candidates[0]} nor {candidates[1]} can be written; set XDG_CACHE_HOME")
+
+
+def _key(board: Board, is_semihosting: bool, compiler: str) -> str:
+    """Hash of everything that decides what the image is."""
+    digest = hashlib.blake2b(digest_size=12)
+    root = sdk_root()
+    version = subprocess.run([compiler, "--version"], capture_output=True, check=False).stdout
+    # The place counts as well: CMake refuses a build directory whose sources are elsewhere.
+    for part in (board.name, str(is_semihosting), str(root)):
+        digest.update(part.encode() + b"\0")
+    digest.update(version)
+    for pattern in _SOURCE_PATTERNS:
+        for path in sorted(root.glob(pattern)):
+            if path.is_file():
+                content = path.read_bytes()
+                digest.update(f"{path.relative_to(root)}\0{len(content)}\0".encode())
+                digest.update(content)
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Holds an exclusive lock; the system frees it if the holder dies."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _configure_and_build(board: Board, is_semihosting: bool, compiler: str, directory: Path) -> None:
+    root = sdk_root()
+    cmake, ninja = find_tool("cmake"), find_tool("ninja")
+    shutil.rmtree(directory, ignore_errors=True)  # a build that was interrupted
+    configure = [cmake, "-S", str(root), "-B", str(directory), "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
+    configure += [f"-DFEDMOTE_BOARD={board.name}", f"-DFEDMOTE_SEMIHOSTING={'ON' if is_semihosting else 'OFF'}"]
+    # Another compiler's warnings are not a reason to refuse a user's build; our own tests build strictly.
+    configure += ["-DFEDMOTE_STRICT=OFF"]
+    if _is_host(board):
+        configure.append(f"-DCMAKE_C_COMPILER={compiler}")
+    else:
+        configure.append(f"-DCMAKE_TOOLCHAIN_FILE={root / 'cmake' / 'arm-none-eabi.cmake'}")
+    for command in (configure, [ninja, "-C", str(directory)]):
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        if result.returncode != 0:
+            tail = "\n".join((result.stdout + result.stderr).strip().splitlines()[-20:])
+            raise RigError(f"building for {board.name} failed: {' '.join(command)}\n{tail}")
+
+
+def _drop_old(cache: Path, keep: int = 24) -> None:
+    """Drops all but the builds that were used last; a process that runs from a dropped file keeps it."""
+    builds = sorted(cache.glob("*/done"), key=lambda path: path.stat().st_mtime, reverse=True)
+    for done in builds[keep:]:
+        shutil.rmtree(done.parent, ignore_errors=True)

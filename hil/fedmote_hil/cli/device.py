@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`fedmote device`: one virtual device with its own data, until it is interrupted."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from fedmote.config import Credentials, load
+from fedmote.errors import ConfigError, DeviceError
+from fedmote.package.boards import Board, board_names
+from fedmote.package.file import Package
+from fedmote.wire.regions import identity_region, samples_region
+from fedmote_hil.samples import board_samples, load_data
+from fedmote_hil.virtual import VirtualDevice
+
+SUMMARY = "run a virtual device: a process or an emulated board"
+_POLL_S = 0.2  # how soon the end of the process is noticed; the device itself does not wait for it
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the arguments of the verb."""
+    parser.add_argument("--board", required=True, metavar="BOARD", help=", ".join(board_names()))
+    parser.add_argument("--id", required=True, metavar="NAME", help="the device's name; that of the credentials")
+    parser.add_argument("--data", type=Path, required=True, metavar="X.npz", help="x (N, ...) and y (N,)")
+    parser.add_argument("--credentials", type=Path, required=True, metavar="FILE", help="TOML: id, site, username, password")
+    link = parser.add_mutually_exclusive_group(required=True)
+    link.add_argument("--broker", metavar="URL", help="mqtt://HOST:PORT")
+    link.add_argument("--serial", metavar="PORT", help="serial port, tcp://HOST:PORT, or pty for a new pseudo terminal")
+    parser.add_argument(
+        "--package", type=Path, metavar="X.fmp", help="installed already; also quantizes samples that are not int8"
+    )
+    parser.add_argument("--send-samples", action="store_true", help="firmware policy: selected samples may go to the own partner")
+    parser.add_argument("--state", type=Path, metavar="DIR", help="keeps the device's files over restarts")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Starts the device and waits for its end or an interrupt."""
+    device = _device(options)
+    with device:
+        sys.stderr.write(f"device {device.id} runs on board {device.board.name}; interrupt to end it\n")
+        if device.link == "pty":
+            sys.stdout.write(device.port + "\n")
+            sys.stdout.flush()
+        try:
+            while device.is_running:
+                time.sleep(_POLL_S)
+        except KeyboardInterrupt:
+            return 0
+        raise DeviceError(f"device {device.id} ended with exit code {device.exit_code}: {device.log()}")
+
+
+def _device(options: argparse.Namespace) -> VirtualDevice:
+    board = Board.load(options.board)
+    credentials = load(Credentials, options.credentials)
+    if credentials.id != options.id:
+        raise ConfigError(f"{options.credentials}: these are the credentials of {credentials.id!r}, not of {options.id!r}")
+    package = None if options.package is None else Package.read(options.package)
+    x, y = load_data(options.data)
+    samples = samples_region(board_samples(x, package), y)
+    if len(x) > board.max_samples:
+        raise ConfigError(f"{options.data}: {len(x)} samples, board {board.name} takes {board.max_samples}")
+    identity = identity_region(
+        credentials.id,
+        credentials.site,
+        "mqtt" if options.broker else "serial",
+        credentials.username,
+        credentials.password,
+        options.send_samples,
+        credentials.keep_alive_s,
+    )
+    return VirtualDevice(
+        board,
+        options.id,
+        samples,
+        identity,
+        options.broker or options.serial,
+        package=None if package is None else package.device_form(),
+        directory=options.state,
+    )

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`fedmote run`: a package's inference on a board."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from fedmote.errors import ConfigError
+from fedmote.package import tflite_reader
+from fedmote.package.boards import Board, board_names
+from fedmote.package.file import Package, build_package
+from fedmote.package.graph import HeadLayer
+from fedmote_hil.run import run_on_board
+from fedmote_hil.samples import board_samples, load_array
+
+SUMMARY = "run a package or a .tflite file on a board: features or logits of every sample"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the arguments of the verb."""
+    parser.add_argument("model", type=Path, metavar="X.fmp|MODEL.tflite")
+    parser.add_argument("--input", type=Path, required=True, metavar="X.npy", help="samples: int8 as they are, or numbers")
+    parser.add_argument("--output", type=Path, required=True, metavar="Y.npy", help="int8 features, or float32 logits")
+    parser.add_argument("--logits", action="store_true", help="the head's logits instead of the features")
+    parser.add_argument("--board", required=True, metavar="BOARD", help=", ".join(board_names()))
+    parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Runs the samples and writes the results."""
+    board = Board.load(options.board)
+    is_tflite = options.model.suffix == ".tflite"
+    if is_tflite and options.logits:
+        raise ConfigError(f"{options.model}: a .tflite file has no head, hence no logits")
+    package = _import(options.model, board) if is_tflite else Package.read(options.model)
+    x = board_samples(load_array(options.input), package)
+    started = time.monotonic()
+    y = run_on_board(board, package.device_form(), x, options.logits)
+    seconds = time.monotonic() - started
+    try:
+        with options.output.open("wb") as file:
+            np.save(file, y)
+    except OSError as error:
+        raise ConfigError(f"{options.output}: {error.strerror}") from error
+    result = {
+        "board": board.name,
+        "samples": len(x),
+        "output": str(options.output),
+        "shape": list(y.shape),
+        "dtype": str(y.dtype),
+        "macs_per_sample": package.header.macs,
+        "encoder_bytes": package.header.encoder_bytes,
+        "package_bytes": len(package.device_form()),
+        "wall_s": round(seconds, 3),
+    }
+    if options.json:
+        sys.stdout.write(json.dumps(result) + "\n")
+    else:
+        for key, value in result.items():
+            sys.stdout.write(f"{key:16} {value}\n")
+    return 0
+
+
+def _import(path: Path, board: Board) -> Package:
+    """The package that a `.tflite` file compiles to, with a head of one output that nobody asks for."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from error
+    graph = tflite_reader.read(content, path.name)
+    features = math.prod(graph.activations[graph.output].shape)
+    head = {"weight": np.zeros((1, features), np.float32), "bias": np.zeros(1, np.float32)}
+    layer = HeadLayer("weight", "bias", features, 1)
+    return build_package(None, graph, [layer], head, {}, board, path.stem, 0, content)

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Boards in QEMU: the image of the real part, its flash regions loaded from files, its serial line joined to something here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from fedmote.errors import ConfigError, RigError
+from fedmote.package.boards import Board
+from fedmote_hil.build import find_tool
+from fedmote_hil.process import Child
+
+
+def serial_device(link: str) -> str:
+    """QEMU's name for the other end of the serial line.
+
+    Args:
+        link: "tcp://host:port" or "mqtt://host:port" (a connection that is made again after a loss), "unix:PATH" (once),
+            "pty" (a new pseudo terminal), or the path of a serial port.
+    """
+    if link == "pty":
+        return "pty"
+    if link.startswith("unix:"):
+        return f"socket,path={_escaped(link.removeprefix('unix:'))},server=off"
+    if "://" in link:
+        parts = urlsplit(link)
+        if parts.hostname is None or parts.port is None:
+            raise ConfigError(f"{link}: expected {parts.scheme}://HOST:PORT")
+        return f"socket,host={parts.hostname},port={parts.port},server=off,nodelay=on,reconnect=1"
+    return f"serial,path={_escaped(link)}"
+
+
+def _escaped(path: str) -> str:
+    """QEMU doubles commas inside option values."""
+    return path.replace(",", ",,")
+
+
+class Emulator(Child):
+    """A running emulated board."""
+
+    def __init__(self, board: Board, image: Path, regions: Mapping[str, Path], link: str, directory: Path) -> None:
+        """Starts it.
+
+        Args:
+            board: the board; must have an emulated machine.
+            image: ELF file.
+            regions: files by the board's names of its regions ("identity", "samples", ...), loaded before the core starts.
+            link: see serial_device().
+            directory: for its output files.
+
+        Raises:
+            RigError: no emulator for this board, QEMU is missing, or a file is larger than its region.
+        """
+        if board.machine is None:
+            raise RigError(f"board {board.name} has no emulator")
+        command = [find_tool("qemu-system-arm"), "-M", board.machine, "-kernel", str(image)]
+        command += ["-display", "none", "-monitor", "none", "-nodefaults"]
+        command += ["-semihosting-config", "enable=on,target=native"]
+        command += ["-chardev", f"{self._chardev(link)}", "-serial", "chardev:line"]
+        for name, path in regions.items():
+            region, size = board.region(name), path.stat().st_size
+            if size > region.bytes:
+                raise RigError(f"{path} has {size} bytes, region {name} of {board.name} holds {region.bytes}")
+            command += ["-device", f"loader,file={_escaped(str(path))},addr={region.address:#x},force-raw=on"]
+        super().__init__(command, directory)
+
+    @staticmethod
+    def _chardev(link: str) -> str:
+        backend, _, rest = serial_device(link).partition(",")
+        return f"{backend},id=line" + (f",{rest}" if rest else "")

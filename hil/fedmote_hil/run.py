@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Inference of a package on a board: what the device would compute, byte by byte."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import socket
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedmote.errors import ConfigError, DeviceError, DoesNotFitError, RemoteWireError
+from fedmote.package.boards import Board
+from fedmote.package.file import Package
+from fedmote.wire import codec
+from fedmote.wire.frame import FrameDecoder
+from fedmote.wire.regions import samples_region
+from fedmote.wire.schema import Kind, Status
+from fedmote_hil.build import build
+from fedmote_hil.emulator import Emulator
+from fedmote_hil.process import Child
+
+_SILENCE_S = 60.0  # an emulated board that says nothing for so long has stopped
+_PROCESS_S = 600.0
+
+
+def run_on_board(board: Board | str, package: bytes, x: NDArray[np.int8], logits: bool = False) -> NDArray[np.generic]:
+    """Runs every sample through the package's encoder, and its head, on a board.
+
+    Args:
+        board: the board or its name.
+        package: bytes of a `.fmp` file or of its device form.
+        x: int8 (N, ...), channels last, in the encoder's input quantization.
+        logits: the head's logits instead of the features.
+
+    Returns:
+        Features int8 (N, D), or logits float32 (N, C).
+
+    Raises:
+        PackageError: the package is damaged, before anything is started.
+        ConfigError: samples of another size than the package's input, or logits of a package without a head.
+        DoesNotFitError: the package is too large for the board.
+        DeviceError: the board refused the package or stopped.
+        RigError: a tool is missing, or the build fails.
+    """
+    board = Board.load(board) if isinstance(board, str) else board
+    content = Package.read(package)
+    flat = np.ascontiguousarray(x, np.int8).reshape(len(x), int(np.prod(x.shape[1:])))
+    if flat.shape[1] != content.header.input_count:
+        raise ConfigError(f"samples of {flat.shape[1]} bytes, the package's input has {content.header.input_count}")
+    if logits and content.outputs == 0:
+        raise ConfigError("the package has no head: no logits")
+    record_bytes = content.features + 4 * content.outputs
+    device_form = content.device_form()
+    run = _run_process if board.machine is None else _run_emulated
+    batch = _batch_size(board, device_form, flat)
+    with tempfile.TemporaryDirectory(prefix="fedmote-run-") as directory:
+        results = b"".join(
+            run(board, device_form, flat[start : start + batch], record_bytes, Path(directory))
+            for start in range(0, len(flat), batch)
+        )
+    records = np.frombuffer(results, np.uint8).reshape(len(flat), record_bytes)
+    if logits:
+        return np.ascontiguousarray(records[:, content.features :]).view("<f4").reshape(len(flat), content.outputs)
+    return np.ascontiguousarray(records[:, : content.features]).view(np.int8)
+
+
+def _batch_size(board: Board, package: bytes, flat: NDArray[np.int8]) -> int:
+    """Samples of one start of the board."""
+    if board.machine is None:
+        return max(len(flat), 1)
+    room = board.region("package").bytes
+    if len(package) > room:
+        raise DoesNotFitError(board.name, "flash", len(package), room)
+    room = board.region("samples").bytes - 16
+    batch = int(room // (flat.shape[1] + 4))  # 4: a label, and what pads the labels
+    if batch == 0:
+        raise DoesNotFitError(board.name, "samples", flat.shape[1] + 4, room)
+    return batch
+
+
+def _files(directory: Path, package: bytes, x: NDArray[np.int8]) -> dict[str, Path]:
+    """The regions of a run, by their names."""
+    files = {"package": directory / "package.fmp", "samples": directory / "samples.bin"}
+    files["package"].write_bytes(package)
+    files["samples"].write_bytes(samples_region(x, np.zeros(len(x), np.int64)))
+    return files
+
+
+def _run_process(board: Board, package: bytes, x: NDArray[np.int8], record_bytes: int, directory: Path) -> bytes:
+    files = _files(directory, package, x)
+    output = directory / "output.bin"
+    image = build(board, is_run_image=True)
+    child = Child([str(image.path), str(files["package"]), str(files["samples"]), str(output)], directory)
+    try:
+        if child.wait(_PROCESS_S) != 0:
+            raise _refusal(board, child.text())
+    finally:
+        child.kill()
+    results = output.read_bytes()
+    if len(results) != len(x) * record_bytes:
+        raise DeviceError(f"board {board.name}: {len(results)} bytes of results, {len(x) * record_bytes} expected")
+    return results
+
+
+def _refusal(board: Board, said: str) -> DeviceError:
+    """The error of a program that ended with "...: status -21"."""
+    found = re.search(r"status -(\d+)$", said)
+    return DeviceError(f"board {board.name}: {said}") if found is None else _refused(board, int(found[1]))
+
+
+def _refused(board: Board, number: int) -> DeviceError:
+    try:
+        status = Status(number)
+    except ValueError:  # of a newer schema
+        return DeviceError(f"board {board.name} refused: status {number}")
+    return DeviceError(f"board {board.name} refused: {status.name.lower().replace('_', '-')}", status)
+
+
+def _run_emulated(board: Board, package: bytes, x: NDArray[np.int8], record_bytes: int, directory: Path) -> bytes:
+    files = _files(directory, package, x)
+    image = build(board, is_run_image=True, is_semihosting=True)
+    path = directory / "line"
+    with contextlib.closing(socket.socket(socket.AF_UNIX)) as server:
+        server.bind(str(path))
+        server.listen(1)
+        server.settimeout(_SILENCE_S)
+        emulator = Emulator(board, image.path, files, f"unix:{path}", directory)
+        try:
+            connection, _ = server.accept()
+            with contextlib.closing(connection):
+                connection.settimeout(_SILENCE_S)
+                return _receive(board, connection, len(x) * record_bytes)
+        except (TimeoutError, EOFError) as error:
+            said = emulator.text() or "it says nothing"
+            raise DeviceError(f"board {board.name} stopped: {said}") from error
+        finally:
+            emulator.kill()
+            path.unlink()
+
+
+def _receive(board: Board, connection: socket.socket, size: int) -> bytes:
+    """The blob that the board sends, chunk after chunk."""
+    decoder = FrameDecoder()
+    blob = bytearray()
+    while len(blob) < size:
+        received = connection.recv(65536)
+        if not received:
+            raise EOFError
+        for frame in decoder.feed(received):
+            message = codec.decode(frame.kind, frame.body)
+            if message.kind is Kind.REFUSE:
+                raise _refused(board, message["status"])
+            if message.kind is Kind.DATA:
+                if message["offset"] != len(blob):
+                    raise RemoteWireError(Status.FRAME_LENGTH, f"results from {message['offset']} on, {len(blob)} expected")
+                blob += message["data"]
+    return bytes(blob)

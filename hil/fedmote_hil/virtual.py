@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A device without hardware: the SDK's own program as a process (`posix`), or the image of a board in the emulator."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+from urllib.parse import urlsplit
+
+from fedmote.errors import ConfigError, RigError
+from fedmote.package.boards import Board
+from fedmote_hil.build import build
+from fedmote_hil.emulator import Emulator
+from fedmote_hil.process import Child
+from fedmote_hil.slots import slots_with_package
+
+_PTY = re.compile(r"(/dev/\S+)")
+_PTY_TIMEOUT_S = 10.0
+
+
+class VirtualDevice:
+    """One device that can be started, killed as by a power cut, and started again.
+
+    On `posix` installed packages outlive a restart, as in a board's flash; on emulated boards, whose slots are RAM, they do not.
+
+    Attributes:
+        board: its board.
+        id: its name, for messages.
+        link: where its byte stream goes: "mqtt://host:port" or "tcp://host:port" (connected again after a loss), "pty" (a
+            new pseudo terminal, see `port`), or the path of a serial port. What is spoken there, MQTT or serial frames, is
+            a matter of the identity.
+        directory: its files; kept over restarts.
+    """
+
+    def __init__(
+        self,
+        board: Board | str,
+        id: str,
+        samples_region: bytes,
+        identity_region: bytes,
+        link: str,
+        *,
+        package: bytes | None = None,
+        directory: Path | None = None,
+        is_semihosting: bool = False,
+    ) -> None:
+        """Writes the device's files; nothing runs yet.
+
+        Args:
+            board: the board or its name.
+            id: the device's name.
+            samples_region: bytes as `fedmote.wire.regions` makes them.
+            identity_region: the same.
+            link: see above.
+            package: device form of a package that is installed already.
+            directory: for the files; a temporary one, removed with this object, where None.
+            is_semihosting: the emulated image reports faults, see `log()`.
+
+        Raises:
+            DoesNotFitError: the package is larger than a slot.
+            ConfigError: no such board, or a link that cannot be read.
+        """
+        self.board = Board.load(board) if isinstance(board, str) else board
+        self.id = id
+        self.link = link
+        self._is_semihosting = is_semihosting
+        self._temporary = tempfile.TemporaryDirectory(prefix=f"fedmote-{id}-") if directory is None else None
+        self.directory = Path(self._temporary.name) if self._temporary else Path(directory or ".")
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._child: Child | None = None
+        _stream_options(link)
+        self._write("samples", samples_region)
+        self._write("identity", identity_region)
+        if package is not None:
+            self._write("slots", slots_with_package(package, self.board))
+
+    def start(self) -> None:
+        """Builds the image where needed and starts it.
+
+        Raises:
+            RigError: it runs already, a tool is missing, or the build fails.
+        """
+        if self.is_running:
+            raise RigError(f"device {self.id} runs already")
+        image = build(self.board, is_semihosting=self._is_semihosting and self.board.machine is not None)
+        if self.board.machine is None:
+            command = [str(image.path), "--identity", str(self._path("identity")), "--samples", str(self._path("samples"))]
+            command += ["--slots", str(self._path("slots")), "--events", *_stream_options(self.link)]
+            self._child = Child(command, self.directory)
+        else:
+            regions = {"identity": self._path("identity"), "samples": self._path("samples")}
+            if self._path("slots").exists():
+                regions["ram_slots"] = self._path("slots")
+            self._child = Emulator(self.board, image.path, regions, self.link, self.directory)
+
+    def kill(self) -> None:
+        """Ends it at once, as a power cut does. Harmless where it does not run."""
+        if self._child is not None:
+            self._child.kill()
+            self._child = None
+
+    def stop(self) -> None:
+        """Ends it. A device has no orderly end: it must survive any."""
+        self.kill()
+
+    def restart(self) -> None:
+        """Ends it and starts it again, with its files as they are."""
+        self.kill()
+        self.start()
+
+    @property
+    def is_running(self) -> bool:
+        """Whether its process runs."""
+        return self._child is not None and self._child.is_running
+
+    @property
+    def exit_code(self) -> int | None:
+        """Exit code of a process that ended by itself; None where it runs or never ran."""
+        return None if self._child is None else self._child.exit_code
+
+    @property
+    def port(self) -> str:
+        """Path of the other end of its pseudo terminal, for link "pty".
+
+        Raises:
+            RigError: it does not run, or made no pseudo terminal.
+        """
+        if self._child is None:
+            raise RigError(f"device {self.id} does not run")
+        deadline = time.monotonic() + _PTY_TIMEOUT_S
+        while time.monotonic() < deadline:
+            found = _PTY.search(self._child.stdout.read_text(encoding="utf-8"))
+            if found is not None:
+                return found[1]
+            if not self._child.is_running:
+                break
+            time.sleep(0.01)
+        raise RigError(f"device {self.id} made no pseudo terminal: {self._child.text()}")
+
+    def log(self) -> str:
+        """What it said on standard error: events of a process, faults of an emulated board."""
+        return "" if self._child is None else self._child.text()
+
+    def _path(self, name: str) -> Path:
+        return self.directory / f"{name}.bin"
+
+    def _write(self, name: str, content: bytes) -> None:
+        """A file of the device; private, since identities hold passwords."""
+        path = self._path(name)
+        path.unlink(missing_ok=True)
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(content)
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self.kill()
+        if self._temporary is not None:
+            self._temporary.cleanup()
+
+
+def _stream_options(link: str) -> list[str]:
+    """Options of fedmote-device for a link."""
+    if link == "pty":
+        return ["--pty"]
+    if "://" not in link:
+        return ["--serial", link]
+    try:
+        parts = urlsplit(link)
+        if parts.scheme in ("mqtt", "tcp") and parts.hostname and parts.port:
+            return ["--connect", f"{parts.hostname}:{parts.port}"]
+    except ValueError:  # a port that is no number
+        pass
+    raise ConfigError(f"link {link!r}: expected mqtt://HOST:PORT, tcp://HOST:PORT, pty or the path of a serial port")

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the tests of boards share: small packages and regions, a peer on a socket, and what a machine without tools skips."""
+
+import contextlib
+import shutil
+import socket
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from fedmote.package.boards import Board
+from fedmote.package.file import Package, build_package
+from fedmote.package.graph import HeadLayer
+from fedmote.package.specimen import random_int8_graph
+from fedmote.wire import codec
+from fedmote.wire.frame import FrameDecoder
+from fedmote.wire.regions import identity_region, samples_region
+
+_EMULATOR_TOOLS = ("qemu-system-arm", "arm-none-eabi-gcc")
+_missing = [tool for tool in _EMULATOR_TOOLS if shutil.which(tool) is None]
+
+
+def emulator_test(function):
+    """Marks a test that needs the emulator; on a machine without it the test is skipped, by the name of what is missing."""
+    skipped = pytest.mark.skipif(bool(_missing), reason=f"not installed: {', '.join(_missing)}")(function)
+    return pytest.mark.emulator(skipped)
+
+
+# One parameter per kind of virtual board.
+BOARDS = (
+    "posix",
+    pytest.param(
+        "stm32f405",
+        marks=[pytest.mark.emulator, pytest.mark.skipif(bool(_missing), reason=f"not installed: {', '.join(_missing)}")],
+    ),
+)
+
+
+def small_package(seed: int, board: str, classes: int = 3) -> Package:
+    """A package of a random encoder and a random head."""
+    graph = random_int8_graph(seed)
+    features = int(np.prod(graph.activations[graph.output].shape))
+    rng = np.random.default_rng(seed)
+    head = {
+        "head.weight": rng.normal(size=(classes, features)).astype(np.float32),
+        "head.bias": rng.normal(size=classes).astype(np.float32),
+    }
+    layer = HeadLayer("head.weight", "head.bias", features, classes)
+    return build_package(None, graph, [layer], head, {}, Board.load(board), "specimen", 1)
+
+
+def regions(name: str = "board-1", link: str = "serial", count: int = 4, input_bytes: int = 12) -> tuple[bytes, bytes]:
+    """Samples and identity of a device."""
+    rng = np.random.default_rng(count)
+    x = rng.integers(-128, 128, (count, input_bytes)).astype(np.int8)
+    return samples_region(x, np.arange(count) % 3), identity_region(name, "lab", link, name, "secret")
+
+
+@contextlib.contextmanager
+def listener() -> Iterator[socket.socket]:
+    """A socket that waits for a device on a free port of this machine."""
+    with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as server:
+        server.settimeout(30)
+        yield server
+
+
+def link_of(server: socket.socket) -> str:
+    """The link of a device that shall connect there."""
+    return f"tcp://127.0.0.1:{server.getsockname()[1]}"
+
+
+def first_message(connection: socket.socket) -> codec.Message:
+    """The first message that comes in serial frames; fails after 30 s."""
+    connection.settimeout(30)
+    decoder = FrameDecoder()
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        received = connection.recv(4096)
+        assert received, "the device closed the line"
+        for frame in decoder.feed(received):
+            return codec.decode(frame.kind, frame.body)
+    raise AssertionError("no message within 30 s")

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+import itertools
+
+import pytest
+
+from fedmote.errors import ConfigError
+from fedmote.package.boards import Board, board_names, sdk_root
+
+# Reference manual RM0090, table 5: sizes of the flash sectors of the STM32F405.
+_SECTORS = [16 * 1024] * 4 + [64 * 1024] + [128 * 1024] * 7
+_FLASH = 0x08000000
+
+
+def _text(name):
+    return (sdk_root() / "boards" / name / "board.toml").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", board_names())
+def test_every_board_has_the_name_of_its_folder(name):
+    assert Board.load(name).name == name
+
+
+def test_flash_regions_begin_and_end_at_sectors_and_do_not_overlap():
+    board = Board.load("stm32f405")
+    boundaries = {_FLASH + sum(_SECTORS[:n]) for n in range(len(_SECTORS) + 1)}
+    regions = sorted((r.address, r.address + r.bytes) for r in board.regions.values() if r.address < 0x20000000)
+    assert {edge for region in regions for edge in region} <= boundaries
+    assert all(first[1] <= second[0] for first, second in itertools.pairwise(regions))
+    assert sum(_SECTORS) == board.flash_bytes
+
+
+def test_slots_fit_where_they_are_on_the_part_and_in_the_emulator():
+    board = Board.load("stm32f405")
+    assert board.slot_bytes <= min(board.region("slot0").bytes, board.region("slot1").bytes)
+    assert 2 * board.slot_bytes == board.region("ram_slots").bytes
+    ram = board.region("ram")
+    assert board.region("ram_slots").address + board.region("ram_slots").bytes == ram.address + ram.bytes
+
+
+def test_samples_of_human_activity_recognition_fit_the_flash():
+    board = Board.load("stm32f405")
+    assert 16 + board.max_samples + board.max_samples * 9 * 128 <= board.region("samples").bytes
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("has_fpu = true", "has_fpu = true\ncolour = 1", "unknown key 'colour'"),
+        ("has_fpu = true", "has_fpu = 1", "has_fpu = 1 should be of type bool"),
+        ("arena_bytes = 262144", "", "'arena_bytes' is missing"),
+        ('core = "host"', "core = ", "board.toml"),
+    ],
+)
+def test_mistakes_in_a_board_file_are_named(old, new, message):
+    text = _text("posix")
+    assert old in text
+    with pytest.raises(ConfigError, match=message):
+        Board.parse(text.replace(old, new), "board.toml")
+
+
+def test_an_unknown_board_is_refused_with_the_known_ones():
+    with pytest.raises(ConfigError, match="posix"):
+        Board.load("../posix")
+
+
+def test_a_board_of_files_has_no_regions():
+    with pytest.raises(ConfigError, match="no region 'samples'"):
+        Board.load("posix").region("samples")

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+import json
+
+import numpy as np
+import pytest
+
+from fedmote.errors import ConfigError, DeviceError, DoesNotFitError, PackageError
+from fedmote.package.execute import run_int8
+from fedmote.package.specimen import random_samples
+from fedmote.wire.schema import Status
+from fedmote_hil.cli import run as run_verb
+from fedmote_hil.run import run_on_board
+
+from .rig import BOARDS, emulator_test, small_package
+
+
+@pytest.mark.parametrize("board", BOARDS)
+@pytest.mark.parametrize("seed", range(6))
+def test_features_on_a_board_equal_those_of_the_host_in_every_byte(board, seed):
+    package = small_package(seed, board)
+    x = random_samples(package.graph, 7, seed)
+    features = run_on_board(board, package.to_bytes(), x)
+    assert features.dtype == np.int8
+    assert np.array_equal(features, run_int8(package.graph, x).reshape(7, -1))
+
+
+@pytest.mark.parametrize("board", BOARDS)
+def test_logits_on_a_board_equal_the_float_head_on_its_features(board):
+    package = small_package(4, board)
+    x = random_samples(package.graph, 7, 4)
+    logits = run_on_board(board, package.device_form(), x, logits=True)
+    header = package.header
+    features = run_int8(package.graph, x).reshape(7, -1).astype(np.float64)
+    weights, bias = package.head()
+    expected = (features - header.feature_zero_point) * header.feature_scale @ weights.T + bias
+    np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-5)
+
+
+@emulator_test
+def test_more_samples_than_the_flash_holds_are_run_in_several_starts():
+    package = small_package(0, "stm32f405")
+    count = 393216 // package.header.input_count + 5
+    x = random_samples(package.graph, count, 1)
+    assert np.array_equal(run_on_board("stm32f405", package.to_bytes(), x), run_int8(package.graph, x).reshape(count, -1))
+
+
+@pytest.mark.parametrize("board", BOARDS)
+def test_a_package_that_a_board_refuses_is_named_with_its_status(board, monkeypatch):
+    package = small_package(1, board)
+    damaged = bytearray(package.device_form())
+    damaged[len(damaged) // 2] ^= 1
+    monkeypatch.setattr(type(package), "device_form", lambda self: bytes(damaged))
+    with pytest.raises(DeviceError) as refusal:
+        run_on_board(board, package.to_bytes(), random_samples(package.graph, 1, 1))
+    assert refusal.value.status is Status.PACKAGE_CRC
+
+
+def test_a_damaged_file_is_refused_before_a_board_is_started():
+    with pytest.raises(PackageError):
+        run_on_board("posix", b"FMP1 and nothing else", np.zeros((1, 4), np.int8))
+
+
+def test_samples_of_another_size_are_refused():
+    with pytest.raises(ConfigError, match="the package's input"):
+        run_on_board("posix", small_package(1, "posix").to_bytes(), np.zeros((1, 1), np.int8))
+
+
+@emulator_test
+def test_a_package_larger_than_its_region_does_not_fit(monkeypatch):
+    package = small_package(1, "stm32f405")
+    monkeypatch.setattr(type(package), "device_form", lambda self: bytes(393217))
+    with pytest.raises(DoesNotFitError):
+        run_on_board("stm32f405", package.to_bytes(), random_samples(package.graph, 1, 1))
+
+
+def test_the_verb_writes_the_array_and_one_json_object(tmp_path, capsys):
+    import argparse
+
+    package = small_package(2, "posix")
+    x = random_samples(package.graph, 3, 2)
+    (tmp_path / "m.fmp").write_bytes(package.to_bytes())
+    np.save(tmp_path / "x.npy", x)
+    parser = argparse.ArgumentParser()
+    run_verb.add_arguments(parser)
+    files = {"input": tmp_path / "x.npy", "output": tmp_path / "y.npy"}
+    arguments = [str(tmp_path / "m.fmp"), "--board", "posix", "--json"]
+    arguments += [part for name, path in files.items() for part in (f"--{name}", str(path))]
+    assert run_verb.run(parser.parse_args(arguments)) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["samples"] == 3
+    assert np.array_equal(np.load(files["output"]), run_int8(package.graph, x).reshape(3, -1))

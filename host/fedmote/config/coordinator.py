@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`coordinator.toml`: one run of the coordinator."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+from fedmote.config.broker import BrokerConfig
+from fedmote.config.table import U32, Bounds, Identifier, Table, TcpUrl
+from fedmote.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class RunConfig(Table):
+    """What is learned and where it is kept.
+
+    Attributes:
+        site: first level of the topics after the version; separates fleets on one broker.
+        name: of the run, for people.
+        state_directory: ledger, checkpoints and blobs.
+        partition_directory: what `fedmote convert` wrote.
+        test_data: `.npz` with `x` (float, torch layout) and `y`, for the accuracy of every round; none: no accuracy.
+        rounds: merges to make.
+        seed: of everything that is drawn.
+    """
+
+    site: Identifier
+    name: Identifier
+    state_directory: Path
+    partition_directory: Path
+    test_data: Path | None = None
+    rounds: Annotated[int, Bounds(1, 1_000_000)] = 10
+    seed: Annotated[int, U32] = 0
+
+
+@dataclass(frozen=True)
+class StrategyConfig(Table):
+    """Who trains what, how, and how it is merged.
+
+    The exponents are Centaur's published ones (arXiv 2211.04175); batch and learning rate are for local sets of tens to
+    hundreds of samples. Bounds are those of the wire schema.
+
+    Attributes:
+        preset: "centaur" (devices train heads, partners whole models) or "fedavg" (partners alone).
+        form: "alternating" (device round, then partner round of the same cells) or "simultaneous" (one merge).
+        alpha: exponent of the discard probability (1-u)^alpha; 0 discards nothing.
+        beta: exponent of the partner probability u^beta; 0 sends nothing.
+        gamma: exponent of the gradient-norm test v^gamma; 0 switches it off.
+        gamma_order: 0: the norm test adds to the partner's group (public code); 1: it reduces it (paper's figure).
+        gain: share of the local samples that may be selected.
+        epochs, batch, learning_rate, momentum: of a device's head training.
+        partner_epochs, partner_batch, partner_learning_rate, partner_momentum: of a partner's training.
+        server_learning_rate: the merged delta is scaled by it.
+        uncovered: who counts where a coordinate was not trained: "ignore" averages over those who trained it, "old" and
+            "zero" count the others with a zero delta or a zero value.
+        weights: "examples" weighs an update by its num_examples, "one" all alike.
+        ignore: baselines: leave the "devices" or the "partners" out.
+        is_sending_samples: devices may send selected samples to their own cell's partner. Off unless written.
+        max_send: at most this many samples per device and round; none: as many as are selected.
+        cells_per_round: so many cells are drawn for a round; none: all that are there.
+    """
+
+    preset: Literal["centaur", "fedavg"] = "centaur"
+    form: Literal["alternating", "simultaneous"] = "alternating"
+    alpha: Annotated[float, Bounds(0, 1000)] = 5.0
+    beta: Annotated[float, Bounds(0, 1000)] = 3.0
+    gamma: Annotated[float, Bounds(0, 1000)] = 0.0
+    gamma_order: Annotated[int, Bounds(0, 1)] = 0
+    gain: Annotated[float, Bounds(0, 1)] = 1.0
+    epochs: Annotated[int, Bounds(0, 32)] = 3
+    batch: Annotated[int, Bounds(1, 1024)] = 16
+    learning_rate: Annotated[float, Bounds(0, 10)] = 0.05
+    momentum: Annotated[float, Bounds(0, 1, is_high_open=True)] = 0.9
+    partner_epochs: Annotated[int, Bounds(0, 32)] = 3
+    partner_batch: Annotated[int, Bounds(1, 1024)] = 16
+    partner_learning_rate: Annotated[float, Bounds(0, 10)] = 0.05
+    partner_momentum: Annotated[float, Bounds(0, 1, is_high_open=True)] = 0.9
+    server_learning_rate: Annotated[float, Bounds(0, 100, is_low_open=True)] = 1.0
+    uncovered: Literal["ignore", "old", "zero"] = "ignore"
+    weights: Literal["examples", "one"] = "examples"
+    ignore: Literal["none", "devices", "partners"] = "none"
+    is_sending_samples: bool = False
+    max_send: Annotated[int, U32] | None = None
+    cells_per_round: Annotated[int, Bounds(1, 1_000_000)] | None = None
+
+
+@dataclass(frozen=True)
+class WindowsConfig(Table):
+    """How long a round waits for what. Every wait has an end.
+
+    Attributes:
+        selection_s: participants are collected for this long after the first one is there.
+        report_s: updates are collected for this long after the plans went out: the deadline.
+        min_fraction: fewer updates than this share of the goal abandon the round; the model stays.
+        goal_count: the round closes early with this many updates; none: all who got a plan.
+        max_failed_rounds: so many abandoned rounds in a row end the run.
+        wait_ms: a participant with nothing to do is told to come back after this time.
+    """
+
+    selection_s: Annotated[float, Bounds(0, 86_400)] = 10.0
+    report_s: Annotated[float, Bounds(0, 604_800, is_low_open=True)] = 120.0
+    min_fraction: Annotated[float, Bounds(0, 1)] = 0.7
+    goal_count: Annotated[int, Bounds(1, 1_000_000)] | None = None
+    max_failed_rounds: Annotated[int, Bounds(1, 1_000_000)] = 5
+    wait_ms: Annotated[int, Bounds(1, 2**32 - 1)] = 1000
+
+
+@dataclass(frozen=True)
+class CellConfig(Table):
+    """A partner with its devices. A device without a partner is a cell of one.
+
+    Attributes:
+        name: of the cell.
+        devices: ids of its devices.
+        partner: id of its partner, or none.
+    """
+
+    name: Identifier
+    devices: tuple[Identifier, ...] = ()
+    partner: Identifier | None = None
+
+    def check(self) -> None:
+        """A cell has somebody in it."""
+        if not self.devices and self.partner is None:
+            raise ConfigError(f"cell {self.name} has neither devices nor a partner")
+
+    @property
+    def participants(self) -> tuple[str, ...]:
+        """Ids of the devices, then of the partner if there is one."""
+        return self.devices if self.partner is None else (*self.devices, self.partner)
+
+
+@dataclass(frozen=True)
+class CoordinatorConfig(Table):
+    """The whole file.
+
+    Attributes:
+        run: what is learned.
+        cells: the population; nobody else is let in.
+        broker: the MQTT broker, or none where `listen` is given.
+        listen: `tcp://host:port` for direct links, instead of a broker or beside it; port 0 takes a free one.
+        strategy: the choice of policies.
+        windows: the waits.
+    """
+
+    run: RunConfig
+    cells: tuple[CellConfig, ...]
+    broker: BrokerConfig | None = None
+    listen: TcpUrl | None = None
+    strategy: StrategyConfig = field(default_factory=StrategyConfig)
+    windows: WindowsConfig = field(default_factory=WindowsConfig)
+
+    def check(self) -> None:
+        """A way in; every participant and cell named once."""
+        if self.broker is None and self.listen is None:
+            raise ConfigError('the table [broker] or the key listen = "tcp://host:port" is needed, or both')
+        if not self.cells:
+            raise ConfigError("cells: at least one [[cells]] is needed")
+        names = [cell.name for cell in self.cells]
+        members = [member for cell in self.cells for member in cell.participants]
+        for what, listed in (("cell", names), ("participant", members)):
+            if doubled := [name for name, count in Counter(listed).items() if count > 1]:
+                raise ConfigError(f"cells: {what} {', '.join(doubled)} is named more than once")
+
+    @property
+    def devices(self) -> dict[str, CellConfig]:
+        """Cell of every device, by the device's id."""
+        return {device: cell for cell in self.cells for device in cell.devices}
+
+    @property
+    def partners(self) -> dict[str, CellConfig]:
+        """Cell of every partner, by the partner's id."""
+        return {cell.partner: cell for cell in self.cells if cell.partner is not None}

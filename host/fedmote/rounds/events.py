@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a round machine is told, and what it asks for. All are values; none of them does anything."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from fedmote.strategies import RoundPlan
+from fedmote.wire.schema import Role, Status
+
+# ---- events ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SaidHello:
+    """A participant checked in.
+
+    Attributes:
+        id, role: who, as it says itself.
+        boot: nonce of its boot.
+    """
+
+    id: str
+    role: Role
+    boot: int
+
+
+@dataclass(frozen=True)
+class TookPlan:
+    """A participant acknowledged its plan by asking for the model of it."""
+
+    id: str
+
+
+@dataclass(frozen=True)
+class Reported:
+    """A participant says that its update is ready.
+
+    Attributes:
+        id: who.
+        handle, size, crc: the blob on its side.
+        run, round, version: what the update belongs to, and its base.
+        attempt: of the plan that it answers; None where the participant does not say.
+        num_examples: its weight.
+        numbers: what else the report says (losses, counts), for the journal.
+    """
+
+    id: str
+    handle: int
+    size: int
+    crc: int
+    run: bytes
+    round: int
+    version: int
+    num_examples: int
+    attempt: int | None = None
+    numbers: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class BlobArrived:
+    """A reported update is here, decoded and sound; `content` names its bytes (BLAKE2b-256, hexadecimal)."""
+
+    id: str
+    handle: int
+    content: str
+
+
+@dataclass(frozen=True)
+class BlobSpoiled:
+    """A reported update is here and unfit: `status` says how."""
+
+    id: str
+    handle: int
+    status: Status
+    reason: str
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A participant said no: to a plan, or (with a handle) to a blob that we asked for."""
+
+    id: str
+    status: Status
+    handle: int | None = None
+    reason: str = ""
+
+
+Event = SaidHello | TookPlan | Reported | BlobArrived | BlobSpoiled | Refused
+
+
+# ---- actions --------------------------------------------------------------------------------------------------------
+# They are performed in the order given; each is finished, and what it writes is durable, before the next one begins.
+
+
+@dataclass(frozen=True)
+class OpenRound:
+    """Journal that a round begins."""
+
+    plan: RoundPlan
+
+
+@dataclass(frozen=True)
+class JournalPlan:
+    """Journal that a participant begins an attempt."""
+
+    round: int
+    id: str
+    attempt: int
+    boot: int
+
+
+@dataclass(frozen=True)
+class SendPlan:
+    """Send a participant its plan; it has `remaining_s` left."""
+
+    plan: RoundPlan
+    id: str
+    role: Role
+    attempt: int
+    remaining_s: float
+
+
+@dataclass(frozen=True)
+class SendWait:
+    """Tell a participant to come back later."""
+
+    id: str
+    wait_ms: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class SendAck:
+    """Tell a participant that its update is durable."""
+
+    id: str
+    handle: int
+    round: int
+
+
+@dataclass(frozen=True)
+class SendRefuse:
+    """Tell a participant no, and count it."""
+
+    id: str
+    status: Status
+    reason: str
+    handle: int | None = None
+    round: int | None = None
+
+
+@dataclass(frozen=True)
+class NoteRefusal:
+    """Count a no that a participant said to us."""
+
+    id: str
+    status: Status
+    reason: str
+    round: int
+
+
+@dataclass(frozen=True)
+class Pull:
+    """Begin to pull a blob from a participant; a running pull from the same one ends."""
+
+    id: str
+    handle: int
+    size: int
+    crc: int
+
+
+@dataclass(frozen=True)
+class DropPull:
+    """Forget what was pulled from a participant so far."""
+
+    id: str
+
+
+@dataclass(frozen=True)
+class JournalUpdate:
+    """Journal an update whose blob is stored: from here on it counts."""
+
+    round: int
+    id: str
+    role: Role
+    attempt: int
+    num_examples: int
+    crc: int
+    content: str
+    numbers: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class CloseRound:
+    """Merge what the journal holds for this round, and answer with `committed` or `spoiled`.
+
+    Attributes:
+        plan: the round.
+        missing: why, by id of those whose updates do not count.
+    """
+
+    plan: RoundPlan
+    missing: Mapping[str, str] = field(default_factory=dict, compare=False)
+
+
+@dataclass(frozen=True)
+class AbandonRound:
+    """Journal that a round ends without a merge; the model stays."""
+
+    plan: RoundPlan
+    reason: str
+    missing: Mapping[str, str] = field(default_factory=dict, compare=False)
+
+
+@dataclass(frozen=True)
+class Stop:
+    """The run ends: `complaint` is None where it reached its goal."""
+
+    complaint: str | None
+
+
+Action = (
+    OpenRound
+    | JournalPlan
+    | SendPlan
+    | SendWait
+    | SendAck
+    | SendRefuse
+    | NoteRefusal
+    | Pull
+    | DropPull
+    | JournalUpdate
+    | CloseRound
+    | AbandonRound
+    | Stop
+)

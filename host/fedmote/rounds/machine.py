@@ -1,0 +1,519 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The round machine: events in, actions out; no I/O, no clock, no randomness.
+
+            everybody there, or window over            all plans taken             all settled, or goal, or deadline
+ SELECTION ---------------------------> CONFIGURATION ---------------> REPORTING ----------------------------------+
+  ^    ^                                      |                            |                                        |
+  |    |  nobody came                         +-------- deadline ----------+                   enough reported?     |
+  |    +--------+                                                                            yes |          | no    |
+  |  committed / spoiled                                                                         v          v       |
+  +----------------------------------------------------------------------------------------- CLOSING     abandon <--+
+                                                                                              (merge)   (model stays)
+
+Rules that hold whatever arrives, and in whichever order:
+
+* A participant counts at most once per round: the first update that was journaled. A repeated report is answered with the
+  same ack, another one with `duplicate`.
+* An ack stands behind the journal entry in the list of actions, so it cannot leave before the entry is durable.
+* Every wait ends: selection at its window, a round at its deadline, a run after `max_failed_rounds` failures in a row.
+* Whoever is not expected is refused with a status, and changes nothing.
+
+A participant speaks first. Plans are given in answer to a hello, again under the same attempt where the boot nonce is the
+same (the plan was lost), under the next attempt where it changed (the device was reset). Members that are being waited for
+are named by `words`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from enum import StrEnum
+
+from fedmote.rounds.events import (
+    AbandonRound,
+    Action,
+    BlobArrived,
+    BlobSpoiled,
+    CloseRound,
+    DropPull,
+    Event,
+    JournalPlan,
+    JournalUpdate,
+    NoteRefusal,
+    OpenRound,
+    Pull,
+    Refused,
+    Reported,
+    SaidHello,
+    SendAck,
+    SendPlan,
+    SendRefuse,
+    SendWait,
+    Stop,
+    TookPlan,
+)
+from fedmote.rounds.progress import MAX_ATTEMPTS, MAX_CRC_FAILURES, MAX_OLD_HELLOS, Progress, Step
+from fedmote.rounds.standing import OpenRoundStanding, Rules, Standing
+from fedmote.strategies import Cell, Member, Previous, RoundPlan
+from fedmote.wire.schema import Role, Status
+
+
+class Stage(StrEnum):
+    """Stages of a round."""
+
+    SELECTION = "selection"
+    CONFIGURATION = "configuration"
+    REPORTING = "reporting"
+    CLOSING = "closing"
+    DONE = "done"
+
+
+class RoundMachine:
+    """All rounds of one run.
+
+    `now` is any monotonic time in seconds. Call `tick` once at the start and whenever `wake_at` has passed; perform the
+    actions of each call in order. After `CloseRound` call `committed` or `spoiled`.
+
+    Attributes:
+        rules: of the run.
+        version: of the newest checkpoint.
+        plan: the open round, or None.
+        num_merged: merges made.
+        num_counted: updates that count in the open round.
+    """
+
+    def __init__(self, rules: Rules, standing: Standing, now: float) -> None:
+        self.rules = rules
+        self.version = standing.version
+        self.num_merged = standing.num_merged
+        self.plan: RoundPlan | None = None
+        self._num_rounds = standing.num_rounds
+        self._num_failed = standing.num_failed
+        self._previous = standing.previous
+        self._last_counted = dict(standing.last_counted)
+        self._members = {member.id: member for cell in rules.cells for member in cell.members()}
+        self._progress: dict[str, Progress]
+        self._unsettled: set[str]
+        self._is_done = False
+        self._deadline = math.inf
+        self._begin_selection(now)
+        if standing.open is not None:
+            self._restore(standing.open, now)
+
+    # ---- what the coordinator asks -----------------------------------------------------------------------------------
+
+    @property
+    def stage(self) -> Stage:
+        """Where the run is."""
+        if self._is_done:
+            return Stage.DONE
+        if self.plan is None:
+            return Stage.SELECTION
+        if self._is_closing:
+            return Stage.CLOSING
+        is_configured = all(one.step not in (Step.EXPECTED, Step.PLANNED) for one in self._progress.values())
+        return Stage.REPORTING if is_configured else Stage.CONFIGURATION
+
+    def wake_at(self) -> float:
+        """When `tick` has something to do if no event comes before."""
+        if self._is_done or self._is_closing:
+            return math.inf
+        if self.plan is not None:
+            return self._deadline
+        bound = self._selection_bound()
+        return bound if self._first_hello is None else min(bound, self._first_hello + self.rules.windows.selection_s)
+
+    def is_member(self, who: str) -> bool:
+        """Whether a participant has a plan in the open round."""
+        return who in self._progress and self._progress[who].attempt > 0
+
+    def role_of(self, who: str) -> Role:
+        """Role of a participant of this fleet."""
+        return self._members[who].role
+
+    @property
+    def num_expected(self) -> int:
+        """Members of the open round."""
+        return len(self._progress)
+
+    def counted(self) -> list[str]:
+        """Ids whose updates count in the open round."""
+        return sorted(who for who, one in self._progress.items() if one.step is Step.COUNTED)
+
+    def missing(self) -> dict[str, str]:
+        """Ids of the open round whose updates do not count yet, and why."""
+        return {who: one.reason or one.step.value for who, one in sorted(self._progress.items()) if one.step is not Step.COUNTED}
+
+    def words(self, now: float) -> str:
+        """One line for the operator: who is missing, and how long the wait can still be."""
+        if self._is_done:
+            return f"done: {self.num_merged} of {self.rules.goal} rounds merged"
+        left = max(0.0, self.wake_at() - now)
+        if self.plan is None:
+            return self._selection_words(left)
+        head = f"round {self.plan.round} ({self.plan.phase.name.lower()})"
+        if self._is_closing:
+            return f"{head}: merging {self.num_counted} updates"
+        missing = [one.words() for one in self._progress.values() if one.step is not Step.COUNTED]
+        text = f"{head}: {self.num_counted} of {len(self._progress)} reported, need {self._needed()}"
+        return f"{text}; missing {_listed(missing)}; {left:.0f} s left" if missing else text
+
+    def _selection_words(self, left: float) -> str:
+        absent = sorted(who for cell in self._absent.values() for who in cell)
+        text = f"round {self._num_rounds + 1}: {len(self._present)} of {len(self._present) + len(absent)} participants ready"
+        return f"{text}; waiting for {_listed(absent)}, at most {left:.0f} s" if absent else text
+
+    # ---- events ------------------------------------------------------------------------------------------------------
+
+    def handle(self, event: Event, now: float) -> list[Action]:
+        """React to one event."""
+        if event.id not in self._members:
+            return [SendRefuse(event.id, Status.NOT_EXPECTED, "no such participant in this fleet")]
+        match event:
+            case SaidHello():
+                actions = self._hello(event, now)
+            case TookPlan():
+                actions = self._took_plan(event)
+            case Reported():
+                actions = self._reported(event)
+            case BlobArrived():
+                actions = self._arrived(event)
+            case BlobSpoiled():
+                actions = self._spoiled(event)
+            case Refused():
+                actions = self._refused(event)
+        self._settle(event.id)
+        return actions + self._close_if_settled(now)
+
+    def tick(self, now: float) -> list[Action]:
+        """React to the passing of time."""
+        if self._is_closing and not self._is_merging:
+            return self._close()  # a restart in between: only the merge is missing
+        if self._is_done or self._is_closing:
+            return []
+        if self.num_merged >= self.rules.goal:
+            self._is_done = True
+            return [Stop(None)]
+        if self.plan is None:
+            return self._select(now)
+        if now >= self._deadline:
+            return self._end_round(now)
+        return self._close_if_settled(now)
+
+    def committed(self, version: int, now: float) -> list[Action]:
+        """The merge of the closed round is durable as checkpoint `version`."""
+        assert self.plan is not None  # called after CloseRound only
+        self.version = version
+        self.num_merged += 1
+        self._num_failed = 0
+        self._leave_round(is_committed=True, now=now)
+        return self.tick(now)
+
+    def spoiled(self, reason: str, now: float) -> list[Action]:
+        """The merge of the closed round was refused: the model stays."""
+        assert self.plan is not None  # called after CloseRound only
+        return self._abandon(reason, now)
+
+    # ---- selection ---------------------------------------------------------------------------------------------------
+
+    def _begin_selection(self, now: float) -> None:
+        policy = self.rules.strategy.plan
+        self.plan = None
+        self._progress = {}
+        self._unsettled = set()
+        self.num_counted = 0
+        self._is_closing = self._is_merging = False
+        self._selection_began = now
+        self._first_hello: float | None = None
+        self._phase = policy.next_phase(self.rules.cells, self._previous)
+        self._population = policy.population(self.rules.cells, self._previous)
+        # Kept hello by hello, so that a thousand participants cost one look each.
+        self._absent = {cell.name: {one.id for one in policy.members(cell, self._phase)} for cell in self._population}
+        self._present: set[str] = set()
+        self._num_complete = 0
+
+    def _selection_bound(self) -> float:
+        """An empty room is given up after the time that a whole round may take."""
+        return self._selection_began + self.rules.windows.selection_s + self.rules.windows.report_s
+
+    def _select(self, now: float) -> list[Action]:
+        """Open a round if enough participants are there, or the window is over."""
+        policy, seed = self.rules.strategy, self.rules.round_seed(self._num_rounds + 1)
+        is_window_over = self._first_hello is not None and now >= self._first_hello + self.rules.windows.selection_s
+        if is_window_over or policy.participants.is_enough(self._num_complete, len(self._population)):
+            there = {cell.name: self._present_of(cell) for cell in self._population}
+            chosen = policy.participants.choose([cell for cell in self._population if there[cell.name]], seed)
+            if chosen:
+                return self._open(seed, [one for cell in chosen for one in there[cell.name]], now)
+        if now >= self._selection_bound():
+            return self._open(seed, [], now) + self._abandon("nobody who is expected in this phase came", now)
+        return []
+
+    def _present_of(self, cell: Cell) -> list[Member]:
+        return [one for one in self.rules.strategy.plan.members(cell, self._phase) if one.id in self._present]
+
+    def _open(self, seed: int, members: Iterable[Member], now: float) -> list[Action]:
+        self._num_rounds += 1
+        self.plan = RoundPlan(self._num_rounds, self._phase, self.version, seed, tuple(sorted(members)))
+        self._follow(self.plan)
+        self._deadline = now + self.rules.windows.report_s
+        return [OpenRound(self.plan)]
+
+    def _follow(self, plan: RoundPlan) -> None:
+        self._progress = {member.id: Progress(member) for member in plan.members}
+        self._unsettled = set(self._progress)
+        self.num_counted = 0
+
+    def _settle(self, who: str) -> None:
+        """Count a member from which nothing more is awaited, once."""
+        if who in self._unsettled and self._progress[who].is_settled:
+            self._unsettled.remove(who)
+            self.num_counted += self._progress[who].step is Step.COUNTED
+
+    def _restore(self, standing: OpenRoundStanding, now: float) -> None:
+        """Go on with a round that was open when the coordinator ended; its deadline starts anew."""
+        self.plan = standing.plan
+        self._follow(standing.plan)
+        for who, (attempt, boot) in standing.attempts.items():
+            self._progress[who].attempt, self._progress[who].boot = attempt, boot
+            self._progress[who].step = Step.PLANNED
+        for who, crc in standing.counted.items():
+            self._progress[who].step, self._progress[who].crc = Step.COUNTED, crc
+            self._settle(who)
+        self._is_closing = standing.is_closed
+        self._deadline = now + self.rules.windows.report_s
+
+    # ---- configuration -----------------------------------------------------------------------------------------------
+
+    def _hello(self, hello: SaidHello, now: float) -> list[Action]:
+        if hello.role is not self._members[hello.id].role:
+            expected = self._members[hello.id].role.name.lower()
+            return [SendRefuse(hello.id, Status.NOT_EXPECTED, f"this id belongs to a {expected}")]
+        if self.plan is None and not self._is_done:
+            actions = self._came(hello.id, now)
+            return actions + (self._answer(hello, now) if self.plan is not None else [self._wait(hello.id, "round not open yet")])
+        return self._answer(hello, now)
+
+    def _came(self, who: str, now: float) -> list[Action]:
+        cell = self._members[who].cell
+        if who not in self._absent.get(cell, ()):
+            return []
+        self._absent[cell].remove(who)
+        self._present.add(who)
+        self._num_complete += not self._absent[cell]
+        self._first_hello = now if self._first_hello is None else self._first_hello
+        return self._select(now)
+
+    def _answer(self, hello: SaidHello, now: float) -> list[Action]:
+        progress = self._progress.get(hello.id)
+        if self._is_done:
+            return [self._wait(hello.id, "the run is complete")]
+        if progress is None:
+            return [self._wait(hello.id, "not in this round")]
+        if self._is_closing or progress.is_settled:
+            return [self._wait(hello.id, progress.reason or "this round has your update")]
+        return self._give_plan(progress, hello.boot, now)
+
+    def _give_plan(self, progress: Progress, boot: int, now: float) -> list[Action]:
+        assert self.plan is not None  # callers looked
+        actions: list[Action] = []
+        if boot in progress.old_boots:
+            return self._old_boot(progress)
+        if progress.boot != boot:
+            if progress.attempt >= MAX_ATTEMPTS:
+                progress.fail(f"reset {MAX_ATTEMPTS} times in this round")
+                return [DropPull(progress.member.id), self._wait(progress.member.id, progress.reason)]
+            actions += self._begin_attempt(progress, boot)
+        elif progress.step is Step.EXPECTED:
+            progress.step = Step.PLANNED
+        remaining = max(0.0, self._deadline - now)
+        member = progress.member
+        return [*actions, SendPlan(self.plan, member.id, member.role, progress.attempt, remaining)]
+
+    def _begin_attempt(self, progress: Progress, boot: int) -> list[Action]:
+        assert self.plan is not None  # callers looked
+        is_pulling = progress.step is Step.SENDING
+        if progress.boot is not None:
+            progress.old_boots.add(progress.boot)
+        progress.boot, progress.report, progress.step = boot, None, Step.PLANNED
+        progress.attempt += 1
+        journal = JournalPlan(self.plan.round, progress.member.id, progress.attempt, boot)
+        return [DropPull(progress.member.id), journal] if is_pulling else [journal]
+
+    def _old_boot(self, progress: Progress) -> list[Action]:
+        """A hello from before the last reset: a late duplicate, or a second board with the same id."""
+        progress.num_old_hellos += 1
+        if progress.num_old_hellos < MAX_OLD_HELLOS:
+            return []
+        progress.fail("two boards use this id")
+        return [DropPull(progress.member.id), SendRefuse(progress.member.id, Status.NOT_EXPECTED, progress.reason)]
+
+    def _wait(self, who: str, reason: str) -> SendWait:
+        return SendWait(who, self.rules.windows.wait_ms, reason)
+
+    def _took_plan(self, event: TookPlan) -> list[Action]:
+        progress = self._progress.get(event.id)
+        if progress is not None and progress.step is Step.PLANNED:
+            progress.step = Step.TRAINING
+        return []
+
+    # ---- reporting ---------------------------------------------------------------------------------------------------
+
+    def _reported(self, report: Reported) -> list[Action]:
+        if report.run == self.rules.run and self._last_counted.get(report.id) == (report.round, report.crc):
+            return [SendAck(report.id, report.handle, report.round)]  # the ack was lost
+        complaint = self._complaint(report)
+        if complaint is not None:
+            status, reason = complaint
+            if status is Status.UPDATE_SHAPE:
+                self._progress[report.id].fail("update refused: update-shape")  # it would only train the same again
+            return [SendRefuse(report.id, status, reason, report.handle, report.round)]
+        progress = self._progress[report.id]
+        running = progress.report
+        if running is not None and (running.handle, running.crc, running.size) == (report.handle, report.crc, report.size):
+            return []  # repeated while it is being pulled
+        progress.report, progress.step = report, Step.SENDING
+        return [Pull(report.id, report.handle, report.size, report.crc)]
+
+    def _complaint(self, report: Reported) -> tuple[Status, str] | None:
+        """Why a report cannot be taken, or None."""
+        if report.run != self.rules.run:
+            return Status.UNKNOWN_RUN, "another run"
+        if self.plan is None or self._is_closing or self._is_done or report.round < self.plan.round:
+            return Status.STALE_ROUND, f"round {report.round} is over"
+        progress = self._progress.get(report.id)
+        if report.round > self.plan.round or progress is None or progress.attempt == 0:
+            return Status.NOT_EXPECTED, f"no plan for round {report.round}"
+        if progress.step is Step.COUNTED:
+            return Status.DUPLICATE, "another update of this round is counted"
+        if progress.step is Step.FAILED:
+            return Status.NOT_EXPECTED, progress.reason
+        if report.version != self.plan.version:
+            return Status.WRONG_MODEL, f"base is {report.version}, the round's is {self.plan.version}"
+        if report.attempt is not None and report.attempt != progress.attempt:
+            return Status.STALE_ROUND, f"attempt {report.attempt}, the newest plan is attempt {progress.attempt}"
+        limit = self.rules.max_update_bytes(progress.member.role)
+        if not 0 < report.size <= limit:
+            return Status.UPDATE_SHAPE, f"{report.size} bytes, at most {limit}"
+        return None
+
+    def _arrived(self, event: BlobArrived) -> list[Action]:
+        progress = self._pulling(event.id, event.handle)
+        if progress is None or progress.report is None or self.plan is None:
+            return []
+        report, member = progress.report, progress.member
+        progress.step, progress.report, progress.crc = Step.COUNTED, None, report.crc
+        self._last_counted[member.id] = (self.plan.round, report.crc)
+        journal = JournalUpdate(
+            self.plan.round,
+            member.id,
+            member.role,
+            progress.attempt,
+            report.num_examples,
+            report.crc,
+            event.content,
+            report.numbers,
+        )
+        return [journal, SendAck(member.id, event.handle, self.plan.round)]
+
+    def _spoiled(self, event: BlobSpoiled) -> list[Action]:
+        progress = self._pulling(event.id, event.handle)
+        if progress is None or self.plan is None:
+            return []
+        if event.status is Status.CRC and progress.num_crc_failures + 1 < MAX_CRC_FAILURES:
+            # The update itself may be sound: the participant repeats its report, and the pull starts anew.
+            progress.num_crc_failures += 1
+            progress.step, progress.report = Step.TRAINING, None
+            return []
+        # Whoever trained garbage would train it again: it is left out until the next round.
+        progress.fail(f"update refused: {_word(event.status)}")
+        return [SendRefuse(event.id, event.status, event.reason, event.handle, self.plan.round)]
+
+    def _refused(self, event: Refused) -> list[Action]:
+        progress = self._progress.get(event.id)
+        if self.plan is None or progress is None or progress.is_settled:
+            return []
+        note = NoteRefusal(event.id, event.status, event.reason, self.plan.round)
+        if event.handle is not None and progress.report is not None and event.handle == progress.report.handle:
+            progress.step, progress.report = Step.TRAINING, None
+            return [DropPull(event.id), note]  # it forgot the blob: it will report, or say hello, again
+        if event.handle is None:
+            progress.fail(f"refused the plan: {_word(event.status)}")
+        return [note]
+
+    def _pulling(self, who: str, handle: int) -> Progress | None:
+        progress = self._progress.get(who)
+        if progress is None or progress.step is not Step.SENDING or progress.report is None or self._is_closing:
+            return None
+        return progress if progress.report.handle == handle else None
+
+    # ---- closing -----------------------------------------------------------------------------------------------------
+
+    def _goal(self) -> int:
+        goal = self.rules.windows.goal_count
+        return len(self._progress) if goal is None else min(goal, len(self._progress))
+
+    def _needed(self) -> int:
+        # The small subtraction keeps 0.7 * 10 at 7, not at 8.
+        return max(1, math.ceil(self.rules.windows.min_fraction * self._goal() - 1e-9))
+
+    def _close_if_settled(self, now: float) -> list[Action]:
+        if self.plan is None or self._is_closing or self._is_done:
+            return []
+        if not self._unsettled or self.num_counted >= self._goal():
+            return self._end_round(now)
+        return []
+
+    def _end_round(self, now: float) -> list[Action]:
+        """Close the round, or abandon it where too few reported."""
+        assert self.plan is not None  # callers looked
+        if self.num_counted < self._needed():
+            return self._abandon(f"{self.num_counted} of {len(self._progress)} reported, {self._needed()} are needed", now)
+        self._is_closing = True
+        return [*self._send_away(), *self._close()]
+
+    def _close(self) -> list[Action]:
+        self._is_merging = True
+        return [] if self.plan is None else [CloseRound(self.plan, self.missing())]
+
+    def _send_away(self) -> list[Action]:
+        """Whoever is still sending is told that the round is over."""
+        assert self.plan is not None  # callers looked
+        actions: list[Action] = []
+        for who, progress in self._progress.items():
+            if progress.report is not None:
+                refuse = SendRefuse(who, Status.STALE_ROUND, "the round is over", progress.report.handle, self.plan.round)
+                actions += [DropPull(who), refuse]
+                progress.step, progress.report = Step.TRAINING, None
+        return actions
+
+    def _abandon(self, reason: str, now: float) -> list[Action]:
+        assert self.plan is not None  # callers looked
+        actions = [*self._send_away(), AbandonRound(self.plan, reason, self.missing())]
+        self._num_failed += 1
+        number = self.plan.round
+        self._leave_round(is_committed=False, now=now)
+        if self._num_failed >= self.rules.windows.max_failed_rounds:
+            self._is_done = True
+            failed = "round failed" if self._num_failed == 1 else f"{self._num_failed} rounds in a row failed"
+            actions.append(Stop(f"{failed}; the last one, round {number}: {reason}"))
+        return actions
+
+    def _leave_round(self, is_committed: bool, now: float) -> None:
+        assert self.plan is not None  # callers looked
+        # A round that nobody joined says nothing about cells: the next one is planned as if it had not been.
+        if self.plan.members:
+            self._previous = Previous(self.plan.phase, self.plan.cells, is_committed)
+        elif self._previous is not None:
+            self._previous = Previous(self.plan.phase, self._previous.cells, is_committed)
+        self._begin_selection(now)
+
+
+def _word(status: Status) -> str:
+    return status.name.lower().replace("_", "-")
+
+
+def _listed(names: list[str], most: int = 5) -> str:
+    """A few names, and the number of the others."""
+    shown = ", ".join(names[:most])
+    return f"{shown} and {len(names) - most} more" if len(names) > most else shown

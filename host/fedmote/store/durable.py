@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writing a file so that it is there in full or not at all, whatever happens in between.
+
+The bytes go to a temporary file in the same directory, are forced to the medium, take their name by a rename (atomic on
+POSIX), and the directory is forced to the medium as well: without that the name itself can be lost with the power.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from fedmote.errors import StoreError
+
+TEMPORARY_PREFIX = ".partial-"
+
+
+def write_durably(path: Path, content: bytes) -> None:
+    """Write a whole file, or leave everything as it was.
+
+    Raises:
+        StoreError: the disk is full, read-only or failing.
+    """
+    with store_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(prefix=TEMPORARY_PREFIX, dir=path.parent)
+        temporary = Path(name)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        sync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """Force a directory's names to the medium."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove_leftovers(directory: Path) -> int:
+    """Remove temporary files of writers that were killed; returns how many."""
+    leftovers = list(directory.glob(f"{TEMPORARY_PREFIX}*"))
+    for leftover in leftovers:
+        leftover.unlink(missing_ok=True)
+    return len(leftovers)
+
+
+@contextlib.contextmanager
+def store_errors(path: Path) -> Iterator[None]:
+    """Translate the operating system's errors, once, at the edge."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StoreError(
+                f"{path}: the disk is full; nothing that was written is damaged: free space and start again"
+            ) from error
+        raise StoreError(f"{path}: {error.strerror or error}") from error

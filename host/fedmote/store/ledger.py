@@ -1,0 +1,375 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ledger: an SQLite journal from which a run goes on after any interruption.
+
+Write-ahead log with `synchronous = FULL`: when a method returns, its entry survives a power cut. Each method is one
+transaction. Entries are added in the order of a round (opened, plans, updates, closed, committed or abandoned), and what
+counts is added once: a second update of a participant breaks a primary key instead of being merged twice.
+
+The result of a round is a pure function of what stands here: the base checkpoint and the updates named in table `update`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from fedmote.errors import StoreError
+from fedmote.store.schema import SCRIPTS
+from fedmote.strategies import Member, RoundPlan
+from fedmote.wire.schema import Phase, Role, Status
+
+# The reasons of strangers are theirs to choose: a bound keeps them from filling the disk with new rows.
+_MAX_REFUSAL_ROWS = 10_000
+
+
+@dataclass(frozen=True)
+class RunEntry:
+    """What the run was begun with."""
+
+    name: bytes
+    seed: int
+    strategy: str
+
+
+@dataclass(frozen=True)
+class CheckpointEntry:
+    """A committed checkpoint."""
+
+    version: int
+    round: int
+    hash: str
+    encoder_version: int
+    accuracy: float | None
+
+
+@dataclass(frozen=True)
+class RoundEntry:
+    """A round as it stands: `state` is open, closed, committed or abandoned."""
+
+    plan: RoundPlan
+    state: str
+    version: int | None
+    reason: str | None
+    seconds: float | None
+    missing: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class PlanEntry:
+    """A participant was told to begin an attempt.
+
+    Attributes:
+        participant, attempt: who, and how often it has begun.
+        boot: nonce of its boot.
+        board, max_body: as its hello said; a restarted coordinator needs them before the next hello.
+    """
+
+    participant: str
+    attempt: int
+    boot: int
+    board: str
+    max_body: int
+
+
+@dataclass(frozen=True)
+class UpdateEntry:
+    """An update that counts."""
+
+    participant: str
+    role: Role
+    attempt: int
+    num_examples: int
+    crc: int
+    content: str
+    numbers: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class RefusalEntry:
+    """A no, how often it was said, and by whom ("coordinator" or "participant")."""
+
+    round: int
+    participant: str
+    side: str
+    status: Status
+    reason: str
+    count: int
+
+
+class Ledger:
+    """The journal of one run. Use `Ledger.open`, and `close` or a `with` block."""
+
+    def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
+        self._connection = connection
+        self.path = path
+
+    @classmethod
+    def open(cls, path: Path, is_read_only: bool = False) -> Ledger:
+        """Open a ledger, make it where there is none, upgrade an older one.
+
+        Args:
+            path: the file.
+            is_read_only: only look; the file must be there.
+
+        Raises:
+            StoreError: the file is no ledger, is newer than this program, or cannot be written.
+        """
+        with _translated(path):
+            connection = sqlite3.connect(f"file:{path}?mode={'ro' if is_read_only else 'rwc'}", uri=True, isolation_level=None)
+            try:
+                connection.execute("PRAGMA foreign_keys = ON")
+                if not is_read_only:
+                    connection.execute("PRAGMA journal_mode = WAL")
+                    connection.execute("PRAGMA synchronous = FULL")
+                _upgrade(connection, path, is_read_only)
+            except BaseException:
+                connection.close()
+                raise
+        return cls(connection, path)
+
+    def close(self) -> None:
+        """Close the file; the write-ahead log is folded in."""
+        self._connection.close()
+
+    def __enter__(self) -> Ledger:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    # ---- writing: one transaction each ------------------------------------------------------------------------------
+
+    def begin_run(self, run: RunEntry, checkpoint: CheckpointEntry) -> None:
+        """Journal a new run and the checkpoint that it begins with."""
+        with self._transaction():
+            self._write("INSERT INTO run VALUES (1, ?, ?, ?, ?)", run.name, run.seed, run.strategy, datetime.now(UTC).isoformat())
+            self._add_checkpoint(checkpoint)
+
+    def open_round(self, plan: RoundPlan) -> None:
+        """Journal that a round begins, and who is expected."""
+        with self._transaction():
+            self._write(
+                "INSERT INTO round VALUES (?, ?, ?, ?, 'open', NULL, NULL, NULL, ?)",
+                plan.round,
+                int(plan.phase),
+                plan.version,
+                plan.seed,
+                datetime.now(UTC).isoformat(),
+            )
+            for member in plan.members:
+                self._write("INSERT INTO member VALUES (?, ?, ?, ?, NULL)", plan.round, member.id, int(member.role), member.cell)
+
+    def add_plan(self, number: int, plan: PlanEntry) -> None:
+        """Journal that a participant begins an attempt."""
+        with self._transaction():
+            self._write(
+                "INSERT INTO plan VALUES (?, ?, ?, ?, ?, ?)",
+                number,
+                plan.participant,
+                plan.attempt,
+                plan.boot,
+                plan.board,
+                plan.max_body,
+            )
+
+    def add_update(self, number: int, update: UpdateEntry) -> None:
+        """Journal an update of an open round; from here on it counts.
+
+        Raises:
+            StoreError: an update of this participant counts already, or the round is not open.
+        """
+        with self._transaction():
+            if self._one("SELECT state FROM round WHERE round = ?", number) != ("open",):
+                raise StoreError(f"{self.path}: update of {update.participant} for round {number}, which is not open")
+            self._write(
+                'INSERT INTO "update" VALUES (?, ?, ?, ?, ?, ?, ?)',
+                number,
+                update.participant,
+                update.attempt,
+                update.num_examples,
+                update.crc,
+                update.content,
+                json.dumps(dict(sorted(update.numbers.items()))),
+            )
+
+    def add_refusal(self, number: int, participant: str, side: str, status: Status, reason: str) -> None:
+        """Count a no."""
+        with self._transaction():
+            if self._one("SELECT count(*) FROM refusal") == (_MAX_REFUSAL_ROWS,):
+                reason = "others"
+            self._write(
+                "INSERT INTO refusal VALUES (?, ?, ?, ?, ?, 1) "
+                "ON CONFLICT (round, participant, side, status, reason) DO UPDATE SET count = count + 1",
+                number,
+                participant,
+                side,
+                int(status),
+                reason,
+            )
+
+    def close_round(self, number: int, missing: Mapping[str, str]) -> None:
+        """Journal that the set of updates is fixed; only the merge is missing now."""
+        with self._transaction():
+            self._write("UPDATE round SET state = 'closed' WHERE round = ? AND state = 'open'", number)
+            self._note_missing(number, missing)
+
+    def commit_round(self, number: int, checkpoint: CheckpointEntry, seconds: float) -> None:
+        """Journal the merge of a closed round as a checkpoint, whose file is written already."""
+        with self._transaction():
+            self._add_checkpoint(checkpoint)
+            self._write(
+                "UPDATE round SET state = 'committed', version = ?, seconds = ? WHERE round = ? AND state = 'closed'",
+                checkpoint.version,
+                seconds,
+                number,
+            )
+
+    def abandon_round(self, number: int, reason: str, seconds: float, missing: Mapping[str, str]) -> None:
+        """Journal that a round ends without a merge."""
+        with self._transaction():
+            self._write("UPDATE round SET state = 'abandoned', reason = ?, seconds = ? WHERE round = ?", reason, seconds, number)
+            self._note_missing(number, missing)
+
+    def _add_checkpoint(self, entry: CheckpointEntry) -> None:
+        self._write(
+            "INSERT INTO checkpoint VALUES (?, ?, ?, ?, ?)",
+            entry.version,
+            entry.round,
+            entry.hash,
+            entry.encoder_version,
+            entry.accuracy,
+        )
+
+    def _note_missing(self, number: int, missing: Mapping[str, str]) -> None:
+        for participant, reason in missing.items():
+            self._write("UPDATE member SET missing = ? WHERE round = ? AND participant = ?", reason, number, participant)
+
+    # ---- reading ----------------------------------------------------------------------------------------------------
+
+    def run(self) -> RunEntry | None:
+        """What the run was begun with; None in a new ledger."""
+        row = self._one("SELECT name, seed, strategy FROM run")
+        return None if row is None else RunEntry(*row)
+
+    def checkpoints(self) -> list[CheckpointEntry]:
+        """All committed checkpoints, ascending."""
+        rows = self._all("SELECT version, round, hash, encoder_version, accuracy FROM checkpoint ORDER BY version")
+        return [CheckpointEntry(*row) for row in rows]
+
+    def rounds(self, number: int | None = None) -> list[RoundEntry]:
+        """All rounds in order, or the one of this number."""
+        where, arguments = ("", ()) if number is None else ("WHERE round = ?", (number,))
+        members: dict[int, list[Member]] = {}
+        missing: dict[int, dict[str, str]] = {}
+        for row in self._all(
+            f"SELECT round, participant, role, cell, missing FROM member {where} ORDER BY round, participant",
+            *arguments,
+        ):
+            members.setdefault(row[0], []).append(Member(row[1], Role(row[2]), row[3]))
+            if row[4] is not None:
+                missing.setdefault(row[0], {})[row[1]] = row[4]
+        rows = self._all(
+            f"SELECT round, phase, base_version, seed, state, version, reason, seconds FROM round {where} ORDER BY round",
+            *arguments,
+        )
+        return [
+            RoundEntry(
+                RoundPlan(row[0], Phase(row[1]), row[2], row[3], tuple(members.get(row[0], ()))),
+                row[4],
+                row[5],
+                row[6],
+                row[7],
+                missing.get(row[0], {}),
+            )
+            for row in rows
+        ]
+
+    def updates(self, number: int) -> list[UpdateEntry]:
+        """The updates of a round that count, in ascending order of participants."""
+        rows = self._all(
+            'SELECT u.participant, m.role, u.attempt, u.num_examples, u.crc, u.content, u.numbers FROM "update" u '
+            "JOIN member m ON m.round = u.round AND m.participant = u.participant WHERE u.round = ? ORDER BY u.participant",
+            number,
+        )
+        return [UpdateEntry(row[0], Role(row[1]), row[2], row[3], row[4], row[5], json.loads(row[6])) for row in rows]
+
+    def last_updates(self) -> dict[str, tuple[int, int]]:
+        """(round, CRC) of the newest update that counts, by participant."""
+        rows = self._all('SELECT participant, max(round), crc FROM "update" GROUP BY participant')
+        return {row[0]: (row[1], row[2]) for row in rows}
+
+    def plans(self, number: int) -> dict[str, PlanEntry]:
+        """The newest plan of a round, by participant."""
+        rows = self._all(
+            "SELECT participant, max(attempt), boot, board, max_body FROM plan WHERE round = ? GROUP BY participant", number
+        )
+        return {row[0]: PlanEntry(*row) for row in rows}
+
+    def refusals(self, number: int | None = None) -> list[RefusalEntry]:
+        """Every no, or those of one round."""
+        where, arguments = ("", ()) if number is None else ("WHERE round = ?", (number,))
+        rows = self._all(
+            f"SELECT round, participant, side, status, reason, count FROM refusal {where} "
+            "ORDER BY round, participant, side, status, reason",
+            *arguments,
+        )
+        return [RefusalEntry(row[0], row[1], row[2], Status(row[3]), row[4], row[5]) for row in rows]
+
+    # ---- SQLite -----------------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        with _translated(self.path):
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._connection.execute("COMMIT")
+            except BaseException:
+                # SQLite ends a transaction itself when the disk is full; a second ROLLBACK would be an error.
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+                raise
+
+    def _write(self, statement: str, *values: object) -> None:
+        self._connection.execute(statement, values)
+
+    def _one(self, statement: str, *values: object) -> tuple[Any, ...] | None:
+        return next(iter(self._all(statement, *values)), None)
+
+    def _all(self, statement: str, *values: object) -> Iterable[tuple[Any, ...]]:
+        with _translated(self.path):
+            return self._connection.execute(statement, values).fetchall()
+
+
+def _upgrade(connection: sqlite3.Connection, path: Path, is_read_only: bool) -> None:
+    """Bring the tables to the newest version."""
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version > len(SCRIPTS):
+        raise StoreError(f"{path}: ledger of version {version}, this program knows {len(SCRIPTS)}; upgrade fedmote")
+    if is_read_only:
+        if version == 0:
+            raise StoreError(f"{path}: no ledger of fedmote")
+        return
+    for number, script in enumerate(SCRIPTS[version:], start=version + 1):
+        connection.executescript(f"BEGIN IMMEDIATE; {script} PRAGMA user_version = {number}; COMMIT;")
+
+
+@contextlib.contextmanager
+def _translated(path: Path) -> Iterator[None]:
+    """SQLite's errors as ours."""
+    try:
+        yield
+    except sqlite3.IntegrityError as error:
+        raise StoreError(f"{path}: the journal refuses an entry ({error})") from error
+    except sqlite3.Error as error:
+        if getattr(error, "sqlite_errorname", "") == "SQLITE_FULL":
+            raise StoreError(
+                f"{path}: the disk is full; nothing that was written is damaged: free space and start again"
+            ) from error
+        raise StoreError(f"{path}: {error}") from error

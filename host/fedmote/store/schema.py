@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ledger's tables. A new version adds a script that upgrades the one before; old scripts are never edited."""
+
+from __future__ import annotations
+
+# Tables are STRICT where SQLite has it; the check of types is Python's otherwise.
+VERSION_1 = """
+CREATE TABLE run (
+    id INTEGER PRIMARY KEY CHECK (id = 1),      -- one run per ledger
+    name BLOB NOT NULL,                         -- 8 random bytes, the `run` of the protocol
+    seed INTEGER NOT NULL,
+    strategy TEXT NOT NULL,                     -- what the run was begun with, as JSON
+    started_at TEXT NOT NULL                    -- UTC, for people; no decision depends on it
+);
+CREATE TABLE checkpoint (
+    version INTEGER PRIMARY KEY,
+    round INTEGER NOT NULL,                     -- that made it; 0 for the first
+    hash TEXT NOT NULL,                         -- BLAKE2b-256 of the file
+    encoder_version INTEGER NOT NULL,           -- oldest with this encoder; packages are built from it
+    accuracy REAL                               -- of the deployed form; null where there is no test set
+);
+CREATE TABLE round (
+    round INTEGER PRIMARY KEY,
+    phase INTEGER NOT NULL,
+    base_version INTEGER NOT NULL REFERENCES checkpoint (version),
+    seed INTEGER NOT NULL,
+    state TEXT NOT NULL CHECK (state IN ('open', 'closed', 'committed', 'abandoned')),
+    version INTEGER REFERENCES checkpoint (version),
+    reason TEXT,                                -- of an abandoned round
+    seconds REAL,
+    opened_at TEXT NOT NULL                     -- UTC, for people
+);
+CREATE TABLE member (                           -- who was expected
+    round INTEGER NOT NULL REFERENCES round (round),
+    participant TEXT NOT NULL,
+    role INTEGER NOT NULL,
+    cell TEXT NOT NULL,
+    missing TEXT,                               -- why no update of it counts, once the round has ended
+    PRIMARY KEY (round, participant)
+);
+CREATE TABLE plan (                             -- who was told to begin, and how often
+    round INTEGER NOT NULL,
+    participant TEXT NOT NULL,
+    attempt INTEGER NOT NULL,
+    boot INTEGER NOT NULL,
+    board TEXT NOT NULL,
+    max_body INTEGER NOT NULL,                  -- largest body that the participant takes
+    PRIMARY KEY (round, participant, attempt),
+    FOREIGN KEY (round, participant) REFERENCES member (round, participant)
+);
+CREATE TABLE "update" (                         -- what counts: at most one per participant and round
+    round INTEGER NOT NULL,
+    participant TEXT NOT NULL,
+    attempt INTEGER NOT NULL,
+    num_examples INTEGER NOT NULL,
+    crc INTEGER NOT NULL,
+    content TEXT NOT NULL,                      -- BLAKE2b-256, name of the blob
+    numbers TEXT NOT NULL,                      -- what else the report said, as JSON
+    PRIMARY KEY (round, participant),
+    FOREIGN KEY (round, participant) REFERENCES member (round, participant)
+);
+CREATE TABLE refusal (                          -- every no, by reason
+    round INTEGER NOT NULL,                     -- 0 outside of rounds
+    participant TEXT NOT NULL,
+    side TEXT NOT NULL CHECK (side IN ('coordinator', 'participant')),
+    status INTEGER NOT NULL,
+    reason TEXT NOT NULL,
+    count INTEGER NOT NULL,
+    PRIMARY KEY (round, participant, side, status, reason)
+);
+"""
+
+# Script of version n at index n - 1.
+SCRIPTS = (VERSION_1,)

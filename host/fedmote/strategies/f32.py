@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Codec: plain float32.
+
+A device writes a head update (CBOR, section 6 of the protocol): every head parameter, new minus received. A partner
+writes a safetensors file: under a tensor's own name the delta of that tensor, for every tensor that it trained, and under
+`range/<activation>` minimum and maximum of an activation, shape (2,).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedmote.aggregation.ranges import Ranges, range_complaint
+from fedmote.errors import ConfigError, RemoteWireError
+from fedmote.strategies.seams import Decoded, ModelShape
+from fedmote.tensors import Tensors, finite_complaint, load_safetensors, shape_complaint
+from fedmote.wire.blobs import decode_head_update
+from fedmote.wire.schema import Role, Status
+
+RANGE_PREFIX = "range/"
+
+# CBOR around the floats of a head update: map, two keys, encoding, tag, byte string head.
+_HEAD_OVERHEAD_BYTES = 16
+# JSON of one tensor in a safetensors header: two offsets, shape, type, quotes; the name comes on top.
+_ENTRY_BYTES = 160
+_FILE_OVERHEAD_BYTES = 4096
+
+
+@dataclass(frozen=True)
+class Float32:
+    """Updates as float32 deltas."""
+
+    def max_bytes(self, role: Role, model: ModelShape) -> int:
+        """Exact for a device but for the CBOR heads; generous in the JSON header of a partner."""
+        if role is Role.DEVICE:
+            return 4 * model.num_head_parameters + _HEAD_OVERHEAD_BYTES
+        names = [*model.tensors, *(RANGE_PREFIX + name for name in model.ranges)]
+        values = sum(int(tensor.size) for tensor in model.tensors.values()) + 2 * len(model.ranges)
+        return 4 * values + sum(_ENTRY_BYTES + 6 * len(name) for name in names) + _FILE_OVERHEAD_BYTES
+
+    def decode(self, role: Role, blob: bytes, model: ModelShape) -> Decoded:
+        """Read an update of either role and check names, shapes and values."""
+        decoded = _decode_head(blob, model) if role is Role.DEVICE else _decode_full(blob, model)
+        complaint = finite_complaint(decoded.tensors)
+        if complaint:
+            raise RemoteWireError(Status.UPDATE_NOT_FINITE, complaint)
+        return decoded
+
+
+def _decode_head(blob: bytes, model: ModelShape) -> Decoded:
+    values = decode_head_update(blob, model.num_head_parameters)
+    return Decoded(unflatten_head(values, model), {})
+
+
+def unflatten_head(values: NDArray[np.float32], model: ModelShape) -> Tensors:
+    """Cut a flat head (num_head_parameters,) into its tensors."""
+    tensors: Tensors = {}
+    start = 0
+    for name in model.head:
+        shape, size = model.tensors[name].shape, int(model.tensors[name].size)
+        tensors[name] = np.array(values[start : start + size], dtype=np.float32).reshape(shape)
+        start += size
+    return tensors
+
+
+def flatten_head(tensors: Tensors, head: tuple[str, ...]) -> bytes:
+    """A head blob of a plan: the head's values in order, float32 little endian."""
+    return b"".join(np.asarray(tensors[name], dtype="<f4").tobytes() for name in head)
+
+
+def _decode_full(blob: bytes, model: ModelShape) -> Decoded:
+    try:
+        found = load_safetensors(blob)
+    except ConfigError as error:
+        raise RemoteWireError(Status.UPDATE_SHAPE, str(error)) from error
+    tensors = {name: values for name, values in found.items() if not name.startswith(RANGE_PREFIX)}
+    complaint = shape_complaint(tensors, model.tensors)
+    if complaint:
+        raise RemoteWireError(Status.UPDATE_SHAPE, complaint)
+    return Decoded(tensors, _ranges(found, model))
+
+
+def _ranges(found: Tensors, model: ModelShape) -> Ranges:
+    ranges: Ranges = {}
+    for name, values in found.items():
+        if not name.startswith(RANGE_PREFIX):
+            continue
+        if values.shape != (2,):
+            raise RemoteWireError(Status.UPDATE_SHAPE, f"{name} has shape {values.shape}, expected (2,)")
+        if not np.isfinite(values).all():
+            raise RemoteWireError(Status.UPDATE_NOT_FINITE, f"{name} is not finite")
+        ranges[name.removeprefix(RANGE_PREFIX)] = (float(values[0]), float(values[1]))
+    complaint = range_complaint(model.ranges, ranges)
+    if complaint:
+        raise RemoteWireError(Status.UPDATE_SHAPE, complaint)
+    ranges.pop(model.input, None)
+    return ranges

@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""MQTT 3.1.1: the coordinator's and the partner's transport over a broker (device_sdk/protocol/SPEC.md, section 3).
+
+Topics prove who sent what: the broker's access lists give every user its own topics. The broker is believed nothing
+else: it may restart, and may forget sessions, retained messages and what it acknowledged.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from fedmote.transport.base import Inbox, Post, Received, peek_hello, unknown_kind
+from fedmote.transport.mqtt_connection import Login, MqttConnection, Retained
+from fedmote.wire.codec import Message, encode
+from fedmote.wire.schema import LIMIT_BODY_CEILING, Channel, Kind, Status
+from fedmote.wire.topics import Address, Direction, parse, quality, topic
+
+
+class CoordinatorMqtt:
+    """The coordinator's end: hears `up/#` of every participant of a site, speaks to `dn/`.
+
+    Args:
+        url: `mqtt://host:port` or `mqtts://host:port`.
+        site: of the fleet.
+        username, password: of the broker.
+        client_id: fixed for a run, so that the broker keeps what arrives while the coordinator restarts; the user name
+            where None.
+        ca_file: certificates to trust for `mqtts`.
+    """
+
+    def __init__(
+        self, url: str, site: str, username: str, password: str, client_id: str | None = None, ca_file: Path | None = None
+    ) -> None:
+        self.site = site
+        self._post = Post()
+        self._connection = MqttConnection(
+            Login(url, username, password, client_id or username, ca_file),
+            [topic(site, "+", "up", "#")],
+            self._on_message,
+            self._post.inbox.fail,
+            is_session_kept=True,
+        )
+        self._post.inbox.attach(self._connection.pause, self._connection.resume)
+
+    @property
+    def errors(self) -> Counter[Status]:
+        """See `Transport`."""
+        return self._post.errors
+
+    @property
+    def num_dropped(self) -> int:
+        """Messages that were not sent because the broker was away."""
+        return self._post.num_dropped
+
+    def set_max_body(self, id: str, max_body: int) -> None:
+        """See `Transport`."""
+        self._post.set_max_body(id, max_body)
+
+    async def start(self) -> None:
+        """Connect and subscribe; TransportError names broker and user where that fails."""
+        await self._connection.start()
+
+    async def send(self, id: str, channel: Channel, message: Message) -> None:
+        """See `Transport`."""
+        body = self._post.seal(id, message)
+        if not await self._connection.publish(topic(self.site, id, "dn", message.kind), body, quality(message.kind)):
+            self._post.drop(id, message.kind)
+
+    async def receive(self) -> Received:
+        """See `Transport`."""
+        return await self._post.inbox.get()
+
+    async def close(self) -> None:
+        """See `Transport`."""
+        await self._connection.close()
+
+    def _on_message(self, text: str, body: bytes) -> None:
+        address = parse(text)
+        if address is None or address.site != self.site or address.channel is not Channel.COORDINATOR:
+            self._post.reject("?", Status.FRAME_CHANNEL, f"topic {text}")
+        elif address.known_kind is not None:
+            _open(self._post, address, address.known_kind, body)
+        else:
+            self._post.reject(address.id, Status.UNKNOWN_KIND, text)
+            refusal = topic(self.site, address.id, "dn", Kind.REFUSE)
+            self._connection.publish_soon(refusal, encode(unknown_kind()), quality(Kind.REFUSE))
+
+
+class PartnerMqtt:
+    """A partner's end: hears its own `dn/#` and its devices' `cell/up/#`; its birth and death are retained.
+
+    On the coordinator channel the id of messages is the partner's own, on the cell channel the device's.
+
+    Args:
+        url: `mqtt://host:port` or `mqtts://host:port`.
+        site: of the fleet.
+        id: of the partner.
+        devices: that speak MQTT themselves.
+        username, password: of the broker; the user name is the id where None.
+        inbox: of messages, where several sources share one.
+        boot: nonce of this start, the same as in the partner's hello; drawn where None.
+        ca_file: certificates to trust for `mqtts`.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        site: str,
+        id: str,
+        devices: Sequence[str],
+        password: str,
+        username: str | None = None,
+        inbox: Inbox | None = None,
+        boot: int | None = None,
+        ca_file: Path | None = None,
+    ) -> None:
+        self.site = site
+        self.id = id
+        self.devices = frozenset(devices)
+        self._post = Post(inbox)
+        self._post.set_max_body(id, LIMIT_BODY_CEILING)  # a coordinator takes what it asks for
+        self._is_inbox_own = inbox is None
+        self._connection = MqttConnection(
+            Login(url, username or id, password, id, ca_file),
+            [topic(site, id, "dn", "#"), *(topic(site, device, "up", "#", Channel.CELL) for device in devices)],
+            self._on_message,
+            self._post.inbox.fail,
+            retained=state(site, id, secrets.randbits(32) if boot is None else boot),
+        )
+        self._post.inbox.attach(self._connection.pause, self._connection.resume)
+
+    @property
+    def errors(self) -> Counter[Status]:
+        """See `Transport`."""
+        return self._post.errors
+
+    @property
+    def num_dropped(self) -> int:
+        """Messages that were not sent because the broker was away."""
+        return self._post.num_dropped
+
+    def set_max_body(self, id: str, max_body: int) -> None:
+        """See `Transport`."""
+        self._post.set_max_body(id, max_body)
+
+    async def start(self) -> None:
+        """Connect and subscribe; TransportError names broker and user where that fails."""
+        await self._connection.start()
+
+    async def send(self, id: str, channel: Channel, message: Message) -> None:
+        """See `Transport`."""
+        body = self._post.seal(id, message)
+        direction: Direction = "up" if channel is Channel.COORDINATOR else "dn"
+        if not await self._connection.publish(
+            topic(self.site, id, direction, message.kind, channel), body, quality(message.kind)
+        ):
+            self._post.drop(id, message.kind)
+
+    async def receive(self) -> Received:
+        """See `Transport`."""
+        return await self._post.inbox.get()
+
+    async def close(self) -> None:
+        """See `Transport`. An inbox that was given stays open for its other sources."""
+        await self._connection.close(is_final=self._is_inbox_own)
+
+    def _on_message(self, text: str, body: bytes) -> None:
+        address = parse(text)
+        if address is None or not self._is_ours(address):
+            self._post.reject("?", Status.FRAME_CHANNEL, f"topic {text}")
+        elif address.known_kind is not None:
+            _open(self._post, address, address.known_kind, body)
+        else:
+            self._post.reject(address.id, Status.UNKNOWN_KIND, text)
+            direction: Direction = "dn" if address.channel is Channel.CELL else "up"
+            refusal = topic(self.site, address.id, direction, Kind.REFUSE, address.channel)
+            self._connection.publish_soon(refusal, encode(unknown_kind()), quality(Kind.REFUSE))
+
+    def _is_ours(self, address: Address) -> bool:
+        if address.site != self.site:
+            return False
+        if address.channel is Channel.CELL:
+            return address.direction == "up" and address.id in self.devices
+        return address.direction == "dn" and address.id == self.id
+
+
+def state(site: str, id: str, boot: int) -> Retained:
+    """Birth and death of a participant: both with the nonce of the session, so that a late death is known as such."""
+    birth, death = (encode(Message.of(Kind.STATE, boot=boot, is_online=is_online)) for is_online in (1, 0))
+    return Retained(topic(site, id, "up", Kind.STATE), birth, death)
+
+
+def _open(post: Post, address: Address, kind: Kind, body: bytes) -> None:
+    if kind is Kind.STATE and not body:
+        return  # a retained state that somebody cleared
+    hello = peek_hello(kind, body)
+    if hello is not None and hello["device"] != address.id:
+        post.reject(address.id, Status.NOT_EXPECTED, f"a hello of {hello['device']} under the topic of {address.id}")
+        return
+    post.open(address.id, address.channel, kind, body)

@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+import json
+from argparse import ArgumentParser
+
+import numpy as np
+import pytest
+
+from fedmote.cli import package as verb
+from fedmote.errors import ConfigError, ConversionError, PackageError, UnsupportedOpError
+from fedmote.package.boards import Board
+from fedmote.package.execute import run_int8
+from fedmote.package.file import Package
+from fedmote.package.graph import OpKind
+from fedmote.package.importer import cut_graph, split
+from fedmote.package.quantize import dequantize_values
+from fedmote.package.specimen import random_int8_graph, random_samples
+from fedmote.package.tflite_reader import read
+from fedmote.package.tflite_writer import write
+
+
+def fedmote_package(*arguments):
+    parser = ArgumentParser("fedmote package")
+    verb.add_arguments(parser)
+    return verb.run(parser.parse_args([str(argument) for argument in arguments]))
+
+
+def dense_tail(is_plain):
+    """A random graph that ends with a dense layer, without or with a fused clamp."""
+    for seed in range(1000):
+        graph = random_int8_graph(seed)
+        last = graph.ops[-1]
+        if last.kind is OpKind.FULLY_CONNECTED and (last.activation.value == "NONE") is is_plain and len(graph.ops) > 2:
+            return graph
+    raise AssertionError("no seed has such a graph")
+
+
+def test_last_dense_layer_becomes_the_float_head():
+    graph = dense_tail(is_plain=True)
+    parts = split(write(graph), "m.tflite")
+    x = random_samples(graph, 20, 1)
+    features = dequantize_values(parts.encoder.activations[parts.encoder.output], run_int8(parts.encoder, x)).reshape(20, -1)
+    logits = features @ parts.tensors["head.weight"].T + parts.tensors["head.bias"]
+    target = graph.activations[graph.output]
+    expected = dequantize_values(target, run_int8(graph, x)).reshape(20, -1)
+    step = float(target.quantization.scale[0])
+    is_inside = np.abs(run_int8(graph, x).reshape(20, -1).astype(int)) < 127  # int8 logits saturate, float ones do not
+    assert is_inside.any()
+    np.testing.assert_allclose(logits[is_inside], expected[is_inside], atol=0.51 * step)
+
+
+def test_import_says_what_it_did(reference_models, tmp_path, capsys):
+    target = tmp_path / "kws.fmp"
+    assert fedmote_package("import", reference_models / "kws_ref_model.tflite", "-o", target, "--json") == 0
+    output = capsys.readouterr()
+    result = json.loads(output.out)
+    assert "SOFTMAX at the end was dropped" in output.err
+    assert "64 -> 12, was dequantized" in output.err
+    assert result["head"] == {"inputs": 64, "outputs": 12}
+    assert result["is_pushable"] is False
+    assert [op["operator"] for op in result["operators"]].count("CONV_2D") == 5
+    golden = json.loads((reference_models / "golden_lcg.json").read_text())["kws_ref_model"]["cases"]["1"]
+    assert len(golden["embedding"]) == Package.read(target).features
+
+
+def test_new_head_of_other_classes(reference_models, tmp_path, capsys):
+    target = tmp_path / "ad.fmp"
+    arguments = (
+        "import",
+        reference_models / "ad01_int8.tflite",
+        "-o",
+        target,
+        "--cut",
+        4,
+        "--classes",
+        2,
+        "--board",
+        "stm32f405",
+    )
+    assert fedmote_package(*arguments) == 0
+    package = Package.read(target)
+    assert (package.features, package.outputs, package.manifest["board"]) == (8, 2, "stm32f405")
+    assert not package.head()[0].any()
+    assert "new head of zeros" in capsys.readouterr().err
+
+
+def test_cut_that_leaves_more_than_a_dense_layer_is_refused(reference_models, tmp_path):
+    model = reference_models / "ad01_int8.tflite"
+    with pytest.raises(ConversionError, match="a head is one FULLY_CONNECTED"):
+        fedmote_package("import", model, "-o", tmp_path / "x.fmp", "--cut", 4)
+    with pytest.raises(ConversionError, match="no tensor or node 'nowhere'"):
+        fedmote_package("import", model, "-o", tmp_path / "x.fmp", "--cut", "nowhere")
+    assert not (tmp_path / "x.fmp").exists()
+
+
+def test_last_layer_with_a_fused_clamp_is_no_head():
+    graph = dense_tail(is_plain=False)
+    with pytest.raises(UnsupportedOpError, match="fused"):
+        split(write(graph), "m.tflite")
+    assert split(write(graph), "m.tflite", classes=3).head.outputs == 3
+
+
+def test_model_without_a_dense_layer_needs_classes():
+    graph = next(g for g in map(random_int8_graph, range(100)) if g.ops[-1].kind is OpKind.MEAN)
+    with pytest.raises(ConversionError, match="--classes N"):
+        split(write(graph), "m.tflite")
+    parts = split(write(graph), "m.tflite", classes=4)
+    assert len(parts.encoder.ops) == len(graph.ops)
+
+
+def test_cut_keeps_exactly_what_the_edge_needs():
+    for seed in range(60):
+        graph = random_int8_graph(seed)
+        x = random_samples(graph, 2, seed)
+        values = {}
+        run_int8(graph, x, values.__setitem__)
+        for op in graph.ops:
+            np.testing.assert_array_equal(run_int8(cut_graph(graph, op.output), x), values[op.output])
+
+
+def test_show_prints_sections_operators_and_costs_on_each_board(packages, tmp_path, capsys):
+    path = tmp_path / "p.fmp"
+    path.write_bytes(packages["posix"].to_bytes())
+    assert fedmote_package("show", path) == 0
+    text = capsys.readouterr().out
+    for word in (
+        "manifest",
+        "host-manifest (host)",
+        "DEPTHWISE_CONV_2D",
+        "8x8x1",
+        "stm32f405",
+        "posix",
+        packages["posix"].hash.hex(),
+    ):
+        assert word in text
+    assert fedmote_package("show", path, "--json") == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["device_bytes"] == len(packages["posix"].device_form())
+    assert shown["macs"] == sum(op["units"] * op["unit_macs"] for op in shown["operators"] if op["constant_bytes"])
+    needs = packages["posix"].cost_on(Board.load("stm32f405"))
+    assert {"fits": True, **vars(needs)} in shown["boards"]
+    assert shown["is_pushable"] is True
+
+
+def test_verify_accepts_a_package_and_its_device_form_and_refuses_a_damaged_one(packages, tmp_path, capsys):
+    path = tmp_path / "p.fmp"
+    path.write_bytes(packages["posix"].to_bytes())
+    assert fedmote_package("verify", path) == 0
+    assert "compiles to this very plan" in capsys.readouterr().out
+    path.write_bytes(packages["posix"].device_form())
+    assert fedmote_package("verify", path, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["hash"] == packages["posix"].hash.hex()
+    path.write_bytes(packages["posix"].to_bytes()[:-1])
+    with pytest.raises(PackageError):
+        fedmote_package("verify", path)
+
+
+def test_paths_that_cannot_be_read_or_written_are_named(reference_models, tmp_path):
+    with pytest.raises(ConfigError, match=r"nothing\.tflite"):
+        fedmote_package("import", tmp_path / "nothing.tflite", "-o", tmp_path / "x.fmp")
+    with pytest.raises(ConfigError, match="nowhere"):
+        fedmote_package("import", reference_models / "kws_ref_model.tflite", "-o", tmp_path / "nowhere" / "x.fmp")
+    with pytest.raises(PackageError, match=r"nothing\.fmp"):
+        fedmote_package("show", tmp_path / "nothing.fmp")
+
+
+def test_every_help_has_an_example(capsys):
+    for arguments in (["--help"], ["import", "--help"], ["show", "--help"], ["verify", "--help"]):
+        with pytest.raises(SystemExit):
+            fedmote_package(*arguments)
+        assert "example" in capsys.readouterr().out
+
+
+def test_imported_encoder_equals_the_file(reference_models, tmp_path):
+    model = reference_models / "pretrainedResnet_quant.tflite"
+    fedmote_package("import", model, "-o", tmp_path / "r.fmp")
+    package = Package.read(tmp_path / "r.fmp")
+    graph = read(model.read_bytes(), "r", is_softmax_dropped=True)
+    x = random_samples(graph, 2, 5)
+    values = {}
+    run_int8(graph, x, values.__setitem__)
+    np.testing.assert_array_equal(run_int8(package.graph, x), values[package.manifest["cut"]])

@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from fedmote.errors import ConversionError
+from fedmote.package.execute import run_float, run_int8
+from fedmote.package.fixed_point import quantize_multiplier, requantize
+from fedmote.package.fold import bind, parameter_names
+from fedmote.package.graph import Activation, Activations, BatchNormRef, Graph, Op, OpKind, WeightRef
+from fedmote.package.quantize import activation_quantization, observation_points, quantize, quantize_input
+from fedmote.package.tflite_writer import write
+
+
+def dense_graph(weights, bias, activation=Activation.NONE):
+    weights, bias = np.asarray(weights, np.float32), np.asarray(bias, np.float32)
+    op = Op(OpKind.FULLY_CONNECTED, "dense", ("x",), "y", activation=activation, weights=weights, bias=bias)
+    activations = {"x": Activations("x", (1, weights.shape[1])), "y": Activations("y", (1, weights.shape[0]))}
+    return Graph("x", "y", activations, (op,))
+
+
+def test_zero_is_exact_in_every_range():
+    for low, high in [(-1.0, 2.0), (0.0, 6.0), (3.0, 7.0), (-7.0, -3.0), (-1e-6, 1e6), (-128.0, 127.0)]:
+        quantization = activation_quantization("a", low, high)
+        zero_point = int(quantization.zero_point[0])
+        assert -128 <= zero_point <= 127
+        reach = (float(quantization.scale[0]) * (-128 - zero_point), float(quantization.scale[0]) * (127 - zero_point))
+        step = float(quantization.scale[0])
+        assert reach[0] <= min(low, 0.0) + 0.51 * step
+        assert reach[1] >= max(high, 0.0) - 0.51 * step
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "what"),
+    [(0.0, 0.0, "constant"), (2.0, 2.0, "constant"), (1.0, -1.0, "empty"), (float("nan"), 1.0, "not finite"),
+     (0.0, float("inf"), "not finite"), (0.0, 1e-44, "no float32 scale"), (-1e300, 1e300, "no float32 scale")],
+)  # fmt: skip
+def test_unusable_ranges_are_refused_with_the_name_of_the_activation(low, high, what):
+    with pytest.raises(ConversionError, match=rf"activation conv1: .*{what}"):
+        activation_quantization("conv1", low, high)
+
+
+def test_missing_range_is_refused_by_name():
+    with pytest.raises(ConversionError, match="activation y: no range"):
+        quantize(dense_graph([[1.0]], [0.0]), {"x": (-1.0, 1.0)})
+
+
+def test_quantization_equals_a_calculation_by_hand():
+    graph = quantize(dense_graph([[1.27, -0.5], [0.02, 0.008]], [0.1, -0.02]), {"x": (-1.28, 1.27), "y": (0.0, 2.55)})
+    op = graph.ops[0]
+    np.testing.assert_array_equal(op.weights, [[127, -50], [127, 51]])  # -0.5 / 0.01 and 0.008 / 0.0001575
+    np.testing.assert_allclose(op.weight_quantization.scale, [0.01, 0.02 / 127], rtol=1e-6)
+    np.testing.assert_array_equal(op.bias, [round(0.1 / 1e-4), round(-0.02 / (0.01 * 0.02 / 127))])
+    assert graph.activations["x"].quantization.zero_point[0] == 0
+    assert graph.activations["y"].quantization.zero_point[0] == -128
+    x = quantize_input(graph, np.array([[1.0, -1.0]], np.float32))
+    np.testing.assert_array_equal(x, [[100, -100]])
+    np.testing.assert_array_equal(run_int8(graph, x), [[59, -128]])  # 1.27 + 0.5 + 0.1 = 1.87; 0.012 - 0.02 < 0
+
+
+def test_dead_channel_with_a_bias_keeps_its_value(run_tflm):
+    graph = dense_graph([[0.0, 0.0], [1e-30, -1e-30], [1.0, 1.0], [0.0, 0.0]], [0.75, -0.5, 0.0, 0.0])
+    int8 = quantize(graph, {"x": (-1.0, 1.0), "y": (-1.0, 2.0)})
+    x = quantize_input(int8, np.random.default_rng(0).uniform(-1, 1, (20, 2)).astype(np.float32))
+    y = run_int8(int8, x)
+    quantization = int8.activations["y"].quantization
+    real = (y.astype(float) - quantization.zero_point[0]) * quantization.scale[0]
+    np.testing.assert_allclose(real[:, [0, 1, 3]], np.tile([0.75, -0.5, 0.0], (20, 1)), atol=float(quantization.scale[0]))
+    np.testing.assert_array_equal(y, run_tflm(write(int8), x))
+
+
+def test_bias_that_would_leave_int32_widens_the_scale_of_its_channel():
+    graph = dense_graph([[1e-9], [1.0]], [100.0, 100.0])
+    int8 = quantize(graph, {"x": (-1e-3, 1e-3), "y": (0.0, 110.0)})
+    assert np.abs(int8.ops[0].bias.astype(np.int64)).max() <= 2**30
+    y = run_int8(int8, np.zeros((1, 1), np.int8))
+    quantization = int8.activations["y"].quantization
+    np.testing.assert_allclose((y.astype(float) - quantization.zero_point[0]) * quantization.scale[0], 100.0, rtol=0.01)
+
+
+def test_output_range_too_narrow_for_int32_arithmetic_is_refused():
+    with pytest.raises(ConversionError, match="dense: the accumulator can exceed int32"):
+        quantize(dense_graph([[1.0]], [0.0]), {"x": (-1e6, 1e6), "y": (0.0, 1e-6)})
+
+
+def test_relu6_clamps_at_six_though_the_range_goes_further():
+    graph = quantize(dense_graph([[1.0]], [0.0], Activation.RELU6), {"x": (-20.0, 20.0), "y": (0.0, 12.0)})
+    y = run_int8(graph, np.array([[-128], [127]], np.int8))
+    quantization = graph.activations["y"].quantization
+    real = (y.astype(float) - quantization.zero_point[0]) * quantization.scale[0]
+    np.testing.assert_allclose(real, [[0.0], [6.0]], atol=float(quantization.scale[0]) / 2)
+
+
+def test_moving_operators_keep_the_quantization_of_their_input():
+    shapes = {"x": (1, 4, 4, 2), "p": (1, 6, 6, 2), "m": (1, 3, 3, 2), "a": (1, 1, 1, 2), "r": (1, 2), "k": (1, 2)}
+    ops = (
+        Op(OpKind.PAD, "pad", ("x",), "p", pads=(1, 1, 1, 1)),
+        Op(OpKind.MAX_POOL_2D, "max", ("p",), "m", kernel=(2, 2), stride=(2, 2)),
+        Op(OpKind.AVERAGE_POOL_2D, "average", ("m",), "a", kernel=(3, 3)),
+        Op(OpKind.RESHAPE, "flatten", ("a",), "r"),
+        Op(OpKind.RELU, "clamp", ("r",), "k", activation=Activation.RELU6),
+    )
+    graph = Graph("x", "k", {name: Activations(name, shape) for name, shape in shapes.items()}, ops)
+    assert observation_points(graph) == ("x",)
+    # ranges that were observed at tied activations, however wild, change nothing
+    int8 = quantize(graph, {"x": (-1.0, 3.0), "p": (-50.0, 50.0), "r": (0.0, 0.0)})
+    assert {float(a.quantization.scale[0]) for a in int8.activations.values()} == {float(np.float32(4.0 / 255))}
+
+
+def test_samples_saturate_and_must_be_finite():
+    graph = quantize(dense_graph([[1.0]], [0.0]), {"x": (-1.0, 1.0), "y": (-1.0, 1.0)})
+    np.testing.assert_array_equal(quantize_input(graph, np.array([[-9.0], [9.0]], np.float32)), [[-128], [127]])
+    with pytest.raises(ConversionError, match="not finite"):
+        quantize_input(graph, np.array([[np.nan]], np.float32))
+
+
+def test_multipliers_hold_31_bits_and_vanish_below_the_last():
+    multiplier, shift = quantize_multiplier(np.array([1.0, 0.5, 0.75, 1 - 2.0**-40, 2.0**-33, 0.0, 3.0]))
+    np.testing.assert_array_equal(multiplier, [2**30, 2**30, 3 * 2**29, 2**30, 0, 0, 3 * 2**29])
+    np.testing.assert_array_equal(shift, [1, 0, 0, 1, 0, 0, 2])
+
+
+def test_requantization_rounds_twice_first_half_up_then_half_away_from_zero():
+    values = np.array([5, -5, 6, -6, 7, -7], np.int64)
+    np.testing.assert_array_equal(requantize(values, 2**30, 1), values)  # 1.0
+    np.testing.assert_array_equal(requantize(values, 2**30, -1), [2, -1, 2, -2, 2, -2])  # 0.25: 3 -2 3 -3 4 -3 first
+
+
+def test_folding_gives_what_the_layers_give_one_after_the_other():
+    rng = np.random.default_rng(2)
+    norms = tuple(BatchNormRef(*(f"n{i}.{part}" for part in ("w", "b", "m", "v")), eps=1e-3) for i in range(2))
+    tensors = {"w": rng.normal(size=(3, 5)), "b": rng.normal(size=3)}
+    tensors |= {f"n{i}.{part}": rng.uniform(0.5, 2, 3) for i in range(2) for part in ("w", "b", "m", "v")}
+    tensors = {name: value.astype(np.float32) for name, value in tensors.items()}
+    graph = dense_graph(np.zeros((3, 5)), np.zeros(3))
+    template = replace(graph, ops=(replace(graph.ops[0], weights=None, bias=None, source=WeightRef("w", "b", norms, "linear")),))
+    assert set(parameter_names(template)) == set(tensors)
+    x = rng.normal(size=(7, 5)).astype(np.float32)
+    expected = x @ tensors["w"].T + tensors["b"]
+    for i in range(2):
+        t = {part: tensors[f"n{i}.{part}"] for part in ("w", "b", "m", "v")}
+        expected = (expected - t["m"]) / np.sqrt(t["v"] + 1e-3) * t["w"] + t["b"]
+    np.testing.assert_allclose(run_float(bind(template, tensors), x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_flattened_inputs_are_regrouped_to_channels_last():
+    rng = np.random.default_rng(3)
+    weight, image = rng.normal(size=(4, 24)).astype(np.float32), rng.normal(size=(1, 2, 3, 4)).astype(np.float32)
+    graph = dense_graph(np.zeros((4, 24)), np.zeros(4))
+    source = WeightRef("w", None, layout="linear_chw", chw=(2, 3, 4))
+    template = replace(graph, ops=(replace(graph.ops[0], weights=None, bias=None, source=source),))
+    channels_last = image.transpose(0, 2, 3, 1).reshape(1, 24)
+    np.testing.assert_allclose(
+        run_float(bind(template, {"w": weight}), channels_last), image.reshape(1, 24) @ weight.T, rtol=1e-4
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"w": None}, "no tensor 'w'"),
+        ({"w": np.full((4, 24), np.nan)}, "not finite"),
+        ({"w": np.zeros((4, 5))}, "does not match"),
+    ],
+)
+def test_wrong_checkpoint_tensors_are_refused_by_name(change, message):
+    tensors = {name: value for name, value in change.items() if value is not None}
+    op = Op(OpKind.FULLY_CONNECTED, "fc", ("x",), "y", source=WeightRef("w", None, layout="linear_chw", chw=(2, 3, 4)))
+    template = Graph("x", "y", {"x": Activations("x", (1, 24)), "y": Activations("y", (1, 4))}, (op,))
+    with pytest.raises(ConversionError, match=message):
+        bind(template, tensors)
