@@ -13,8 +13,8 @@ import pytest
 
 from fedmote.wire.schema import FIELDS, Kind, Status
 from firmware_tests.device_bench import BUSY, IDLE, Device
+from firmware_tests.one_round import MODEL_HANDLE, PACKAGE, data, plan_for, undisturbed
 from firmware_tests.scripted_peers import CELL, COORDINATOR, Packet, Peers
-from firmware_tests.test_client import MODEL_HANDLE, PACKAGE, data, plan_for, undisturbed
 
 CONNECT, CONNACK, PUBLISH, PUBACK, SUBSCRIBE, SUBACK, PINGREQ, PINGRESP = 1, 2, 3, 4, 8, 9, 12, 13
 CONNACK_OK, SUBACK_OK, PINGRESP_OK = bytes([0x20, 2, 0, 0]), bytes([0x90, 4, 0, 1, 1, 1]), bytes([0xD0, 0])
