@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -79,11 +80,12 @@ class Info(ctypes.Structure):
 
 @functools.cache
 def library() -> ctypes.CDLL:
-    """The whole SDK with UBSan, in the configuration of these tests."""
+    """The whole SDK with UBSan, and with what FEDMOTE_SANITIZE names, in the configuration of these tests."""
     sources = [*sorted((SDK / "src").glob("*.c")), *sorted((SDK / "src" / "kernels").glob("*.c"))]
-    flags = ["-O1", "-shared", "-fPIC", "-fsanitize=undefined", "-fno-sanitize-recover=all", f"-DFEDMOTE_BODY_MAX={BODY_MAX}",
-             "-DFEDMOTE_MACS_PER_STEP=300"]  # fmt: skip
-    lib = ctypes.CDLL(str(compile_c("libdevice.so", sources, flags)))
+    sanitizers = ",".join(["undefined", *filter(None, [os.environ.get("FEDMOTE_SANITIZE")])])
+    flags = ["-O1", "-shared", "-fPIC", f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all"]
+    configuration = [f"-DFEDMOTE_BODY_MAX={BODY_MAX}", "-DFEDMOTE_MACS_PER_STEP=300"]
+    lib = ctypes.CDLL(str(compile_c("libdevice.so", sources, flags + configuration)))
     lib.fedmote_wake_ms.restype = ctypes.c_uint32
     lib.fedmote_link_bytes.restype = ctypes.c_uint32
     return lib
