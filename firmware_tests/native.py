@@ -95,6 +95,30 @@ class Selector(ctypes.Structure):
     ]  # fmt: skip
 
 
+HASH = ctypes.CFUNCTYPE(
+    None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_void_p, ctypes.c_uint32, ctypes.POINTER(ctypes.c_uint8)
+)
+
+
+class Port(ctypes.Structure):
+    """`struct fedmote_port`: of its callbacks only the hash is ever set here."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in
+          ("context", "now_ms", "random", "stream_read", "stream_write", "sample_count", "sample_read")),
+        ("slot_bytes", ctypes.c_uint32),
+        *((name, ctypes.c_void_p) for name in ("slot_base", "slot_erase", "slot_write")),
+        ("hash", HASH), ("event", ctypes.c_void_p),
+    ]  # fmt: skip
+
+
+@HASH
+def blake2b_of_two_spans(_context, first, first_size, second, second_size, digest):
+    """The port's hash callback, with Python's BLAKE2b."""
+    data = ctypes.string_at(first, first_size) + ctypes.string_at(second, second_size)
+    ctypes.memmove(digest, hashlib.blake2b(data, digest_size=32).digest(), 32)
+
+
 @functools.cache
 def library() -> ctypes.CDLL:
     """The core of the SDK with UBSan."""
@@ -131,12 +155,13 @@ class OpenPackage:
         status: what `fedmote_package_open` returned.
     """
 
-    def __init__(self, package: bytes) -> None:
+    def __init__(self, package: bytes, is_hashing: bool = False) -> None:
+        port = ctypes.byref(Port(hash=blake2b_of_two_spans)) if is_hashing else None
         self._bytes = aligned(len(package))
         self._bytes[:] = np.frombuffer(package, np.uint8)
         self.struct = Package()
         self.status = library().fedmote_package_open(
-            ctypes.byref(self.struct), None, ctypes.c_void_p(self._bytes.ctypes.data), ctypes.c_uint32(len(package))
+            ctypes.byref(self.struct), port, ctypes.c_void_p(self._bytes.ctypes.data), ctypes.c_uint32(len(package))
         )
 
     def encode(self, x: np.ndarray, macs: int = 0xFFFFFFFF) -> np.ndarray:

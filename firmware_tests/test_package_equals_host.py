@@ -98,7 +98,7 @@ def test_both_give_the_same_status_for_every_word_of_plan_and_head_replaced(spec
                     expected = device_status(data)
                     assert host_status(data) is expected, f"seed {seed}, {kind.name} word {position // 4} = {value:#x}"
                     statuses[expected] += 1
-    print({status.name: count for status, count in statuses.items()})  # noqa: T201
+    print({status.name: count for status, count in statuses.items()})
     assert {Status.OK, Status.PACKAGE_BOUNDS, Status.PACKAGE_OPERATOR, Status.PACKAGE_HEAD} <= set(statuses)
 
 

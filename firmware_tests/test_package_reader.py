@@ -2,6 +2,7 @@
 """The package reader: what it refuses, and that nothing hostile gets past it."""
 
 import subprocess
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -172,6 +173,16 @@ def test_reader_refuses_with_the_status_of_the_fault(fault: str) -> None:
     edit, status = REFUSALS[fault]
 
     assert OpenPackage(edit(package_of_everything())).status == -status
+
+
+def test_port_with_a_hash_refuses_what_the_checksum_alone_would_pass() -> None:
+    package = package_of_everything()
+    forged = package[:16] + bytes(32) + package[48:]
+    forged = forged[:12] + fmp.words(zlib.crc32(forged[:12] + forged[16:])) + forged[16:]
+
+    assert OpenPackage(package, is_hashing=True).status == OK
+    assert OpenPackage(forged).status == OK
+    assert OpenPackage(forged, is_hashing=True).status == -Status.PACKAGE_HASH
 
 
 def test_sum_of_products_that_could_overflow_is_refused() -> None:

@@ -53,7 +53,6 @@ def capture(module: nn.Module, sample_shape: tuple[int, ...]) -> Capture:
         raise ConversionError("the module is in training mode; build() must return it after .eval()")
     program = _export(module, sample_shape)
     nodes = _needed(program.graph)
-    _refuse_overwritten(nodes)
     names = {**program.graph_signature.inputs_to_parameters, **program.graph_signature.inputs_to_buffers}
     source, result = _single_input(nodes, names), _single_output(program.graph)
     sketch = Sketch()
@@ -63,6 +62,7 @@ def capture(module: nn.Module, sample_shape: tuple[int, ...]) -> Capture:
             translate(_call(node, names, tensors), sketch)
         elif node.op != "placeholder":
             raise UnsupportedOpError(_place(node), f"a {node.op} of {node.target}", "use parameters, buffers and torch operators")
+    _refuse_overwritten(program.graph, set(nodes))  # last: other refusals say more
     modules = {node.name: _paths(node) for node in nodes if node.name in sketch.activations}
     return Capture(Graph(source.name, result.name, sketch.activations, tuple(sketch.ops)), modules, tensors)
 
@@ -79,7 +79,7 @@ def state_of(module: nn.Module) -> Tensors:
             continue
         if tensor.dtype != torch.float32:
             raise ConversionError(f"tensor {name} is {tensor.dtype}; convert the module with .float() first")
-        tensors[name] = np.ascontiguousarray(tensor.detach().cpu().numpy())
+        tensors[name] = np.array(tensor.detach().cpu().numpy())  # a copy: the module may be trained on
     return tensors
 
 
@@ -124,17 +124,18 @@ def _single_output(graph: fx.Graph) -> fx.Node:
     return values[0]
 
 
-def _refuse_overwritten(nodes: list[fx.Node]) -> None:
-    """Refuse an in-place operator whose operand, or a view of it, is read afterwards."""
-    position = {node: index for index, node in enumerate(nodes)}
-    for node in nodes:
-        if node.op != "call_function" or not _is_in_place(node):
+def _refuse_overwritten(graph: fx.Graph, needed: set[fx.Node]) -> None:
+    """Refuse an in-place operator whose operand, or a view of it, is read afterwards other than through its result."""
+    position = {node: index for index, node in enumerate(graph.nodes)}
+    for node in graph.nodes:
+        if node.op != "call_function" or not _is_in_place(node) or _is_view(node):
             continue
+        hint = "use the form that is not in-place"
+        if node not in needed:
+            raise UnsupportedOpError(_place(node), "it writes into a part of a tensor, or into a view", hint)
         for alias in _aliases(node.all_input_nodes[0], node):
-            if any(position.get(user, -1) > position[node] for user in alias.users):
-                raise UnsupportedOpError(
-                    _place(node), f"it overwrites {alias.name}, which is read later", "use the form that is not in-place"
-                )
+            if any(position[user] > position[node] for user in alias.users):
+                raise UnsupportedOpError(_place(node), f"it overwrites {alias.name}, which is read later", hint)
 
 
 def _aliases(operand: fx.Node, writer: fx.Node) -> set[fx.Node]:

@@ -2,7 +2,8 @@
 """The directory that a conversion leaves.
 
     encoder.tflite           the int8 encoder, for any TFLite tool
-    head.safetensors         float tensors of the head
+    head.safetensors         float tensors of the head in torch's order; where report.json gives its layer a `chw`, the columns
+                             follow a flatten of (channels, height, width), the encoder's features (height, width, channels)
     checkpoint.safetensors   the whole float state: checkpoint number one of a task
     <model>-<board>.fmp      a package for each board
     report.json              what was converted, what it costs, what it keeps

@@ -34,10 +34,7 @@ def report_of(conversion: Conversion, boards: Sequence[Board], files: Mapping[st
             "candidates": candidates,
         },
         "encoder": {"macs": header.macs, "arena_bytes": header.encoder_bytes, "operators": _operators(conversion)},
-        "head": [
-            {"weight": layer.weight, "bias": layer.bias, "inputs": layer.inputs, "outputs": layer.outputs}
-            for layer in conversion.head
-        ],
+        "head": [vars(layer) for layer in conversion.head],
         "boards": {board.name: _board(conversion, board) for board in boards},
         "quality": {name: value for name, value in vars(conversion.quality).items() if value is not None},
         "ranges": {name: list(limits) for name, limits in conversion.ranges.items()},

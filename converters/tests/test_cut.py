@@ -141,3 +141,13 @@ def test_capturing_leaves_the_random_state_alone():
     capture(digits_cnn(), (1, 8, 8))
 
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_captured_tensors_do_not_change_when_the_module_is_trained_on():
+    module = digits_cnn()
+    tensors = capture(module, (1, 8, 8)).tensors
+    before = tensors["head.bias"].copy()
+    with torch.no_grad():
+        module.head.bias += 1
+
+    assert (tensors["head.bias"] == before).all()

@@ -109,16 +109,32 @@ def test_a_sum_of_branches_flattened_in_different_orders_is_refused():
         capture(Network().eval(), (4, 4, 4))
 
 
-def test_an_in_place_operator_whose_operand_is_read_later_is_refused():
-    def forward(x):
-        flat = x.view(x.shape)
-        flat.relu_()
-        return x + flat
+def relu_through_a_view(x):
+    flat = x.view(x.shape)
+    flat.relu_()
+    return x
 
-    error = refuse(Block(forward))
 
-    assert "read later" in error.reason
+def relu_through_a_view_and_read_both(x):
+    flat = x.view(x.shape)
+    return flat.relu_() + x
+
+
+def zero_a_channel(x):
+    x[:, 0] = 0
+    return x
+
+
+@pytest.mark.parametrize("function", [relu_through_a_view, relu_through_a_view_and_read_both, zero_a_channel])
+def test_an_in_place_operator_that_changes_what_is_read_elsewhere_is_refused(function):
+    error = refuse(Block(function))
+
+    assert "read later" in error.reason or "part of a tensor" in error.reason
     assert "not in-place" in error.hint
+
+
+def test_an_in_place_operator_may_change_what_nobody_reads_again(assert_equals_torch):
+    assert_equals_torch(Block(lambda x: F.hardtanh_(torch.relu_(x).view(x.shape), 0, 6)), (4, 6, 6), seed=24)
 
 
 def test_a_module_in_training_mode_is_refused():

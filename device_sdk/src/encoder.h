@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The frozen int8 encoder: runs the operators of a package's plan inside one block of memory, a bounded piece at a time.
+ * The frozen int8 encoder: runs the operators of a package's plan inside one block of memory, a bounded piece at a
+ * time.
  */
 #ifndef FEDMOTE_ENCODER_H
 #define FEDMOTE_ENCODER_H

@@ -2,9 +2,9 @@
  *
  * The trained head: one dense layer with softmax cross-entropy, SGD with momentum, float32.
  *
- * D = inputs, C = outputs, parameters = weights f32[C][D] then bias f32[C]. The features are int8 and are dequantized as
- * (q - zero_point) * scale. There is no gradient buffer: `velocity` collects the mini-batch
- * (velocity = momentum * velocity + gradient), exactly torch.optim.SGD without dampening.
+ * D = inputs, C = outputs, parameters = weights f32[C][D] then bias f32[C]. The features are int8 and are dequantized
+ * as (q - zero_point) * scale. There is no gradient buffer: `velocity` collects the mini-batch (velocity = momentum *
+ * velocity + gradient), exactly torch.optim.SGD without dampening.
  */
 #ifndef FEDMOTE_HEAD_H
 #define FEDMOTE_HEAD_H
@@ -21,10 +21,11 @@ struct fedmote_head {
     int32_t feature_zero_point;
 };
 
-/* Logits z[C] of one sample. */
+/* Logits z[C] of one sample. In all functions: features s8[D], label < C, both unchecked. */
 void fedmote_head_forward(const struct fedmote_head *head, const int8_t *features, float *logits);
 
-/* Cross-entropy of one sample in nats and, where `norm` is not NULL, the gradient norm of the weights, |a| * |p - onehot|. */
+/* Cross-entropy of one sample in nats and, where `norm` is not NULL, the gradient norm of the weights, |a| * |p -
+ * onehot|. */
 float fedmote_head_loss(const struct fedmote_head *head, const int8_t *features, uint32_t label, float *norm);
 
 /* Opens a mini-batch: velocity *= momentum. */

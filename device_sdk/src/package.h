@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * Reader of partition packages (protocol/SPEC.md, section 7). A package is read in place: this struct only points into
- * it. After fedmote_package_open() has returned FEDMOTE_OK, every offset that encoder.c and head.c use is inside its section or
- * inside encoder_bytes, and no arithmetic on them overflows: they check nothing again.
+ * it. After fedmote_package_open() has returned FEDMOTE_OK, every offset that encoder.c and head.c use is inside its
+ * section or inside encoder_bytes, and no arithmetic on them overflows: they check nothing again.
  */
 #ifndef FEDMOTE_PACKAGE_H
 #define FEDMOTE_PACKAGE_H
@@ -10,10 +10,10 @@
 #include "fedmote/fedmote.h"
 
 struct fedmote_package {
-    const uint8_t *bytes;   /* borrowed; 16-aligned */
-    uint32_t size;          /* bytes of the package */
-    const uint8_t *hash;    /* [32], inside the package */
-    const uint8_t *ops;     /* first operator record */
+    const uint8_t *bytes; /* borrowed; 16-aligned */
+    uint32_t size;        /* bytes of the package */
+    const uint8_t *hash;  /* [32], inside the package */
+    const uint8_t *ops;   /* first operator record */
     uint32_t op_count;
     const uint8_t *weights; /* section `weights` */
     const float *head;      /* [head_parameters], inside the package, 4-aligned */

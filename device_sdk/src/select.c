@@ -2,7 +2,7 @@
  *
  * Ranking in the memory of its result. rank[] is used three times:
  *
- * 1. as the permutation that heap sort orders by (value, index): 2 n log2 n comparisons at most;
+ * 1. as the permutation that heap sort orders by value: 2 n log2 n comparisons at most;
  * 2. inverted in place along its cycles, n moves: entry i becomes the position of sample i in the sorted order;
  * 3. positions of equal values are lowered to that of the first of them.
  *
@@ -19,18 +19,14 @@
 #define TIED 0x4000U  /* bit 14: this sorted position has the value of the one before */
 #define INDEX 0x3FFFU /* bits 0 to 13 */
 
-static bool is_before(const float *values, uint16_t a, uint16_t b) {
-    return values[a] < values[b] || (!(values[b] < values[a]) && a < b);
-}
-
 /* Lets the entry at `root` sink until the heap order holds in order[0..n). */
 static void sink(const float *values, uint16_t *order, uint32_t root, uint32_t n) {
     const uint16_t item = order[root];
     for (uint32_t child = 2U * root + 1U; child < n; child = 2U * root + 1U) {
-        if (child + 1U < n && is_before(values, order[child], order[child + 1U])) {
+        if (child + 1U < n && values[order[child]] < values[order[child + 1U]]) {
             child++;
         }
-        if (!is_before(values, item, order[child])) {
+        if (!(values[item] < values[order[child]])) {
             break;
         }
         order[root] = order[child];

@@ -15,15 +15,16 @@ struct fedmote_selector {
     uint32_t seed;
     uint32_t device; /* CRC-32 of the device's id */
     float alpha, beta, gamma;
-    uint32_t gamma_order; /* 0 adds to the partner's group, 1 reduces it */
-    uint32_t sample_count; /* n */
-    uint32_t limit;        /* only samples with index < limit may be selected: floor(n * gain) */
+    uint32_t gamma_order;      /* 0 adds to the partner's group, 1 reduces it */
+    uint32_t sample_count;     /* n */
+    uint32_t limit;            /* only samples with index < limit may be selected: floor(n * gain) */
     const uint16_t *rank;      /* u16[n], 1 to n, of the loss; ties share the lowest */
     const uint16_t *norm_rank; /* u16[n], of the gradient norm */
 };
 
-/* Ranks of values[n]: rank[i] = 1 + number of values below values[i]. In place of a sort buffer it needs none:
- * at most n log n comparisons on average and O(1) extra memory, or documented otherwise. */
+/* Ranks of values[n]: rank[i] = 1 + number of values below values[i]. n is at most FEDMOTE_SAMPLES_MAX (arena.h).
+ * Needs no memory beside rank[n] (select.c says how) and at most 2 n log2 n comparisons; a group of s equal values
+ * costs s^2 / 2 looks at one bit on top. */
 void fedmote_rank(const float *values, uint32_t n, uint16_t *rank);
 
 /* The counter-based generator: uniform in [0, 2^32). */

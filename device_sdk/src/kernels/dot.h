@@ -1,37 +1,25 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The inner loops of conv-2d and fully-connected. Four outputs share each input byte that is loaded: that makes three
- * instructions per multiply-accumulate on a Cortex-M4 and still fits into its registers.
+ * The inner loops of convolutions and fully connected layers, where nearly all instructions of an encoder are spent.
+ * They are functions of their own so that all that a loop needs stays in registers: inlined into the loops around them,
+ * they spill. Sums are int32; the package reader has made sure that they cannot overflow.
  */
 #ifndef FEDMOTE_DOT_H
 #define FEDMOTE_DOT_H
 
 #include <stdint.h>
 
-/* sums[j] += sum over i of (x[i] - zero_point) * w[j * stride + i], for j in 0..3. x s8[n]. */
-static inline void fedmote_dot_4(int32_t sums[4], const int8_t *x, int32_t zero_point, const int8_t *w, uint32_t stride,
-                                 uint32_t n) {
-    const int8_t *w0 = w, *w1 = w + stride, *w2 = w1 + stride, *w3 = w2 + stride;
-    int32_t s0 = sums[0], s1 = sums[1], s2 = sums[2], s3 = sums[3];
-    for (const int8_t *end = x + n; x != end; x++) {
-        const int32_t value = *x - zero_point;
-        s0 += value * *w0++;
-        s1 += value * *w1++;
-        s2 += value * *w2++;
-        s3 += value * *w3++;
-    }
-    sums[0] = s0;
-    sums[1] = s1;
-    sums[2] = s2;
-    sums[3] = s3;
-}
+#include "window.h"
 
-/* The same for one output. */
-static inline int32_t fedmote_dot_1(int32_t sum, const int8_t *x, int32_t zero_point, const int8_t *w, uint32_t n) {
-    for (const int8_t *end = x + n; x != end; x++) {
-        sum += (*x - zero_point) * *w++;
-    }
-    return sum;
-}
+/* Conv-2d and fully-connected: sums[j] += sum over i of (x[i] - zero_point) * w[j * stride + i], for j below `count`, 1
+ * or 4. x s8[n], sums s32[count]. Four outputs share each input byte that is loaded: three instructions per
+ * multiply-accumulate on a Cortex-M4. */
+void fedmote_dot(int32_t *sums, uint32_t count, const int8_t *x, int32_t zero_point, const int8_t *w, uint32_t stride,
+                 uint32_t n);
+
+/* Depthwise: sums[j] += sum over the taps of the patch of (x[j] - zero_point) * w[j], for j below `count`, 1 or 4.
+ * `x` and `w` point at the first channel's bytes of the first tap. */
+void fedmote_depthwise_dot(int32_t *sums, uint32_t count, const struct fedmote_patch *patch, const int8_t *x,
+                           int32_t zero_point, const int8_t *w);
 
 #endif

@@ -9,20 +9,15 @@ void fedmote_fully_connected(const struct fedmote_dense *op, const uint8_t *weig
                              uint32_t end) {
     const int8_t *input = memory + op->op.input_offset;
     const int8_t *w = (const int8_t *)(weights + op->channels.weights) + first * op->in_n;
+    const struct fedmote_scaling scaling =
+        fedmote_scaling_of(&op->channels, weights, op->output_zero_point, op->activation_min, op->activation_max);
     int8_t *output = memory + op->op.output_offset + first;
-    for (uint32_t c = first; c < end;) {
-        const uint32_t count = end - c >= 4U ? 4U : 1U;
+    for (uint32_t c = first, count; c < end; c += count) {
+        count = end - c >= 4U ? 4U : 1U;
         int32_t sums[4] = {0, 0, 0, 0};
-        if (count == 4U) {
-            fedmote_dot_4(sums, input, op->input_zero_point, w, op->in_n, op->in_n);
-        } else {
-            sums[0] = fedmote_dot_1(0, input, op->input_zero_point, w, op->in_n);
-        }
-        for (uint32_t j = 0; j < count; j++) {
-            *output++ = fedmote_channel_output(&op->channels, weights, c + j, sums[j], op->output_zero_point,
-                                               op->activation_min, op->activation_max);
-        }
-        c += count;
+        fedmote_dot(sums, count, input, op->input_zero_point, w, op->in_n, op->in_n);
+        fedmote_scale(output, &scaling, c, sums, count);
         w += count * op->in_n;
+        output += count;
     }
 }

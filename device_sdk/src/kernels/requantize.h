@@ -25,29 +25,45 @@ typedef char fedmote_shift_keeps_the_sign[(-1 >> 1) == -1 ? 1 : -1];
 
 static inline int32_t fedmote_wrapping_add(int32_t a, int32_t b) { return (int32_t)((uint32_t)a + (uint32_t)b); }
 
+/* Step 1. multiplier >= 0, so the result is above INT32_MIN. */
+static inline int32_t fedmote_high_product(int32_t x, int32_t multiplier) {
+    return (int32_t)(((int64_t)x * multiplier + (INT64_C(1) << 30)) >> 31);
+}
+
+/* Step 2: x / 2^right. Taking 1 from negative numbers turns "ties away from zero" into "ties up", which is the last bit
+ * shifted out. 1 <= right <= 31, x > INT32_MIN. */
+static inline int32_t fedmote_rounding_shift(int32_t x, int32_t right) {
+    const int32_t doubled = (x - (x < 0)) >> (right - 1);
+    return (doubled >> 1) + (doubled & 1);
+}
+
 /* x * multiplier * 2^(shift - 31). multiplier >= 0, -31 <= shift <= 30. */
 static inline int32_t fedmote_requantize(int32_t x, int32_t multiplier, int32_t shift) {
-    const uint32_t left = shift > 0 ? (uint32_t)shift : 0U;
-    const uint32_t right = shift > 0 ? 0U : (uint32_t)-shift;
-    const int64_t product = (int64_t)(int32_t)((uint32_t)x << left) * multiplier;
-    const int32_t high = (int32_t)((product + (INT64_C(1) << 30)) >> 31);
-    const int32_t mask = (int32_t)((UINT32_C(1) << right) - 1U);
-    const int32_t threshold = (mask >> 1) + (high < 0);
-    return (high >> right) + ((high & mask) > threshold);
+    if (shift < 0) {
+        return fedmote_rounding_shift(fedmote_high_product(x, multiplier), -shift);
+    }
+    return fedmote_high_product((int32_t)((uint32_t)x << (uint32_t)shift), multiplier);
 }
 
 static inline int8_t fedmote_clamp(int32_t x, int32_t low, int32_t high) {
     return (int8_t)(x < low ? low : x > high ? high : x);
 }
 
-/* The output of channel `c` for the sum of its products. */
-static inline int8_t fedmote_channel_output(const struct fedmote_channels *channels, const uint8_t *weights, uint32_t c,
-                                            int32_t sum, int32_t zero_point, int32_t low, int32_t high) {
-    const int32_t bias = fedmote_load_s32(weights + channels->bias + 4U * c);
-    const int32_t multiplier = fedmote_load_s32(weights + channels->multiplier + 4U * c);
-    const int32_t shift = fedmote_load_s32(weights + channels->shift + 4U * c);
-    const int32_t scaled = fedmote_requantize(fedmote_wrapping_add(sum, bias), multiplier, shift);
-    return fedmote_clamp(fedmote_wrapping_add(scaled, zero_point), low, high);
+/* What makes outputs of sums. */
+struct fedmote_scaling {
+    const uint8_t *bias, *multiplier, *shift; /* s32[out_c] each, in the package */
+    int32_t zero_point, low, high;
+};
+
+static inline struct fedmote_scaling fedmote_scaling_of(const struct fedmote_channels *channels, const uint8_t *weights,
+                                                        int32_t zero_point, int32_t low, int32_t high) {
+    const struct fedmote_scaling scaling = {
+        weights + channels->bias, weights + channels->multiplier, weights + channels->shift, zero_point, low, high};
+    return scaling;
 }
+
+/* Outputs of the channels first to first + count - 1 for their sums of products. out s8[count], sums s32[count]. */
+void fedmote_scale(int8_t *out, const struct fedmote_scaling *scaling, uint32_t first, const int32_t *sums,
+                   uint32_t count);
 
 #endif

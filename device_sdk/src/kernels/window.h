@@ -1,11 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Where a sliding window meets the input, along one axis.
+ * Where a sliding window meets the input: along one axis, and as the patch of the input that one output position of a
+ * convolution sees. A patch is worked out once per position and used for all output channels, so padding costs nothing
+ * in the inner loops.
  */
 #ifndef FEDMOTE_WINDOW_H
 #define FEDMOTE_WINDOW_H
 
 #include <stdint.h>
+
+#include "kernels.h"
 
 /* The taps [first, end) of a window that lie inside the input; tap k reads input origin + k * dilation. */
 struct fedmote_window {
@@ -30,6 +34,34 @@ static inline struct fedmote_window fedmote_window_at(uint32_t out, uint32_t str
 /* Input coordinate of a tap inside the window. */
 static inline uint32_t fedmote_window_tap(const struct fedmote_window *window, uint32_t tap, uint32_t dilation) {
     return (uint32_t)(window->origin + (int32_t)(tap * dilation));
+}
+
+/* rows times taps, each tap some bytes of channels; without any tap, rows is 0. Steps are in bytes. */
+struct fedmote_patch {
+    const int8_t *x; /* the first tap's bytes in the input */
+    uint32_t w;      /* and their place among the weights */
+    uint32_t rows, taps;
+    uint32_t x_row_step, x_tap_step;
+    uint32_t w_row_step, w_tap_step;
+};
+
+/* `w_channels`: weights beside each other at one tap. */
+static inline struct fedmote_patch fedmote_patch_at(const struct fedmote_conv *op, const int8_t *input,
+                                                    uint32_t w_channels, const struct fedmote_window *rows,
+                                                    const struct fedmote_window *columns) {
+    struct fedmote_patch patch = {input, 0, 0, columns->end - columns->first, 0, 0, 0, 0};
+    if (rows->first < rows->end && patch.taps > 0U) {
+        const uint32_t y = fedmote_window_tap(rows, rows->first, op->dilation_h);
+        const uint32_t x = fedmote_window_tap(columns, columns->first, op->dilation_w);
+        patch.x = input + (y * op->in_w + x) * op->in_c;
+        patch.w = (rows->first * op->kernel_w + columns->first) * w_channels;
+        patch.rows = rows->end - rows->first;
+        patch.x_row_step = op->dilation_h * op->in_w * op->in_c;
+        patch.x_tap_step = op->dilation_w * op->in_c;
+        patch.w_row_step = op->kernel_w * w_channels;
+        patch.w_tap_step = w_channels;
+    }
+    return patch;
 }
 
 #endif

@@ -35,13 +35,23 @@ def residual_cnn(seed: int = 0) -> nn.Module:
     return _seeded(lambda: _ResidualNetwork(channels=8, num_classes=4), seed)
 
 
+def image_cnn(inputs: int, num_classes: int, seed: int = 0) -> nn.Module:
+    """Images (inputs, H, W) of at least 4 x 4 pixels -> 48 features -> classes: `digits_cnn` for other data."""
+    return _seeded(lambda: _ImageNetwork(channels=(8, 16, 48), num_classes=num_classes, inputs=inputs), seed)
+
+
+def sequence_cnn(inputs: int, num_classes: int, seed: int = 0) -> nn.Module:
+    """Windows (inputs, W) of at least 8 steps -> 64 features -> classes: `har_cnn` for other data."""
+    return _seeded(lambda: _SequenceNetwork(inputs=inputs, channels=(16, 32, 64), num_classes=num_classes), seed)
+
+
 class _ImageNetwork(nn.Module):
     """Three convolutions with batch normalisation, two of them followed by pooling, then the global average."""
 
-    def __init__(self, channels: tuple[int, int, int], num_classes: int) -> None:
+    def __init__(self, channels: tuple[int, int, int], num_classes: int, inputs: int = 1) -> None:
         super().__init__()
         first, second, third = channels
-        self.conv1 = nn.Conv2d(1, first, kernel_size=3, padding=1, bias=False)
+        self.conv1 = nn.Conv2d(inputs, first, kernel_size=3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(first)
         self.conv2 = nn.Conv2d(first, second, kernel_size=3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(second)

@@ -11,6 +11,7 @@
     container.py      header, hash, sections                   plan_check.py     what a device checks, in its order
     file.py           Package                                  host_manifest.py  template, head, ranges as JSON
     partition.py      assemble, push, evaluate                 importer.py       .tflite -> package
+    head.py           the float head between a checkpoint and a device
     boards.py         budgets of boards                        budget.py         what a package costs on them
 
 Start with `partition.assemble`: it is the whole chain in four calls.

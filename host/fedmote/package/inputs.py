@@ -59,3 +59,19 @@ def arrange(x: NDArray[Any], layout: str, shape: tuple[int, ...]) -> NDArray[Any
             f"samples of shape {x.shape[1:]} ({layout}) do not suit the model's input {shape[1:]}, channels last"
         )
     return np.ascontiguousarray(arranged)
+
+
+def restore(x: NDArray[Any], layout: str) -> NDArray[Any]:
+    """The inverse of `arrange`: samples (N, ...), channels last, in the layout of data files.
+
+    Raises:
+        ConversionError: the samples do not have the number of axes that a graph's input of this layout has.
+    """
+    if layout == "ncw":
+        if x.ndim != 4 or x.shape[1] != 1:
+            raise ConversionError(f"samples of shape {x.shape[1:]} are no sequences (1, W, C)")
+        x = x[:, 0]
+    axes = _TRANSPOSITIONS.get(layout, tuple(range(x.ndim)))
+    if x.ndim != len(axes):
+        raise ConversionError(f"samples of shape {x.shape[1:]} do not suit the layout {layout}")
+    return np.ascontiguousarray(x.transpose(np.argsort(axes)))

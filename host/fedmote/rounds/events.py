@@ -194,9 +194,15 @@ class JournalUpdate:
 
 @dataclass(frozen=True)
 class CloseRound:
-    """Merge what the journal holds for this round, and answer with `committed` or `spoiled`."""
+    """Merge what the journal holds for this round, and answer with `committed` or `spoiled`.
+
+    Attributes:
+        plan: the round.
+        missing: why, by id of those whose updates do not count.
+    """
 
     plan: RoundPlan
+    missing: Mapping[str, str] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True)
@@ -205,6 +211,7 @@ class AbandonRound:
 
     plan: RoundPlan
     reason: str
+    missing: Mapping[str, str] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True)

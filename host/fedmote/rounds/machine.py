@@ -55,7 +55,7 @@ from fedmote.rounds.events import (
 from fedmote.rounds.progress import MAX_ATTEMPTS, MAX_CRC_FAILURES, MAX_OLD_HELLOS, Progress, Step
 from fedmote.rounds.standing import OpenRoundStanding, Rules, Standing
 from fedmote.strategies import Cell, Member, Previous, RoundPlan
-from fedmote.wire.schema import Status
+from fedmote.wire.schema import Role, Status
 
 
 class Stage(StrEnum):
@@ -73,6 +73,13 @@ class RoundMachine:
 
     `now` is any monotonic time in seconds. Call `tick` once at the start and whenever `wake_at` has passed; perform the
     actions of each call in order. After `CloseRound` call `committed` or `spoiled`.
+
+    Attributes:
+        rules: of the run.
+        version: of the newest checkpoint.
+        plan: the open round, or None.
+        num_merged: merges made.
+        num_counted: updates that count in the open round.
     """
 
     def __init__(self, rules: Rules, standing: Standing, now: float) -> None:
@@ -116,6 +123,19 @@ class RoundMachine:
         bound = self._selection_bound()
         return bound if self._first_hello is None else min(bound, self._first_hello + self.rules.windows.selection_s)
 
+    def is_member(self, who: str) -> bool:
+        """Whether a participant has a plan in the open round."""
+        return who in self._progress and self._progress[who].attempt > 0
+
+    def role_of(self, who: str) -> Role:
+        """Role of a participant of this fleet."""
+        return self._members[who].role
+
+    @property
+    def num_expected(self) -> int:
+        """Members of the open round."""
+        return len(self._progress)
+
     def counted(self) -> list[str]:
         """Ids whose updates count in the open round."""
         return sorted(who for who, one in self._progress.items() if one.step is Step.COUNTED)
@@ -133,9 +153,9 @@ class RoundMachine:
             return self._selection_words(left)
         head = f"round {self.plan.round} ({self.plan.phase.name.lower()})"
         if self._is_closing:
-            return f"{head}: merging {self._num_counted} updates"
+            return f"{head}: merging {self.num_counted} updates"
         missing = [one.words() for one in self._progress.values() if one.step is not Step.COUNTED]
-        text = f"{head}: {self._num_counted} of {len(self._progress)} reported, need {self._needed()}"
+        text = f"{head}: {self.num_counted} of {len(self._progress)} reported, need {self._needed()}"
         return f"{text}; missing {_listed(missing)}; {left:.0f} s left" if missing else text
 
     def _selection_words(self, left: float) -> str:
@@ -167,8 +187,10 @@ class RoundMachine:
 
     def tick(self, now: float) -> list[Action]:
         """React to the passing of time."""
+        if self._is_closing and not self._is_merging:
+            return self._close()  # a restart in between: only the merge is missing
         if self._is_done or self._is_closing:
-            return [CloseRound(self.plan)] if self._is_closing and self.plan is not None else []
+            return []
         if self.num_merged >= self.rules.goal:
             self._is_done = True
             return [Stop(None)]
@@ -199,8 +221,8 @@ class RoundMachine:
         self.plan = None
         self._progress = {}
         self._unsettled = set()
-        self._num_counted = 0
-        self._is_closing = False
+        self.num_counted = 0
+        self._is_closing = self._is_merging = False
         self._selection_began = now
         self._first_hello: float | None = None
         self._phase = policy.next_phase(self.rules.cells, self._previous)
@@ -240,13 +262,13 @@ class RoundMachine:
     def _follow(self, plan: RoundPlan) -> None:
         self._progress = {member.id: Progress(member) for member in plan.members}
         self._unsettled = set(self._progress)
-        self._num_counted = 0
+        self.num_counted = 0
 
     def _settle(self, who: str) -> None:
         """Count a member from which nothing more is awaited, once."""
         if who in self._unsettled and self._progress[who].is_settled:
             self._unsettled.remove(who)
-            self._num_counted += self._progress[who].step is Step.COUNTED
+            self.num_counted += self._progress[who].step is Step.COUNTED
 
     def _restore(self, standing: OpenRoundStanding, now: float) -> None:
         """Go on with a round that was open when the coordinator ended; its deadline starts anew."""
@@ -343,6 +365,8 @@ class RoundMachine:
         complaint = self._complaint(report)
         if complaint is not None:
             status, reason = complaint
+            if status is Status.UPDATE_SHAPE:
+                self._progress[report.id].fail("update refused: update-shape")  # it would only train the same again
             return [SendRefuse(report.id, status, reason, report.handle, report.round)]
         progress = self._progress[report.id]
         running = progress.report
@@ -436,17 +460,21 @@ class RoundMachine:
     def _close_if_settled(self, now: float) -> list[Action]:
         if self.plan is None or self._is_closing or self._is_done:
             return []
-        if not self._unsettled or self._num_counted >= self._goal():
+        if not self._unsettled or self.num_counted >= self._goal():
             return self._end_round(now)
         return []
 
     def _end_round(self, now: float) -> list[Action]:
         """Close the round, or abandon it where too few reported."""
         assert self.plan is not None  # callers looked
-        if self._num_counted < self._needed():
-            return self._abandon(f"{self._num_counted} of {len(self._progress)} reported, {self._needed()} are needed", now)
+        if self.num_counted < self._needed():
+            return self._abandon(f"{self.num_counted} of {len(self._progress)} reported, {self._needed()} are needed", now)
         self._is_closing = True
-        return [*self._send_away(), CloseRound(self.plan)]
+        return [*self._send_away(), *self._close()]
+
+    def _close(self) -> list[Action]:
+        self._is_merging = True
+        return [] if self.plan is None else [CloseRound(self.plan, self.missing())]
 
     def _send_away(self) -> list[Action]:
         """Whoever is still sending is told that the round is over."""
@@ -461,7 +489,7 @@ class RoundMachine:
 
     def _abandon(self, reason: str, now: float) -> list[Action]:
         assert self.plan is not None  # callers looked
-        actions = [*self._send_away(), AbandonRound(self.plan, reason)]
+        actions = [*self._send_away(), AbandonRound(self.plan, reason, self.missing())]
         self._num_failed += 1
         number = self.plan.round
         self._leave_round(is_committed=False, now=now)

@@ -3,7 +3,7 @@
 
 from fedmote.store.blobs import Blobs, content_name
 from fedmote.store.checkpoints import Checkpoint, Checkpoints, parse_ranges
-from fedmote.store.ledger import CheckpointEntry, Ledger, RefusalEntry, RoundEntry, RunEntry, UpdateEntry
+from fedmote.store.ledger import CheckpointEntry, Ledger, PlanEntry, RefusalEntry, RoundEntry, RunEntry, UpdateEntry
 from fedmote.store.state import LEDGER, State, set_aside
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "CheckpointEntry",
     "Checkpoints",
     "Ledger",
+    "PlanEntry",
     "RefusalEntry",
     "RoundEntry",
     "RunEntry",

@@ -19,6 +19,8 @@ from fedmote.errors import ConfigError, StoreError
 from fedmote.store.durable import remove_leftovers, store_errors, write_durably
 from fedmote.tensors import Tensors, dump_safetensors, load_metadata, load_safetensors
 
+# Where the form that travels to partners carries the host manifest.
+MANIFEST_KEY = "manifest"
 _NAME = re.compile(r"checkpoint-(\d{6,})\.safetensors")
 
 
@@ -38,11 +40,15 @@ class Checkpoint:
     tensors: Tensors
     ranges: Ranges
 
-    def to_bytes(self) -> bytes:
-        """The file: the same content gives the same bytes."""
+    def to_bytes(self, manifest: str | None = None) -> bytes:
+        """The file: the same content gives the same bytes.
+
+        Args:
+            manifest: the model's host manifest, for the form that travels to partners: they train and observe by it.
+        """
         ranges = {name: list(bounds) for name, bounds in sorted(self.ranges.items())}
         metadata = {"ranges": json.dumps(ranges), "round": str(self.round), "version": str(self.version)}
-        return dump_safetensors(self.tensors, metadata)
+        return dump_safetensors(self.tensors, metadata if manifest is None else {**metadata, MANIFEST_KEY: manifest})
 
     @classmethod
     def from_bytes(cls, blob: bytes, where: str = "checkpoint") -> Checkpoint:
@@ -68,8 +74,10 @@ def file_hash(blob: bytes) -> str:
 class Checkpoints:
     """A directory of numbered checkpoints."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, is_read_only: bool = False) -> None:
         self.directory = directory
+        if is_read_only:
+            return
         with store_errors(directory):
             directory.mkdir(parents=True, exist_ok=True)
             remove_leftovers(directory)

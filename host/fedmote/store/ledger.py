@@ -61,6 +61,23 @@ class RoundEntry:
 
 
 @dataclass(frozen=True)
+class PlanEntry:
+    """A participant was told to begin an attempt.
+
+    Attributes:
+        participant, attempt: who, and how often it has begun.
+        boot: nonce of its boot.
+        board, max_body: as its hello said; a restarted coordinator needs them before the next hello.
+    """
+
+    participant: str
+    attempt: int
+    boot: int
+    board: str
+    max_body: int
+
+
+@dataclass(frozen=True)
 class UpdateEntry:
     """An update that counts."""
 
@@ -148,10 +165,18 @@ class Ledger:
             for member in plan.members:
                 self._write("INSERT INTO member VALUES (?, ?, ?, ?, NULL)", plan.round, member.id, int(member.role), member.cell)
 
-    def add_plan(self, number: int, participant: str, attempt: int, boot: int) -> None:
+    def add_plan(self, number: int, plan: PlanEntry) -> None:
         """Journal that a participant begins an attempt."""
         with self._transaction():
-            self._write("INSERT INTO plan VALUES (?, ?, ?, ?)", number, participant, attempt, boot)
+            self._write(
+                "INSERT INTO plan VALUES (?, ?, ?, ?, ?, ?)",
+                number,
+                plan.participant,
+                plan.attempt,
+                plan.boot,
+                plan.board,
+                plan.max_body,
+            )
 
     def add_update(self, number: int, update: UpdateEntry) -> None:
         """Journal an update of an open round; from here on it counts.
@@ -279,10 +304,12 @@ class Ledger:
         rows = self._all('SELECT participant, max(round), crc FROM "update" GROUP BY participant')
         return {row[0]: (row[1], row[2]) for row in rows}
 
-    def attempts(self, number: int) -> dict[str, tuple[int, int]]:
-        """(attempt, boot nonce) of the newest plan of a round, by participant."""
-        rows = self._all("SELECT participant, max(attempt), boot FROM plan WHERE round = ? GROUP BY participant", number)
-        return {row[0]: (row[1], row[2]) for row in rows}
+    def plans(self, number: int) -> dict[str, PlanEntry]:
+        """The newest plan of a round, by participant."""
+        rows = self._all(
+            "SELECT participant, max(attempt), boot, board, max_body FROM plan WHERE round = ? GROUP BY participant", number
+        )
+        return {row[0]: PlanEntry(*row) for row in rows}
 
     def refusals(self, number: int | None = None) -> list[RefusalEntry]:
         """Every no, or those of one round."""

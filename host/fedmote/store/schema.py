@@ -43,6 +43,8 @@ CREATE TABLE plan (                             -- who was told to begin, and ho
     participant TEXT NOT NULL,
     attempt INTEGER NOT NULL,
     boot INTEGER NOT NULL,
+    board TEXT NOT NULL,
+    max_body INTEGER NOT NULL,                  -- largest body that the participant takes
     PRIMARY KEY (round, participant, attempt),
     FOREIGN KEY (round, participant) REFERENCES member (round, participant)
 );

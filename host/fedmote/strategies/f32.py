@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedmote.aggregation.ranges import Ranges, range_complaint
 from fedmote.errors import ConfigError, RemoteWireError
@@ -50,15 +51,11 @@ class Float32:
 
 
 def _decode_head(blob: bytes, model: ModelShape) -> Decoded:
-    values = decode_head_update(blob)
-    if values.shape != (model.num_head_parameters,):
-        raise RemoteWireError(
-            Status.UPDATE_SHAPE, f"head update of {values.size} values, the head has {model.num_head_parameters}"
-        )
+    values = decode_head_update(blob, model.num_head_parameters)
     return Decoded(unflatten_head(values, model), {})
 
 
-def unflatten_head(values: np.ndarray[tuple[int, ...], np.dtype[np.float32]], model: ModelShape) -> Tensors:
+def unflatten_head(values: NDArray[np.float32], model: ModelShape) -> Tensors:
     """Cut a flat head (num_head_parameters,) into its tensors."""
     tensors: Tensors = {}
     start = 0
@@ -99,4 +96,5 @@ def _ranges(found: Tensors, model: ModelShape) -> Ranges:
     complaint = range_complaint(model.ranges, ranges)
     if complaint:
         raise RemoteWireError(Status.UPDATE_SHAPE, complaint)
+    ranges.pop(model.input, None)
     return ranges

@@ -111,19 +111,25 @@ class Training:
     max_send: int | None = None
 
     def fields(self) -> dict[str, int]:
-        """The fields of a plan message, in thousandths and millionths."""
+        """The fields of a plan message, in thousandths and millionths.
+
+        Optional fields are left out where their absence says the same, so that a plan fits the smallest body.
+        """
+        optional = {
+            "alpha_milli": (round(self.alpha * 1e3), 0),
+            "beta_milli": (round(self.beta * 1e3), 0),
+            "gamma_milli": (round(self.gamma * 1e3), 0),
+            "gamma_order": (self.gamma_order, 0),
+            "gain_milli": (round(self.gain * 1e3), 1000),
+            "is_sending_samples": (int(self.is_sending_samples), 0),
+        }
         fields = {
             "epochs": self.epochs,
             "batch": self.batch,
             "learning_rate_micro": round(self.learning_rate * 1e6),
             "momentum_micro": round(self.momentum * 1e6),
-            "alpha_milli": round(self.alpha * 1e3),
-            "beta_milli": round(self.beta * 1e3),
-            "gamma_milli": round(self.gamma * 1e3),
-            "gamma_order": self.gamma_order,
-            "gain_milli": round(self.gain * 1e3),
-            "is_sending_samples": int(self.is_sending_samples),
         }
+        fields |= {name: value for name, (value, default) in optional.items() if value != default}
         return fields if self.max_send is None else {**fields, "max_send": self.max_send}
 
 
@@ -134,12 +140,14 @@ class ModelShape:
     Attributes:
         tensors: names and shapes of all tensors (the values do not matter).
         head: names of the head's tensors, layer by layer, weights and then bias: the order of a head update.
-        ranges: activation ranges by name; those of the input are frozen.
+        ranges: activation ranges by name.
+        input: name of the encoder's input, whose range is frozen: the samples on the devices are quantized with it.
     """
 
     tensors: Mapping[str, NDArray[np.float32]]
     head: tuple[str, ...]
     ranges: Ranges
+    input: str = ""
 
     @property
     def num_head_parameters(self) -> int:

@@ -214,8 +214,6 @@ def test_strangers_and_wrong_roles_are_refused_and_change_nothing(fleet):
         ({"round": 2}, Status.NOT_EXPECTED),
         ({"version": 5}, Status.WRONG_MODEL),
         ({"attempt": 2}, Status.STALE_ROUND),
-        ({"size": 1001}, Status.UPDATE_SHAPE),
-        ({"size": 0}, Status.UPDATE_SHAPE),
     ],
 )
 def test_report_that_does_not_belong_is_refused_with_its_status(fleet, changes, status):
@@ -223,6 +221,16 @@ def test_report_that_does_not_belong_is_refused_with_its_status(fleet, changes, 
     one.join(*DEVICES)
     assert statuses(one.report("board-1", **changes)) == [status]
     assert only(one.report("board-1"), Pull)  # the honest one still counts
+
+
+@pytest.mark.parametrize("size", [0, 1001, 2**32 - 1])
+def test_update_of_a_wrong_size_is_refused_before_a_byte_of_it_is_pulled(fleet, size):
+    one = fleet()
+    one.join(*DEVICES)
+    actions = one.report("board-1", size=size)
+    assert statuses(actions) == [Status.UPDATE_SHAPE]
+    assert not only(actions, Pull)
+    assert one.machine.missing()["board-1"] == "update refused: update-shape"
 
 
 def test_report_without_a_plan_is_refused(fleet):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from fedmote.errors import StoreError
-from fedmote.store import Blobs, Checkpoint, CheckpointEntry, Checkpoints, Ledger, RunEntry, State, UpdateEntry
+from fedmote.store import Blobs, Checkpoint, CheckpointEntry, Checkpoints, Ledger, PlanEntry, RunEntry, State, UpdateEntry
 from fedmote.store.durable import write_durably
 from fedmote.strategies import Member, RoundPlan
 from fedmote.wire.schema import Phase, Role, Status
@@ -95,8 +95,8 @@ def test_damaged_checkpoint_is_refused_at_every_byte(tmp_path):
 def test_ledger_gives_back_what_was_written(tmp_path):
     with begun(tmp_path / "l") as ledger:
         ledger.open_round(PLAN)
-        ledger.add_plan(1, "board-1", 1, 77)
-        ledger.add_plan(1, "board-1", 2, 78)
+        ledger.add_plan(1, PlanEntry("board-1", 1, 77, "posix", 144))
+        ledger.add_plan(1, PlanEntry("board-1", 2, 78, "posix", 144))
         ledger.add_update(1, update())
         ledger.add_refusal(1, "phone-1", "coordinator", Status.UPDATE_SHAPE, "tensor x")
         ledger.add_refusal(1, "phone-1", "coordinator", Status.UPDATE_SHAPE, "tensor x")
@@ -108,7 +108,7 @@ def test_ledger_gives_back_what_was_written(tmp_path):
         assert entry.plan == PLAN
         assert (entry.state, entry.version, entry.seconds, entry.missing) == ("committed", 1, 2.5, {"phone-1": "training"})
         assert ledger.updates(1) == [update()]
-        assert ledger.attempts(1) == {"board-1": (2, 78)}
+        assert ledger.plans(1) == {"board-1": PlanEntry("board-1", 2, 78, "posix", 144)}
         assert ledger.last_updates() == {"board-1": (1, 5)}
         assert ledger.refusals(1)[0].count == 2
         assert [one.version for one in ledger.checkpoints()] == [0, 1]

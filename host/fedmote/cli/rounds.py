@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`fedmote rounds`: what the ledger says about rounds."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from fedmote.cli.state import add_state_arguments, ledger_of, state_directory
+from fedmote.cli.table import say, write_json, write_table
+from fedmote.coordinator.results import RoundResult, refusals, round_result
+from fedmote.errors import ConfigError
+from fedmote.store import Ledger
+
+SUMMARY = "list the rounds of a run, or show one"
+
+_COLUMNS = ("round", "phase", "state", "reported", "expected", "checkpoint", "accuracy", "seconds", "missing")
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Declare the verb's arguments."""
+    verbs = parser.add_subparsers(dest="what", required=True, metavar="list|show")
+    listing = verbs.add_parser("list", help="all rounds, one line each")
+    showing = verbs.add_parser("show", help="one round: who reported what, who is missing, who was refused")
+    showing.add_argument("number", type=int, metavar="N")
+    for verb in (listing, showing):
+        add_state_arguments(verb)
+
+
+def run(options: Namespace) -> int:
+    """Read the ledger; the coordinator may be at work meanwhile."""
+    directory = state_directory(options)
+    with ledger_of(directory) as ledger:
+        if options.what == "list":
+            _list(ledger, options.json)
+        else:
+            _show(ledger, options.number, directory, options.json)
+    return 0
+
+
+def _list(ledger: Ledger, is_json: bool) -> None:
+    results = [round_result(ledger, entry) for entry in ledger.rounds()]
+    if is_json:
+        write_json({"rounds": [one.to_json() for one in results]})
+        return
+    write_table(_COLUMNS, [_row(one) for one in results])
+
+
+def _row(one: RoundResult) -> tuple[object, ...]:
+    missing = ", ".join(one.missing) or None
+    return (
+        one.round, one.phase, one.state, one.reported, one.expected, one.version, one.accuracy, one.seconds, missing,
+    )  # fmt: skip
+
+
+def _show(ledger: Ledger, number: int, directory: Path, is_json: bool) -> None:
+    entries = ledger.rounds(number)
+    if not entries:
+        raise ConfigError(f"{directory}: there is no round {number}; `fedmote rounds list` says which there are")
+    result, noes = round_result(ledger, entries[0]), refusals(ledger, number)
+    if is_json:
+        write_json({**result.to_json(), "refusals": list(noes)})
+        return
+    say(result.words())
+    names = ("participant", "role", "attempt", "num_examples", "trained", "sent", "discarded")
+    write_table(names, [[update.get(name) for name in names] for update in result.updates])
+    for who, why in result.missing.items():
+        say(f"missing: {who} ({why})")
+    for no in noes:
+        say(f"refused by the {no['side']}: {no['participant']}, {no['status']}, {no['count']} times: {no['reason']}")

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`fedmote serve`: the coordinator of a fleet."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from fedmote.cli.table import say, write_json, write_table
+from fedmote.config import BrokerConfig, CoordinatorConfig, load
+from fedmote.coordinator import Coordinator, DeployedPartition, RunResult
+from fedmote.errors import RoundError
+from fedmote.transport import Transport
+from fedmote.transport.link import LinkServer
+from fedmote.transport.mqtt import CoordinatorMqtt
+
+SUMMARY = "run the coordinator of a fleet; goes on where it stopped"
+
+_COLUMNS = ("round", "phase", "state", "reported", "expected", "accuracy", "seconds", "missing")
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Declare the verb's arguments."""
+    parser.add_argument("config", type=Path, metavar="coordinator.toml")
+    parser.add_argument("--fresh", action="store_true", help="set the run in the state directory aside and begin another one")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key, e.g. run.rounds=5")
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+
+
+def run(options: Namespace) -> int:
+    """Serve until the run reached its goal, or a signal.
+
+    Returns:
+        0 also after SIGINT or SIGTERM: the run stopped as it was told, and goes on at the next start.
+
+    Raises:
+        RoundError: the run had to be given up.
+    """
+    config = load(CoordinatorConfig, options.config, options.set, os.environ)
+    partition = DeployedPartition(config.run.partition_directory, config.run.test_data)
+    coordinator = Coordinator(config, transports_of(config), partition, is_fresh=options.fresh, talk=say)
+    result = asyncio.run(_serve(coordinator))
+    if options.json:
+        write_json(result.to_json())
+    else:
+        _print(result)
+    if result.complaint is not None:
+        raise RoundError(result.complaint)
+    if not result.is_complete:
+        say(f"stopped at checkpoint {result.version}; start again to go on")
+    return 0
+
+
+async def _serve(coordinator: Coordinator) -> RunResult:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, _on_signal, coordinator)
+    return await coordinator.run()
+
+
+def _on_signal(coordinator: Coordinator) -> None:
+    """The first signal stops the run where it stands; the second ends the process at once, which is safe at any moment."""
+    if coordinator.is_stopping:
+        say("forced")
+        os._exit(130)
+    say("stopping; once more to force")
+    coordinator.stop()
+
+
+def transports_of(config: CoordinatorConfig) -> list[Transport]:
+    """The ways to participants that a configuration names."""
+    transports: list[Transport] = []
+    if config.broker is not None:
+        transports.append(_mqtt(config.broker, config.run.site))
+    if config.listen is not None:
+        transports.append(LinkServer(config.listen))
+    return transports
+
+
+def _mqtt(broker: BrokerConfig, site: str) -> CoordinatorMqtt:
+    return CoordinatorMqtt(broker.url, site, broker.username, broker.password(os.environ), ca_file=broker.ca_file)
+
+
+def _print(result: RunResult) -> None:
+    rows = [
+        (one.round, one.phase, one.state, one.reported, one.expected, one.accuracy, one.seconds, ", ".join(one.missing) or None)
+        for one in result.rounds
+    ]
+    write_table(_COLUMNS, rows)
+    say(f"checkpoint {result.version}: {result.checkpoint}")

@@ -1,0 +1,269 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The coordinator: asyncio around the round machine.
+
+    transports --> inbox --> event --> machine --> actions --> store, transports
+                     ^                                |
+                     +--- merge, in a thread <--------+
+
+One task reads each transport into one inbox; everything else happens in one task, message by message.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+
+from fedmote.config import CoordinatorConfig
+from fedmote.coordinator.exchange import sound_blob
+from fedmote.coordinator.forms import Partition
+from fedmote.coordinator.results import RunResult
+from fedmote.coordinator.run import Run, Talk
+from fedmote.errors import RemoteWireError, TransportError
+from fedmote.rounds.events import BlobArrived, BlobSpoiled, Event, Refused, Reported, SaidHello, TookPlan
+from fedmote.store import State
+from fedmote.transport import Received, Transport
+from fedmote.transport.link import LinkServer
+from fedmote.wire.codec import Message
+from fedmote.wire.schema import LIMIT_PROTOCOL, Channel, Kind, Role, Status
+from fedmote.wire.transfer import BlobSink
+
+log = logging.getLogger(__name__)
+
+# Between two words for the operator while nothing ends.
+TALK_S = 10.0
+# Messages that wait for us; transports stop reading when it is full.
+INBOX_MESSAGES = 1024
+# A no to these says that the plan cannot be done, even if it does not name the round.
+_PLAN_REFUSALS = frozenset(status for status in Status if Status.PACKAGE_MAGIC <= status <= Status.NO_SAMPLES)
+_NUMBERS = ("discarded", "trained", "sent", "loss_micro", "loss_after_micro", "arena_used_bytes")
+
+
+class Coordinator:
+    """One run, from start or where it stopped, to its goal or until `stop`.
+
+    Args:
+        config: the whole configuration.
+        transports: ways to participants; several at once are one fleet.
+        partition: the converted model.
+        is_fresh: set an earlier run aside instead of going on with it.
+        talk: takes lines for the operator.
+        clock: monotonic seconds.
+        passing: called with the name of every place at which a kill must do no harm.
+
+    Attributes:
+        is_stopping: `stop` was called.
+    """
+
+    def __init__(
+        self,
+        config: CoordinatorConfig,
+        transports: Sequence[Transport],
+        partition: Partition,
+        *,
+        is_fresh: bool = False,
+        talk: Talk | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        passing: Callable[[str], None] | None = None,
+    ) -> None:
+        self.config = config
+        self._transports = tuple(transports)
+        self._partition = partition
+        self._is_fresh = is_fresh
+        self._talk = talk or log.info
+        self._clock = clock
+        self._passing = passing or (lambda place: None)
+        self._inbox: asyncio.Queue[tuple[Transport, Received] | None] = asyncio.Queue(INBOX_MESSAGES)
+        self._failure: TransportError | None = None
+        self._num_reading = 0
+        self.is_stopping = False
+        self._talk_at = 0.0
+
+    def stop(self) -> None:
+        """End after the action under way (and the merge, if there is one). Everything that counts is journaled already."""
+        self.is_stopping = True
+        if not self._inbox.full():
+            self._inbox.put_nowait(None)
+
+    async def run(self) -> RunResult:
+        """Run.
+
+        Returns:
+            The result; `is_complete` is false after `stop` or where the run had to be given up, with the complaint.
+
+        Raises:
+            ConfigError: the configuration contradicts itself, the partition, or the run in the state directory.
+            StoreError: the state directory failed. What it holds is sound: start again once that is mended.
+            TransportError: no transport works.
+        """
+        with State.open(self.config.run.state_directory, self._is_fresh) as state:
+            run = Run(self.config, state, self._partition, self._clock, self._talk, self._passing)
+            readers: list[asyncio.Task[None]] = []
+            try:
+                for transport in self._transports:
+                    await transport.start()
+                    if isinstance(transport, LinkServer):
+                        self._talk(f"listening at {transport.url}")  # port 0 became a free one
+                readers = [asyncio.create_task(self._read(transport)) for transport in self._transports]
+                self._num_reading = len(readers)
+                await self._loop(run)
+            finally:
+                for reader in readers:
+                    reader.cancel()
+                await asyncio.gather(*readers, return_exceptions=True)
+                if run.merge_task is not None:
+                    run.merge_task.cancel()
+                for transport in self._transports:
+                    await transport.close()
+            return run.result()
+
+    # ---- inbox --------------------------------------------------------------------------------------------------------
+
+    async def _read(self, transport: Transport) -> None:
+        try:
+            while True:
+                await self._inbox.put((transport, await transport.receive()))
+        except TransportError as error:
+            log.warning("transport failed: %s", error)
+            self._num_reading -= 1
+            self._failure = error
+            await self._inbox.put(None)
+
+    async def _loop(self, run: Run) -> None:
+        await run.perform(run.machine.tick(self._clock()))
+        while not run.is_over and not (self.is_stopping and run.merge_task is None):
+            if self._failure is not None and self._num_reading == 0:
+                raise self._failure
+            await self._wait(run)
+            while not self._inbox.empty() and not run.is_over:
+                waiting = self._inbox.get_nowait()
+                if waiting is not None:
+                    await self._receive(run, *waiting)
+            if run.merge_task is not None and run.merge_task.done():
+                await run.merged(run.merge_task.result())
+            await self._pass_time(run)
+
+    async def _wait(self, run: Run) -> None:
+        """Until a message, the end of a merge, or the next deadline."""
+        if not self._inbox.empty():
+            return
+        wake_at = min(run.machine.wake_at(), run.exchange.wake_at(), self._talk_at)
+        reading = asyncio.create_task(self._inbox.get())
+        waiting: set[asyncio.Task[object]] = {reading}
+        if run.merge_task is not None:
+            waiting.add(run.merge_task)
+        await asyncio.wait(waiting, timeout=max(0.0, wake_at - self._clock()), return_when=asyncio.FIRST_COMPLETED)
+        if not reading.done():
+            reading.cancel()
+        elif (message := reading.result()) is not None:
+            await self._receive(run, *message)
+
+    async def _pass_time(self, run: Run) -> None:
+        now = self._clock()
+        await run.exchange.poll(now)
+        if now >= run.machine.wake_at() and not run.is_over:
+            await run.perform(run.machine.tick(now))
+        if now >= self._talk_at:
+            if self._talk_at and not run.is_over:
+                self._talk(run.machine.words(now))
+            self._talk_at = now + TALK_S
+
+    # ---- messages -----------------------------------------------------------------------------------------------------
+
+    async def _receive(self, run: Run, transport: Transport, received: Received) -> None:
+        if received.channel is not Channel.COORDINATOR:
+            log.warning("cell message from %s reached the coordinator; access lists should keep it away", received.id)
+            return
+        who, message = received.id, received.message
+        run.exchange.heard(who, transport)
+        match message.kind:
+            case Kind.HELLO:
+                await self._hello(run, who, message)
+            case Kind.GET:
+                await self._get(run, who, message)
+            case Kind.DATA:
+                await self._data(run, who, message)
+            case Kind.REPORT:
+                await self._handle(run, _reported(who, message))
+            case Kind.REFUSE:
+                await self._refused(run, who, message)
+            case Kind.STATE:
+                log.info("state id=%s is_online=%d", who, message["is_online"])
+            case _:
+                log.warning("unexpected %s from %s", message.kind.name.lower(), who)
+
+    async def _handle(self, run: Run, event: Event) -> None:
+        await run.perform(run.machine.handle(event, self._clock()))
+
+    async def _hello(self, run: Run, who: str, hello: Message) -> None:
+        complaint = _hello_complaint(run, who, hello)
+        if complaint is not None:
+            await run.refuse_stranger(who, *complaint)
+            return
+        run.exchange.knows(who, hello["board"], hello["max_body"])
+        await self._handle(run, SaidHello(who, Role(hello["role"]), hello["boot"]))
+
+    async def _get(self, run: Run, who: str, get: Message) -> None:
+        if not run.machine.is_member(who):
+            await run.refuse_stranger(who, Status.NOT_EXPECTED, "no plan, no blobs", get["handle"])
+            return
+        if not run.exchange.is_offered(get["handle"]):
+            run.offer_everything()
+        if run.exchange.is_offered(get["handle"]):
+            await self._handle(run, TookPlan(who))
+        await run.exchange.answer(who, get)
+
+    async def _data(self, run: Run, who: str, data: Message) -> None:
+        sink = await run.exchange.accept(who, data, self._clock())
+        if sink is not None:
+            await self._handle(run, self._arrived(run, who, sink))
+
+    def _arrived(self, run: Run, who: str, sink: BlobSink) -> Event:
+        """Check a complete update, and store it where it is sound."""
+        blob = sound_blob(sink)
+        if isinstance(blob, RemoteWireError):
+            return BlobSpoiled(who, sink.handle, blob.status, str(blob))
+        try:
+            run.merging.strategy.codec.decode(run.machine.role_of(who), blob, run.merging.model)
+        except RemoteWireError as error:
+            return BlobSpoiled(who, sink.handle, error.status, str(error))
+        content = run.state.blobs.put(blob)
+        self._passing("blob-stored")
+        return BlobArrived(who, sink.handle, content)
+
+    async def _refused(self, run: Run, who: str, message: Message) -> None:
+        plan, status = run.machine.plan, Status(message["status"]) if message["status"] in set(Status) else Status.STATE
+        handle, reason = message.get("handle"), message.get("reason", "")
+        if handle is not None and run.exchange.is_pulling(who, handle):
+            await self._handle(run, Refused(who, status, handle, reason))
+            return
+        is_of_round = plan is not None and message.get("round") == plan.round and message.get("run") == run.name
+        if is_of_round or ("round" not in message and status in _PLAN_REFUSALS):
+            await self._handle(run, Refused(who, status, None, reason))
+
+
+def _hello_complaint(run: Run, who: str, hello: Message) -> tuple[Status, str] | None:
+    """Why a hello cannot be taken, or None."""
+    if hello["protocol"] != LIMIT_PROTOCOL:
+        return Status.PROTOCOL, f"protocol {hello['protocol']}, we speak {LIMIT_PROTOCOL}"
+    if hello["device"] != who:
+        return Status.NOT_EXPECTED, f"the link is that of {who}"
+    if hello["role"] == Role.DEVICE and hello["board"] not in run.boards:
+        return Status.NOT_EXPECTED, f"no package for board {hello['board']}"
+    return None
+
+
+def _reported(who: str, report: Message) -> Reported:
+    return Reported(
+        id=who,
+        handle=report["handle"],
+        size=report["size"],
+        crc=report["crc"],
+        run=report["run"],
+        round=report["round"],
+        version=report["version"],
+        num_examples=report["num_examples"],
+        attempt=report.get("attempt"),
+        numbers={name: report.fields[name] for name in _NUMBERS if name in report},  # type: ignore[misc]  # all are integers
+    )

@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Messages and blobs between the coordinator and its participants: who is reached how, what is offered, what is pulled."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from fedmote.errors import LocalWireError, RemoteWireError
+from fedmote.transport import Transport
+from fedmote.wire.codec import Message
+from fedmote.wire.schema import LIMIT_BODY_FLOOR, LIMIT_CHUNK_OVERHEAD, Channel, Kind, Status
+from fedmote.wire.transfer import BlobSink, BlobSource, unknown_handle
+
+log = logging.getLogger(__name__)
+
+# Bodies that we take: a window of 32 such chunks is a quarter of a megabyte, which a loopback broker takes in its stride.
+MAX_BODY = 8 * 1024
+_MAX_REASON_BYTES = 64
+
+
+@dataclass
+class Peer:
+    """What is known of a participant.
+
+    Attributes:
+        transport: on which it was heard last; None before it was heard.
+        board: as its hello said.
+        max_body: bytes of the largest body that it takes.
+    """
+
+    transport: Transport | None = None
+    board: str = ""
+    max_body: int = LIMIT_BODY_FLOOR
+
+
+class Exchange:
+    """The coordinator's desk for messages and blobs. `now` is the coordinator's monotonic time in seconds."""
+
+    def __init__(self) -> None:
+        self.peers: dict[str, Peer] = {}
+        self.dropped: Counter[str] = Counter()
+        self._sources: dict[int, BlobSource] = {}
+        self._sinks: dict[str, BlobSink] = {}
+
+    # ---- peers ------------------------------------------------------------------------------------------------------
+
+    def heard(self, who: str, transport: Transport) -> None:
+        """Answers go where the last word came from."""
+        peer = self.peers.setdefault(who, Peer())
+        if peer.transport is not transport:
+            peer.transport = transport
+            if peer.max_body > LIMIT_BODY_FLOOR:
+                transport.set_max_body(who, peer.max_body)
+
+    def knows(self, who: str, board: str, max_body: int) -> None:
+        """What a hello said, now or before a restart."""
+        peer = self.peers.setdefault(who, Peer())
+        peer.board, peer.max_body = board, max_body
+        if peer.transport is not None:
+            peer.transport.set_max_body(who, max_body)
+
+    async def send(self, who: str, message: Message) -> None:
+        """Send a message; one that cannot be sent is dropped and counted, as the network would do."""
+        transport = self.peers[who].transport if who in self.peers else None
+        if transport is None:
+            self.dropped[who] += 1
+            return
+        try:
+            await transport.send(who, Channel.COORDINATOR, message)
+        except LocalWireError as error:
+            self.dropped[who] += 1
+            log.warning("dropped id=%s: %s", who, error)
+
+    async def send_all(self, who: str, messages: Iterable[Message]) -> None:
+        """Send messages in order."""
+        for message in messages:
+            await self.send(who, message)
+
+    # ---- blobs that we offer ----------------------------------------------------------------------------------------
+
+    def offer(self, sources: Iterable[BlobSource]) -> None:
+        """Let participants pull these blobs."""
+        for source in sources:
+            self._sources[source.handle] = source
+
+    def withdraw(self) -> None:
+        """Offer nothing any more: the model has changed."""
+        self._sources = {}
+
+    def is_offered(self, handle: int) -> bool:
+        """Whether a blob of this handle can be pulled."""
+        return handle in self._sources
+
+    async def answer(self, who: str, get: Message) -> None:
+        """Answer a request for chunks.
+
+        The receiver chose the chunk by what it takes, so a chunk is also a word about its largest body: after a restart it
+        is the first one that is heard.
+        """
+        source = self._sources.get(get["handle"])
+        if source is None:
+            await self.send(who, unknown_handle(get))
+            return
+        peer = self.peers[who]
+        needed = get["chunk"] + LIMIT_CHUNK_OVERHEAD
+        if needed > peer.max_body:
+            self.knows(who, peer.board, needed)
+        await self.send_all(who, source.answer(get, peer.max_body))
+
+    # ---- blobs that we pull -----------------------------------------------------------------------------------------
+
+    async def pull(self, who: str, handle: int, size: int, crc: int, now: float) -> None:
+        """Begin to pull an update; the size was checked by the round machine."""
+        peer = self.peers.get(who, Peer())
+        sink = BlobSink(handle, size, crc, min(MAX_BODY, peer.max_body))
+        self._sinks[who] = sink
+        await self.send_all(who, sink.start(now))
+
+    def drop(self, who: str) -> None:
+        """Forget what was pulled from a participant."""
+        self._sinks.pop(who, None)
+
+    def is_pulling(self, who: str, handle: int) -> bool:
+        """Whether this blob is on its way."""
+        return who in self._sinks and self._sinks[who].handle == handle
+
+    async def accept(self, who: str, data: Message, now: float) -> BlobSink | None:
+        """Take a chunk; returns the sink when its blob is complete."""
+        sink = self._sinks.get(who)
+        if sink is None or data["handle"] != sink.handle:
+            return None
+        await self.send_all(who, sink.accept(data, now))
+        return self._sinks.pop(who) if sink.is_complete else None
+
+    async def poll(self, now: float) -> None:
+        """Ask again for what did not come."""
+        for who, sink in list(self._sinks.items()):
+            await self.send_all(who, sink.poll(now))
+
+    def wake_at(self) -> float:
+        """When `poll` has something to do."""
+        return min((sink.wake_at for sink in self._sinks.values() if sink.wake_at is not None), default=math.inf)
+
+
+def refuse(status: Status, reason: str, handle: int | None, run: bytes, number: int | None) -> Message:
+    """A coded no, its reason cut to what the schema takes."""
+    fields: dict[str, int | bytes | str] = {"status": status, "reason": clip(reason)}
+    if handle is not None:
+        fields["handle"] = handle
+    if number is not None:
+        fields |= {"run": run, "round": number}
+    return Message(Kind.REFUSE, fields)
+
+
+def clip(text: str) -> str:
+    """A text of at most 64 bytes; a character that would be cut in half is left out."""
+    return text.encode()[:_MAX_REASON_BYTES].decode(errors="ignore")
+
+
+def sound_blob(sink: BlobSink) -> bytes | RemoteWireError:
+    """The pulled blob, or why it is none."""
+    try:
+        return sink.blob()
+    except RemoteWireError as error:
+        return error

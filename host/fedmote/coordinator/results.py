@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run and its rounds came to, read from the ledger; the same for a run just ended and for one of last year."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from fedmote.store import Ledger, RoundEntry
+
+
+@dataclass(frozen=True)
+class RoundResult:
+    """One round.
+
+    Attributes:
+        round, phase, state: number, "device" | "partner" | "simultaneous", "open" | "closed" | "committed" | "abandoned".
+        version: of the checkpoint that it made, or None.
+        accuracy: of the deployed form after it, 0 to 1, or None.
+        seconds: from opening to end.
+        reported, expected: updates that count, participants that were expected.
+        missing: why, by participant.
+        reason: of an abandoned round.
+        updates: per participant what its report said.
+    """
+
+    round: int
+    phase: str
+    state: str
+    version: int | None
+    accuracy: float | None
+    seconds: float | None
+    reported: int
+    expected: int
+    missing: dict[str, str]
+    reason: str | None
+    updates: tuple[dict[str, Any], ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """For `--json`."""
+        return {**vars(self), "updates": list(self.updates)}
+
+    def words(self) -> str:
+        """One line for the operator."""
+        head = f"round {self.round} ({self.phase}): {self.reported} of {self.expected} reported"
+        if self.missing:
+            head += "; missing " + ", ".join(f"{who} ({why})" for who, why in self.missing.items())
+        if self.state == "abandoned":
+            return f"{head}; abandoned: {self.reason}; the model stays"
+        tail = "" if self.accuracy is None else f"; accuracy {self.accuracy:.4f}"
+        return f"{head}; checkpoint {self.version}{tail}; {self.seconds or 0.0:.1f} s"
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A run.
+
+    Attributes:
+        run: its random name, hexadecimal.
+        is_complete: all merges were made.
+        complaint: why it ended without that, or None.
+        version: of the newest checkpoint.
+        checkpoint: path of that file.
+        accuracy: of the newest checkpoint.
+        first_accuracy: before the first round.
+        rounds: all of them.
+        refusals: every no, with its count.
+    """
+
+    run: str
+    is_complete: bool
+    complaint: str | None
+    version: int
+    checkpoint: str
+    accuracy: float | None
+    first_accuracy: float | None
+    rounds: tuple[RoundResult, ...]
+    refusals: tuple[dict[str, Any], ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """For `--json`."""
+        return {**vars(self), "rounds": [one.to_json() for one in self.rounds], "refusals": list(self.refusals)}
+
+
+def round_result(ledger: Ledger, entry: RoundEntry) -> RoundResult:
+    """The result of a round as the ledger has it."""
+    updates = ledger.updates(entry.plan.round)
+    accuracies = {one.version: one.accuracy for one in ledger.checkpoints()}
+    return RoundResult(
+        round=entry.plan.round,
+        phase=entry.plan.phase.name.lower(),
+        state=entry.state,
+        version=entry.version,
+        accuracy=None if entry.version is None else accuracies[entry.version],
+        seconds=entry.seconds,
+        reported=len(updates),
+        expected=len(entry.plan.members),
+        missing=dict(entry.missing),
+        reason=entry.reason,
+        updates=tuple(
+            {
+                "participant": one.participant,
+                "role": one.role.name.lower(),
+                "attempt": one.attempt,
+                "num_examples": one.num_examples,
+                **one.numbers,
+            }
+            for one in updates
+        ),
+    )
+
+
+def refusals(ledger: Ledger, number: int | None = None) -> tuple[dict[str, Any], ...]:
+    """Every no of a round, or of the run."""
+    return tuple(
+        {
+            "round": one.round,
+            "participant": one.participant,
+            "side": one.side,
+            "status": one.status.name.lower().replace("_", "-"),
+            "reason": one.reason,
+            "count": one.count,
+        }
+        for one in ledger.refusals(number)
+    )

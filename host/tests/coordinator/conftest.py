@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A coordinator with a small model, and scripted participants that speak the protocol over memory."""
+
+import asyncio
+import hashlib
+import zlib
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+
+from fedmote.config import CellConfig, CoordinatorConfig, RunConfig, StrategyConfig, WindowsConfig
+from fedmote.coordinator import Coordinator
+from fedmote.strategies import ModelShape
+from fedmote.tensors import dump_safetensors
+from fedmote.transport.memory import MemoryNetwork
+from fedmote.wire.blobs import encode_head_update
+from fedmote.wire.codec import Message
+from fedmote.wire.schema import Channel, Kind, Role
+from fedmote.wire.transfer import BlobSink, BlobSource, handle_of
+
+TENSORS = {
+    "encoder.weight": np.array([1, 2, 3, 4], np.float32),
+    "head.weight": np.zeros((2, 3), np.float32),
+    "head.bias": np.zeros(2, np.float32),
+}
+RANGES = {"input": (-1.0, 1.0), "act": (0.0, 1.0)}
+HEAD = ("head.weight", "head.bias")
+CELLS = (CellConfig("home-1", ("board-1", "board-2"), "phone-1"), CellConfig("home-2", ("board-3",), "phone-2"))
+
+
+class TinyPartition:
+    """A model of twelve numbers whose packages are safetensors files."""
+
+    boards = ("posix",)
+
+    def __init__(self):
+        self.num_builds = 0
+
+    def first_model(self):
+        return {name: values.copy() for name, values in TENSORS.items()}, dict(RANGES)
+
+    def shape(self, tensors, ranges):
+        return ModelShape(tensors, HEAD, ranges, "input")
+
+    def device_form(self, board, tensors, ranges, version):
+        self.num_builds += 1
+        blob = dump_safetensors(tensors, {"board": board, "version": str(version), "ranges": str(ranges)})
+        return blob, hashlib.blake2b(blob, digest_size=32).digest()
+
+    def manifest(self):
+        return "{}"
+
+    def evaluate(self, tensors, ranges, version):
+        return float(np.float64(sum(values.sum() for values in tensors.values())))
+
+
+@dataclass
+class Actor:
+    """A participant: says hello, pulls its model, "trains", reports, answers, until it is told to stop.
+
+    What it learns is a function of the plan's seed, the model and its own name, as it would be with a seeded trainer.
+    """
+
+    id: str
+    role: Role
+    boot: int = 1
+    board: str = "posix"
+    hello_s: float = 0.02
+    end: object = None
+    plan: Message | None = None
+    sinks: list = field(default_factory=list)
+    update: tuple | None = None
+    seen: list = field(default_factory=list)
+    acks: list = field(default_factory=list)
+    blob_of: object = None
+    max_body: int = 512
+    tensors: dict = field(default_factory=lambda: TENSORS)
+    head: tuple = HEAD
+    activations: tuple = ("act", "input")
+
+    async def run(self, network):
+        self.end = network.participant(self.id)
+        await self.end.start()
+        self.end.set_max_body(self.id, 8192)  # what the coordinator takes
+        await self.hello()
+        while True:
+            try:
+                received = await asyncio.wait_for(self.end.receive(), self.hello_s)
+            except TimeoutError:
+                await self.repeat()
+                continue
+            self.seen.append(received.message)
+            await self.handle(received.message)
+
+    async def send(self, message):
+        await self.end.send(self.id, Channel.COORDINATOR, message)
+
+    async def hello(self):
+        await self.send(
+            Message.of(
+                Kind.HELLO, device=self.id, role=self.role, boot=self.boot, protocol=1, board=self.board, sdk="test",
+                max_body=self.max_body,
+            )
+        )  # fmt: skip
+
+    async def repeat(self):
+        now = asyncio.get_running_loop().time()
+        if self.update is not None:
+            await self.send(self.update[0])
+        elif self.sinks:
+            for message in self.sinks[0].poll(now):
+                await self.send(message)
+        else:
+            await self.hello()
+
+    async def handle(self, message):
+        now = asyncio.get_running_loop().time()
+        match message.kind:
+            case Kind.PLAN:
+                await self.begin(message, now)
+            case Kind.DATA if self.sinks:
+                for get in self.sinks[0].accept(message, now):
+                    await self.send(get)
+                if self.sinks[0].is_complete:
+                    await self.take(self.sinks.pop(0), now)
+            case Kind.GET if self.update is not None:
+                for data in BlobSource(self.update[0]["handle"], self.update[1]).answer(message, self.max_body):
+                    await self.send(data)
+            case Kind.ACK:
+                self.acks.append(message["round"])
+                self.plan, self.update = None, None
+            case Kind.REFUSE:
+                self.plan, self.update, self.sinks = None, None, []
+
+    async def begin(self, plan, now):
+        if self.update is not None and self.update[0]["round"] == plan["round"]:
+            await self.send(self.update[0])
+            return
+        if self.plan is not None and self.sinks:
+            return
+        self.plan, self.update, self.blobs = plan, None, []
+        sizes = [(plan["model_handle"], plan["model_size"])]
+        if "head_handle" in plan:
+            sizes.append((plan["head_handle"], plan["head_size"]))
+        self.sinks = [BlobSink(handle, size, handle, self.max_body, 0.05) for handle, size in sizes]
+        for get in self.sinks[0].start(now):
+            await self.send(get)
+
+    async def take(self, sink, now):
+        self.blobs.append(sink.blob())
+        if self.sinks:
+            for get in self.sinks[0].start(now):
+                await self.send(get)
+            return
+        blob = (self.blob_of or self.learn)(self)
+        plan = self.plan
+        report = Message.of(
+            Kind.REPORT, handle=handle_of(blob), run=plan["run"], round=plan["round"], size=len(blob), crc=zlib.crc32(blob),
+            num_examples=3 + len(self.id) % 5, version=plan["version"], attempt=plan["attempt"], trained=9,
+        )  # fmt: skip
+        self.update = (report, blob)
+        await self.send(report)
+
+    def learn(self, _):
+        text = b"".join(self.blobs) + f"{self.plan['seed']}/{self.id}".encode()
+        generator = np.random.default_rng(zlib.crc32(text))
+        if self.role is Role.DEVICE:
+            size = sum(self.tensors[name].size for name in self.head)
+            return encode_head_update(generator.normal(size=size).astype(np.float32))
+        tensors = {name: generator.normal(size=values.shape).astype(np.float32) for name, values in self.tensors.items()}
+        for name in self.activations:  # what is said of the input must not count: its range is frozen
+            tensors[f"range/{name}"] = np.array([-generator.random(), 2.0 + generator.random()], np.float32)
+        return dump_safetensors(tensors)
+
+
+class Killed(BaseException):
+    """The process is gone."""
+
+
+@dataclass
+class Site:
+    """A state directory, a fleet of actors, and as many coordinators as it takes."""
+
+    config: CoordinatorConfig
+    actors: dict
+    talk: list = field(default_factory=list)
+    partition: TinyPartition = field(default_factory=TinyPartition)
+
+    def serve(self, passing=None, is_fresh=False, only=None, while_running=None, timeout=30.0):
+        return asyncio.run(asyncio.wait_for(self._serve(passing, is_fresh, only, while_running), timeout))
+
+    async def _serve(self, passing, is_fresh, only, while_running):
+        network = MemoryNetwork()
+        self.coordinator = Coordinator(
+            self.config, [network.coordinator], self.partition, is_fresh=is_fresh, talk=self.talk.append, passing=passing
+        )
+        self.network = network
+        self.tasks = {
+            id: asyncio.create_task(actor.run(network)) for id, actor in self.actors.items() if only is None or id in only
+        }
+        helper = asyncio.create_task(while_running(self)) if while_running else None
+        try:
+            return await self.coordinator.run()
+        finally:
+            for task in [*self.tasks.values(), *([helper] if helper else [])]:
+                task.cancel()
+            ended = await asyncio.gather(*self.tasks.values(), return_exceptions=True)
+            assert [error for error in ended if isinstance(error, Exception)] == []
+
+    def checkpoint_bytes(self):
+        directory = self.config.run.state_directory / "checkpoints"
+        return {path.name: path.read_bytes() for path in sorted(directory.iterdir())}
+
+
+@pytest.fixture
+def site(tmp_path):
+    def make(name="state", rounds=2, cells=CELLS, strategy=None, **windows):
+        values = {"selection_s": 5.0, "report_s": 20.0, "min_fraction": 0.5, "wait_ms": 10} | windows
+        config = CoordinatorConfig(
+            run=RunConfig("site", "run", tmp_path / name, tmp_path, rounds=rounds, seed=7),
+            cells=cells,
+            listen="tcp://127.0.0.1:0",
+            strategy=strategy or StrategyConfig(),
+            windows=WindowsConfig(**values),
+        )
+        actors = {}
+        for cell in cells:
+            actors |= {device: Actor(device, Role.DEVICE) for device in cell.devices}
+            if cell.partner:
+                actors[cell.partner] = Actor(cell.partner, Role.PARTNER, board="partner")
+        return Site(config, actors)
+
+    return make
