@@ -57,8 +57,8 @@ static bool is_scaling(int32_t multiplier, int32_t shift) { return multiplier >=
 /* A finite float above zero, told from its bits: sign clear, exponent not all ones, not zero. */
 static bool is_scale(uint32_t bits) { return bits > 0U && bits < 0x7F800000U; }
 
-/* The pieces of an operator, and that none costs more than it says: the bound of a step rests on it. `macs` is a product
- * of a row in memory and at most 2^16 taps: no overflow in 64 bits. */
+/* The pieces of an operator, and that none costs more than it says: the bound of a step rests on it. `macs` is a
+ * product of a row in memory and at most 2^16 taps: no overflow in 64 bits. */
 static bool is_unit(const struct fedmote_op *op, uint32_t units, uint64_t macs) {
     return op->units == units && op->unit_macs >= macs;
 }
@@ -164,7 +164,8 @@ static bool is_pool(const struct fedmote_pool *op, const struct bounds *bounds) 
 
 static bool is_mean(const struct fedmote_mean *op, const struct bounds *bounds) {
     return are_dimensions(op->in_h, op->in_w, op->channels) && op->in_h * op->in_w <= DIMENSION_MAX &&
-           is_unit(&op->op, op->channels, op->in_h * op->in_w) && is_image(bounds, op->op.input_offset, op->in_h, op->in_w, op->channels) &&
+           is_unit(&op->op, op->channels, op->in_h * op->in_w) &&
+           is_image(bounds, op->op.input_offset, op->in_h, op->in_w, op->channels) &&
            is_tensor(bounds, op->op.output_offset, op->channels) && is_scaling(op->multiplier, op->shift) &&
            is_int8(op->input_zero_point) && is_int8(op->output_zero_point);
 }
