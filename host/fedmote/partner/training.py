@@ -27,7 +27,7 @@ from fedmote.tensors import Tensors, shape_complaint
 
 log = logging.getLogger(__name__)
 
-# A batch of one has no variance over samples, so batch normalisation would learn from noise: such a remainder is left out.
+# A batch of one has no variance over samples: batch normalisation cannot use it.
 _MIN_BATCH = 2
 # Samples per forward pass where nothing is trained; bounds memory only.
 _EVALUATION_BATCH = 512
@@ -148,16 +148,26 @@ def train(model: nn.Module, samples: Samples, recipe: Recipe) -> Outcome:
     model.train()
     for epoch in range(recipe.epochs):
         chosen = generator.permutation(np.flatnonzero(samples.epoch_mask >> np.uint32(epoch) & np.uint32(1)))
-        for start in range(0, len(chosen), recipe.batch):
-            batch = torch.from_numpy(chosen[start : start + recipe.batch])
-            if len(batch) < _MIN_BATCH:
-                continue
+        for part in even_batches(chosen, recipe.batch):
+            batch = torch.from_numpy(part)
             optimizer.zero_grad()
             F.cross_entropy(model(x[batch]), y[batch]).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             num_trained += len(batch)
     model.eval()
     return Outcome(read_tensors(model), num_trained, loss_before, mean_loss(model, x, y))
+
+
+def even_batches(chosen: NDArray[np.int64], batch: int) -> list[NDArray[np.int64]]:
+    """Cut (n,) indices into as few batches of at most `batch` as possible, of even sizes; none where one sample is all there is.
+
+    A remainder of two or three samples would be normalised by its own statistics: a step of full length in a direction that is
+    mostly noise, and a tenth of the running statistics. With the few samples that a device sends, that happens every other round.
+    """
+    if len(chosen) < _MIN_BATCH:
+        return []
+    num_batches = min(-(-len(chosen) // batch), len(chosen) // _MIN_BATCH)
+    return np.array_split(chosen, num_batches)
 
 
 def mean_loss(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> float:

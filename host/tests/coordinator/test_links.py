@@ -12,6 +12,7 @@ import time
 
 import pytest
 
+from fedmote.cli import serve
 from fedmote.config import CellConfig, CoordinatorConfig, RunConfig, WindowsConfig
 from fedmote.coordinator import Coordinator, DeployedPartition
 from fedmote.store import Ledger
@@ -223,3 +224,45 @@ def test_sigterm_stops_quickly_with_code_0_and_the_next_start_goes_on(tmp_path):
     one = verb("checkpoint", "export", "1", "--config", str(served.path), "-o", str(tmp_path / "m.safetensors"))
     assert one.returncode == 0
     assert (tmp_path / "m.safetensors").exists()
+
+
+def test_sigterm_while_nobody_is_there_ends_the_process_with_code_0(tmp_path):
+    write_conversion(tmp_path / "tiny")
+    served = Served(*write_config(tmp_path, "state", 2))
+    process = served.start()
+    try:
+        while "listening" not in process.stderr.readline():
+            pass
+        process.send_signal(signal.SIGTERM)
+        out, _ = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert process.returncode == 0
+    assert json.loads(out)["version"] == 0
+
+
+def test_second_signal_forces_the_end(monkeypatch):
+    ended = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+
+    class Slow:
+        is_stopping = False
+
+        def stop(self):
+            self.is_stopping = True
+
+    slow = Slow()
+    serve._on_signal(slow)
+    assert ended == []
+    serve._on_signal(slow)
+    assert ended == [130]
+
+
+def test_run_that_is_given_up_ends_with_code_1_and_one_line(tmp_path):
+    write_conversion(tmp_path / "tiny")
+    path, _ = write_config(tmp_path, "state", 2)
+    short = ["--set", "windows.selection_s=0", "--set", "windows.report_s=0.1", "--set", "windows.max_failed_rounds=2"]
+    done = verb("serve", str(path), "--json", *short)
+    assert done.returncode == 1
+    assert json.loads(done.stdout)["complaint"]
+    assert done.stderr.splitlines()[-1].startswith("fedmote: 2 rounds in a row failed")

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from fedmote.errors import ConfigError
 from fedmote.lab.models import digits_cnn
-from fedmote.partner.training import Recipe, Samples, load_factory, read_tensors, train, write_tensors
+from fedmote.partner.training import Recipe, Samples, even_batches, load_factory, read_tensors, train, write_tensors
 
 SEED = 7
 
@@ -23,19 +23,20 @@ def some_samples(count=37):
 
 
 def plain_torch_loop(model, samples, recipe):
-    """The loop that anyone would write: per epoch the samples whose bit is set, shuffled, in batches."""
+    """The loop that anyone would write: per epoch the samples whose bit is set, shuffled, in even batches."""
     optimizer = torch.optim.SGD(model.parameters(), lr=recipe.learning_rate, momentum=recipe.momentum)
     generator = np.random.default_rng(recipe.seed)
     model.train()
     for epoch in range(recipe.epochs):
         members = [i for i, mask in enumerate(samples.epoch_mask) if int(mask) >> epoch & 1]
         order = [members[i] for i in generator.permutation(len(members))]
-        for start in range(0, len(order), recipe.batch):
-            batch = order[start : start + recipe.batch]
-            if len(batch) > 1:
-                optimizer.zero_grad()
-                F.cross_entropy(model(torch.tensor(samples.x[batch])), torch.tensor(samples.y[batch])).backward()
-                optimizer.step()
+        size, larger = divmod(len(order), -(-len(order) // recipe.batch))
+        while order:
+            cut = size + (larger > 0)
+            batch, order, larger = order[:cut], order[cut:], larger - 1
+            optimizer.zero_grad()
+            F.cross_entropy(model(torch.tensor(samples.x[batch])), torch.tensor(samples.y[batch])).backward()
+            optimizer.step()
     model.eval()
 
 
@@ -70,9 +71,20 @@ def test_num_examples_counts_the_first_epoch_and_num_trained_all():
     assert train(digits_cnn(), samples, Recipe(2, 8, 0.01, 0.0)).num_trained == 2 + 3
 
 
-def test_a_remainder_of_one_sample_is_left_out():
-    samples = Samples.of_all_epochs(np.zeros((9, 1, 8, 8), np.float32), np.zeros(9, np.int64))
-    assert train(digits_cnn(), samples, Recipe(1, 8, 0.01, 0.0)).num_trained == 8
+@pytest.mark.parametrize("count", range(2, 60))
+@pytest.mark.parametrize("batch", [1, 2, 16])
+def test_batches_are_even_hold_every_sample_once_and_never_one_alone(count, batch):
+    parts = even_batches(np.arange(count), batch)
+    assert np.array_equal(np.concatenate(parts), np.arange(count))
+    sizes = [len(part) for part in parts]
+    assert max(sizes) - min(sizes) <= 1
+    assert min(sizes) >= 2
+    assert max(sizes) <= max(batch, 3)
+
+
+def test_a_single_sample_is_not_trained():
+    samples = Samples.of_all_epochs(np.zeros((1, 1, 8, 8), np.float32), np.zeros(1, np.int64))
+    assert train(digits_cnn(), samples, Recipe(1, 8, 0.01, 0.0)).num_trained == 0
 
 
 def test_training_lowers_the_loss_that_it_reports():

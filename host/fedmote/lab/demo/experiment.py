@@ -79,7 +79,7 @@ def play(directory: Path, materials: Materials, settings: DemoSettings, scene: S
         else:
             stage = _DirectStage(fleet, directory, materials, settings, scene)
         coordinator = stage.start()
-        fleet.watch(coordinator, settings.run_s)
+        fleet.watch(coordinator, settings.run_s, talk)
         result: dict[str, Any] = json.loads(coordinator.out.read_text(encoding="utf-8"))
         return result
 
@@ -122,7 +122,9 @@ class _Stage:
         """Start the device of a cell."""
         name = f"device-{cell}"
         arguments: list[str | Path] = ["--board", self.scene.boards[cell], "--id", name, "--data", self.materials.devices[cell]]
-        keep: list[str | Path] = ["--send-samples", "--state", self.directory / name]
+        keep: list[str | Path] = ["--state", self.directory / name]
+        if HAS_PARTNER[cell]:  # the firmware's policy: without a partner there is nobody to send samples to
+            keep.append("--send-samples")
         return self.fleet.start(name, "device", *arguments, "--credentials", credentials, *keep, *link)
 
 

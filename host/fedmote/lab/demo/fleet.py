@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -134,21 +134,29 @@ class Fleet:
             raise FailedCommandError(name, process)
         return process.out.read_text(encoding="utf-8")
 
-    def watch(self, leader: Process, timeout_s: float) -> None:
+    def watch(self, leader: Process, timeout_s: float, talk: Callable[[str], None] | None = None) -> None:
         """Wait for one process while the others must live.
+
+        Args:
+            leader: the process.
+            timeout_s: it is given up after this time.
+            talk: gets each line that the leader says on stderr.
 
         Raises:
             RoundError: the leader does not end in time.
             FailedCommandError: one of the others ended, or the leader failed.
         """
         deadline = time.monotonic() + timeout_s
+        num_said = 0
         while leader.exit_code is None:
+            num_said = _pass_on(leader, num_said, talk)
             for process in self._processes:
                 if process is not leader and process.exit_code not in (None, 0):
                     raise FailedCommandError(process.name, process)
             if time.monotonic() > deadline:
                 raise RoundError(f"{leader.name} did not end within {timeout_s:.0f} s: {leader.quote()}")
             time.sleep(_POLL_S)
+        _pass_on(leader, num_said, talk)
         if leader.exit_code != 0:
             raise FailedCommandError(leader.name, leader)
 
@@ -165,6 +173,16 @@ class Fleet:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+
+def _pass_on(process: Process, num_said: int, talk: Callable[[str], None] | None) -> int:
+    """Pass on whole lines of a log behind the first `num_said`; how many there are now."""
+    if talk is None:
+        return 0
+    lines = process.log.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
+    for line in lines[num_said:]:
+        talk(f"  {line}")
+    return len(lines)
 
 
 class FailedCommandError(FedmoteError):

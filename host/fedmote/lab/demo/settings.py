@@ -6,7 +6,7 @@ They were chosen by simulation on seeds 0 to 4 of the digits; the demonstration'
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 
@@ -92,3 +92,21 @@ class DemoSettings:
     seed: int = 0
     report_s: float = 60.0
     run_s: float = 600.0
+
+
+# Signals: windows of one person are alike and overlap, so more of them are needed, and their standardised features are some ten
+# times those of the digits, so the head's step is smaller.
+_SIGNAL_SPLIT = SplitSettings(majority_samples=80, pretraining_samples=130, test_samples=150)
+_SIGNAL_LEARNING_RATE = 0.01
+_SIGNAL_PARTNER_LEARNING_RATE = 0.01
+_SIGNAL_PRETRAINING = PretrainingSettings(epochs=8, learning_rate=0.02)
+
+
+def settings_for(is_signal: bool, form: Literal["alternating", "simultaneous"]) -> DemoSettings:
+    """Settings for signals (C, W), or for images."""
+    if not is_signal:
+        return DemoSettings(federation=FederationSettings(form=form))
+    learning = FederationSettings(
+        form=form, learning_rate=_SIGNAL_LEARNING_RATE, partner_learning_rate=_SIGNAL_PARTNER_LEARNING_RATE
+    )
+    return replace(DemoSettings(), split=_SIGNAL_SPLIT, pretraining=_SIGNAL_PRETRAINING, federation=learning)

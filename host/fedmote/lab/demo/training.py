@@ -7,7 +7,7 @@ above. It starts from the same checkpoint, and its epochs, batches and learning 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -53,14 +53,10 @@ def state_of(model: nn.Module) -> dict[str, NDArray[np.float32]]:
     return {name: value.detach().numpy().copy() for name, value in state.items() if value.is_floating_point()}
 
 
-def on_one_thread(work: Callable[[], None]) -> None:
-    """Run torch work that gives the same bytes on every machine of a kind: sums depend on the number of threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        work()
-    finally:
-        torch.set_num_threads(threads)
+def load_state(model: nn.Module, tensors: Mapping[str, NDArray[np.float32]]) -> None:
+    """Put the tensors of a weights file into a module; counters of batches stay."""
+    state = {name: torch.from_numpy(np.array(values)) for name, values in tensors.items()}
+    model.load_state_dict({**model.state_dict(), **state})
 
 
 def _train(
@@ -70,8 +66,7 @@ def _train(
     model.train()
     for _ in range(epochs):
         order = torch.from_numpy(generator.permutation(len(y)))
-        for start in range(0, len(order), batch):
-            chosen = order[start : start + batch]
+        for chosen in torch.tensor_split(order, -(-len(order) // batch)):
             if len(chosen) > 1:  # batch normalisation needs more than one
                 optimizer.zero_grad()
                 F.cross_entropy(model(x[chosen]), y[chosen]).backward()  # type: ignore[no-untyped-call]
