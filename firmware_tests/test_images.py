@@ -9,7 +9,7 @@ import pytest
 
 from fedmote.package.boards import Board, sdk_root
 from fedmote_hil import sizes
-from fedmote_hil.build import build
+from fedmote_hil.build import build, find_tool
 from fedmote_hil.emulator import Emulator
 
 _STRICT = ["-std=c99", "-Wall", "-Wextra", "-pedantic", "-Wconversion", "-Wshadow", "-Wmissing-prototypes", "-Werror"]
@@ -103,10 +103,12 @@ def test_template_port_and_minimal_example_compile_without_a_warning(compiler, s
 @pytest.mark.parametrize("board", ["posix", "stm32f405"])
 def test_everything_of_a_board_compiles_strictly(board, tmp_path):
     root = sdk_root()
-    command = ["cmake", "-S", str(root), "-B", str(tmp_path), "-G", "Ninja", f"-DFEDMOTE_BOARD={board}", "-DFEDMOTE_STRICT=ON"]
+    cmake, ninja = find_tool("cmake"), find_tool("ninja")
+    command = [cmake, "-S", str(root), "-B", str(tmp_path), "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
+    command += [f"-DFEDMOTE_BOARD={board}", "-DFEDMOTE_STRICT=ON"]
     if board != "posix":
         command.append(f"-DCMAKE_TOOLCHAIN_FILE={root / 'cmake' / 'arm-none-eabi.cmake'}")
-    for step in (command, ["cmake", "--build", str(tmp_path)]):
+    for step in (command, [cmake, "--build", str(tmp_path)]):
         result = subprocess.run(step, capture_output=True, text=True, check=False)
         assert result.returncode == 0, result.stdout + result.stderr
 
