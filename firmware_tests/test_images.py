@@ -79,8 +79,8 @@ def test_the_sdk_keeps_its_promise_of_flash_and_its_frames_are_known():
     assert counted.total("flash", ("sdk", "library")) <= sizes.FLASH_LIMIT_BYTES
     section_bytes = subprocess.run(["arm-none-eabi-size", str(image.path)], capture_output=True, text=True, check=True).stdout
     text, data, *_ = (int(number) for number in section_bytes.splitlines()[1].split()[:3])
-    # Equal strings of different objects are stored once, but the map lists each.
-    assert 0 <= sum(counted.flash.values()) - (text + data) < 64
+    # Equal strings of different objects are stored once, but the map lists each: never too few, hardly too many.
+    assert text + data <= sum(counted.flash.values()) < 1.01 * (text + data)
     frames = sizes.largest_frames(image.build_directory)
     assert frames
     assert frames[0][1] < image.board.stack_bytes // 4

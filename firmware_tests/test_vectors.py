@@ -108,7 +108,7 @@ def test_the_committed_vectors_are_what_the_generator_writes():
 def test_noise_cannot_hurt_the_parser_of(link):
     for seed in range(4):
         print("seed", seed)
-        [line] = run("noise", link, str(seed), "100000")
+        [line] = run("noise", link, str(seed), "400000" if link == "mqtt" else "100000")
         counts = {name: int(value) for name, value in (part.split("=") for part in line.split())}
         assert min(counts["frames"], counts["errors"]) > 100, line  # good and bad ones were among them
         assert link == "serial" or counts["losses"] > 100, line

@@ -234,7 +234,7 @@ static void run_noise(bool is_mqtt, uint32_t seed, uint32_t size) {
     while (noise.total < size) {
         struct fedmote_frame frame;
         struct fedmote_message message;
-        noise.stream.now += is_mqtt && line.as.mqtt.state == FEDMOTE_MQTT_WAIT ? 60000 : 1;
+        noise.stream.now += is_mqtt && line.as.mqtt.state == FEDMOTE_MQTT_WAIT ? 60000 : 100;
         if (identity.link->poll(&line, noise.stream.now, &frame) == FEDMOTE_LINK_FRAME) {
             frames++;
             (void)!fedmote_decode(&message, frame.kind, frame.body, frame.size);

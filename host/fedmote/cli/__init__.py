@@ -119,9 +119,11 @@ def _source(module: str) -> Path | None:
     """Path of a module's source, found without importing its parents (`find_spec` of a submodule would)."""
     top, *rest = module.split(".")
     spec = importlib.util.find_spec(top)
-    if spec is None or not spec.submodule_search_locations:
+    if spec is None:
         return None
-    for root in spec.submodule_search_locations:
+    if not rest and spec.origin is not None:
+        return Path(spec.origin)
+    for root in spec.submodule_search_locations or ():
         base = Path(root).joinpath(*rest)
         for path in (base.with_suffix(".py"), base / "__init__.py"):
             if path.is_file():

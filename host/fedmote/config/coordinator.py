@@ -140,7 +140,7 @@ class CoordinatorConfig(Table):
     Attributes:
         run: what is learned.
         cells: the population; nobody else is let in.
-        broker: the MQTT broker; may be absent where `listen` is given.
+        broker: the MQTT broker, or none where `listen` is given.
         listen: `tcp://host:port` for direct links, instead of a broker or beside it; port 0 takes a free one.
         strategy: the choice of policies.
         windows: the waits.
@@ -156,7 +156,7 @@ class CoordinatorConfig(Table):
     def check(self) -> None:
         """A way in; every participant and cell named once."""
         if self.broker is None and self.listen is None:
-            raise ConfigError('the table [broker] or the key listen = "tcp://host:port" is needed')
+            raise ConfigError('the table [broker] or the key listen = "tcp://host:port" is needed, or both')
         if not self.cells:
             raise ConfigError("cells: at least one [[cells]] is needed")
         names = [cell.name for cell in self.cells]

@@ -44,6 +44,9 @@ from fedmote.tensors import shape_complaint
 from fedmote.wire.codec import Message
 from fedmote.wire.schema import Kind, Status
 
+# Lines per round about updates that came: a thousand participants are no reason for a thousand lines.
+_PROGRESS_LINES = 10
+
 Talk = Callable[[str], None]
 Merged = tuple[Checkpoint, float | None] | FedmoteError
 
@@ -213,7 +216,8 @@ class Run:
                     action.id, action.role, action.attempt, action.num_examples, action.crc, action.content, action.numbers
                 )
                 ledger.add_update(action.round, entry)
-                self._talk(self.machine.words(self._clock()))
+                if self.machine.num_counted % max(1, self.machine.num_expected // _PROGRESS_LINES) == 0:
+                    self._talk(self.machine.words(self._clock()))
             case NoteRefusal():
                 ledger.add_refusal(action.round, action.id, "participant", action.status, clip(action.reason))
                 self._talk(f"{action.id} refused: {action.status.name.lower().replace('_', '-')} {action.reason}".rstrip())

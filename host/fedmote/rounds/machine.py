@@ -53,8 +53,9 @@ from fedmote.rounds.events import (
     TookPlan,
 )
 from fedmote.rounds.progress import MAX_ATTEMPTS, MAX_CRC_FAILURES, MAX_OLD_HELLOS, Progress, Step
+from fedmote.rounds.selection import Selection, listed
 from fedmote.rounds.standing import OpenRoundStanding, Rules, Standing
-from fedmote.strategies import Cell, Member, Previous, RoundPlan
+from fedmote.strategies import Member, Previous, RoundPlan
 from fedmote.wire.schema import Role, Status
 
 
@@ -73,6 +74,13 @@ class RoundMachine:
 
     `now` is any monotonic time in seconds. Call `tick` once at the start and whenever `wake_at` has passed; perform the
     actions of each call in order. After `CloseRound` call `committed` or `spoiled`.
+
+    Attributes:
+        rules: of the run.
+        version: of the newest checkpoint.
+        plan: the open round, or None.
+        num_merged: merges made.
+        num_counted: updates that count in the open round.
     """
 
     def __init__(self, rules: Rules, standing: Standing, now: float) -> None:
@@ -113,8 +121,7 @@ class RoundMachine:
             return math.inf
         if self.plan is not None:
             return self._deadline
-        bound = self._selection_bound()
-        return bound if self._first_hello is None else min(bound, self._first_hello + self.rules.windows.selection_s)
+        return self._selection.wake_at()
 
     def is_member(self, who: str) -> bool:
         """Whether a participant has a plan in the open round."""
@@ -123,6 +130,11 @@ class RoundMachine:
     def role_of(self, who: str) -> Role:
         """Role of a participant of this fleet."""
         return self._members[who].role
+
+    @property
+    def num_expected(self) -> int:
+        """Members of the open round."""
+        return len(self._progress)
 
     def counted(self) -> list[str]:
         """Ids whose updates count in the open round."""
@@ -138,18 +150,13 @@ class RoundMachine:
             return f"done: {self.num_merged} of {self.rules.goal} rounds merged"
         left = max(0.0, self.wake_at() - now)
         if self.plan is None:
-            return self._selection_words(left)
+            return self._selection.words(self._num_rounds + 1, left)
         head = f"round {self.plan.round} ({self.plan.phase.name.lower()})"
         if self._is_closing:
-            return f"{head}: merging {self._num_counted} updates"
+            return f"{head}: merging {self.num_counted} updates"
         missing = [one.words() for one in self._progress.values() if one.step is not Step.COUNTED]
-        text = f"{head}: {self._num_counted} of {len(self._progress)} reported, need {self._needed()}"
-        return f"{text}; missing {_listed(missing)}; {left:.0f} s left" if missing else text
-
-    def _selection_words(self, left: float) -> str:
-        absent = sorted(who for cell in self._absent.values() for who in cell)
-        text = f"round {self._num_rounds + 1}: {len(self._present)} of {len(self._present) + len(absent)} participants ready"
-        return f"{text}; waiting for {_listed(absent)}, at most {left:.0f} s" if absent else text
+        text = f"{head}: {self.num_counted} of {len(self._progress)} reported, need {self._needed()}"
+        return f"{text}; missing {listed(missing)}; {left:.0f} s left" if missing else text
 
     # ---- events ------------------------------------------------------------------------------------------------------
 
@@ -175,8 +182,10 @@ class RoundMachine:
 
     def tick(self, now: float) -> list[Action]:
         """React to the passing of time."""
+        if self._is_closing and not self._is_merging:
+            return self._close()  # a restart in between: only the merge is missing
         if self._is_done or self._is_closing:
-            return self._close() if self._is_closing else []
+            return []
         if self.num_merged >= self.rules.goal:
             self._is_done = True
             return [Stop(None)]
@@ -203,44 +212,26 @@ class RoundMachine:
     # ---- selection ---------------------------------------------------------------------------------------------------
 
     def _begin_selection(self, now: float) -> None:
-        policy = self.rules.strategy.plan
         self.plan = None
         self._progress = {}
         self._unsettled = set()
-        self._num_counted = 0
-        self._is_closing = False
-        self._selection_began = now
-        self._first_hello: float | None = None
-        self._phase = policy.next_phase(self.rules.cells, self._previous)
-        self._population = policy.population(self.rules.cells, self._previous)
-        # Kept hello by hello, so that a thousand participants cost one look each.
-        self._absent = {cell.name: {one.id for one in policy.members(cell, self._phase)} for cell in self._population}
-        self._present: set[str] = set()
-        self._num_complete = 0
-
-    def _selection_bound(self) -> float:
-        """An empty room is given up after the time that a whole round may take."""
-        return self._selection_began + self.rules.windows.selection_s + self.rules.windows.report_s
+        self.num_counted = 0
+        self._is_closing = self._is_merging = False
+        self._selection = Selection(self.rules, self._previous, now)
 
     def _select(self, now: float) -> list[Action]:
         """Open a round if enough participants are there, or the window is over."""
-        policy, seed = self.rules.strategy, self.rules.round_seed(self._num_rounds + 1)
-        is_window_over = self._first_hello is not None and now >= self._first_hello + self.rules.windows.selection_s
-        if is_window_over or policy.participants.is_enough(self._num_complete, len(self._population)):
-            there = {cell.name: self._present_of(cell) for cell in self._population}
-            chosen = policy.participants.choose([cell for cell in self._population if there[cell.name]], seed)
-            if chosen:
-                return self._open(seed, [one for cell in chosen for one in there[cell.name]], now)
-        if now >= self._selection_bound():
+        seed = self.rules.round_seed(self._num_rounds + 1)
+        members = self._selection.chosen(seed, now)
+        if members:
+            return self._open(seed, members, now)
+        if self._selection.is_hopeless(now):
             return self._open(seed, [], now) + self._abandon("nobody who is expected in this phase came", now)
         return []
 
-    def _present_of(self, cell: Cell) -> list[Member]:
-        return [one for one in self.rules.strategy.plan.members(cell, self._phase) if one.id in self._present]
-
     def _open(self, seed: int, members: Iterable[Member], now: float) -> list[Action]:
         self._num_rounds += 1
-        self.plan = RoundPlan(self._num_rounds, self._phase, self.version, seed, tuple(sorted(members)))
+        self.plan = RoundPlan(self._num_rounds, self._selection.phase, self.version, seed, tuple(sorted(members)))
         self._follow(self.plan)
         self._deadline = now + self.rules.windows.report_s
         return [OpenRound(self.plan)]
@@ -248,13 +239,13 @@ class RoundMachine:
     def _follow(self, plan: RoundPlan) -> None:
         self._progress = {member.id: Progress(member) for member in plan.members}
         self._unsettled = set(self._progress)
-        self._num_counted = 0
+        self.num_counted = 0
 
     def _settle(self, who: str) -> None:
         """Count a member from which nothing more is awaited, once."""
         if who in self._unsettled and self._progress[who].is_settled:
             self._unsettled.remove(who)
-            self._num_counted += self._progress[who].step is Step.COUNTED
+            self.num_counted += self._progress[who].step is Step.COUNTED
 
     def _restore(self, standing: OpenRoundStanding, now: float) -> None:
         """Go on with a round that was open when the coordinator ended; its deadline starts anew."""
@@ -276,19 +267,9 @@ class RoundMachine:
             expected = self._members[hello.id].role.name.lower()
             return [SendRefuse(hello.id, Status.NOT_EXPECTED, f"this id belongs to a {expected}")]
         if self.plan is None and not self._is_done:
-            actions = self._came(hello.id, now)
+            actions = self._select(now) if self._selection.came(self._members[hello.id], now) else []
             return actions + (self._answer(hello, now) if self.plan is not None else [self._wait(hello.id, "round not open yet")])
         return self._answer(hello, now)
-
-    def _came(self, who: str, now: float) -> list[Action]:
-        cell = self._members[who].cell
-        if who not in self._absent.get(cell, ()):
-            return []
-        self._absent[cell].remove(who)
-        self._present.add(who)
-        self._num_complete += not self._absent[cell]
-        self._first_hello = now if self._first_hello is None else self._first_hello
-        return self._select(now)
 
     def _answer(self, hello: SaidHello, now: float) -> list[Action]:
         progress = self._progress.get(hello.id)
@@ -446,19 +427,20 @@ class RoundMachine:
     def _close_if_settled(self, now: float) -> list[Action]:
         if self.plan is None or self._is_closing or self._is_done:
             return []
-        if not self._unsettled or self._num_counted >= self._goal():
+        if not self._unsettled or self.num_counted >= self._goal():
             return self._end_round(now)
         return []
 
     def _end_round(self, now: float) -> list[Action]:
         """Close the round, or abandon it where too few reported."""
         assert self.plan is not None  # callers looked
-        if self._num_counted < self._needed():
-            return self._abandon(f"{self._num_counted} of {len(self._progress)} reported, {self._needed()} are needed", now)
+        if self.num_counted < self._needed():
+            return self._abandon(f"{self.num_counted} of {len(self._progress)} reported, {self._needed()} are needed", now)
         self._is_closing = True
         return [*self._send_away(), *self._close()]
 
     def _close(self) -> list[Action]:
+        self._is_merging = True
         return [] if self.plan is None else [CloseRound(self.plan, self.missing())]
 
     def _send_away(self) -> list[Action]:
@@ -496,9 +478,3 @@ class RoundMachine:
 
 def _word(status: Status) -> str:
     return status.name.lower().replace("_", "-")
-
-
-def _listed(names: list[str], most: int = 5) -> str:
-    """A few names, and the number of the others."""
-    shown = ", ".join(names[:most])
-    return f"{shown} and {len(names) - most} more" if len(names) > most else shown

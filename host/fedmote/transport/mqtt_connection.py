@@ -111,6 +111,7 @@ class MqttConnection:
         self._socket: socket.socket | None = None
         self._is_paused = False
         self._is_closed = False
+        self._is_started = False
         self._is_ready = asyncio.Event()
         self._is_down = asyncio.Event()
         self._has_room = asyncio.Event()
@@ -125,12 +126,13 @@ class MqttConnection:
         return self._is_ready.is_set()
 
     async def start(self) -> None:
-        """Connect and subscribe; from then on the connection comes back by itself.
+        """Connect and subscribe; from then on the connection comes back by itself. May be tried again after an error.
 
         Raises:
             TransportError: the broker refused the user, or did not answer in time. It names broker and user.
         """
         self._loop = asyncio.get_running_loop()
+        self._is_closed, self._refusal = False, None
         self._tasks = [
             asyncio.create_task(self._keep_connected(), name=f"connect {self.login}"),
             asyncio.create_task(self._keep_alive(), name=f"keep {self.login} alive"),
@@ -140,6 +142,7 @@ class MqttConnection:
         ready = asyncio.create_task(self._is_ready.wait())
         await asyncio.wait([ready, self._tasks[0]], timeout=START_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)
         if self.is_ready:
+            self._is_started = True
             return
         ready.cancel()
         await self.close(is_final=False)
@@ -208,7 +211,8 @@ class MqttConnection:
                 low, high = self._backoff_s
                 await asyncio.sleep(self._generator.uniform(0, min(high, low * 2**attempt)))
                 attempt = min(attempt + 1, 16)
-        self._on_fatal(self._refusal)
+        if self._is_started:
+            self._on_fatal(self._refusal)
 
     def _on_task_done(self, task: asyncio.Task[None]) -> None:
         """A task that fails by our own fault must not leave the reader waiting."""

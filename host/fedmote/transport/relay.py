@@ -173,9 +173,9 @@ class Relay:
         self._link.set_max_body(id, max_body)
 
     async def start(self) -> None:
-        """Open the port; the way up is opened when the device first says hello."""
-        self._task = asyncio.create_task(self._pass_on(), name=f"relay {self.id}")
+        """Open the port; the way up is opened when the device first says hello. May be tried again after an error."""
         await self._link.start()
+        self._task = asyncio.create_task(self._pass_on(), name=f"relay {self.id}")
 
     async def send(self, id: str, channel: Channel, message: Message) -> None:
         """Send to the device on the cell channel; see `Transport`."""

@@ -75,9 +75,13 @@ class Actor:
     acks: list = field(default_factory=list)
     blob_of: object = None
     max_body: int = 512
+    tensors: dict = field(default_factory=lambda: TENSORS)
+    head: tuple = HEAD
+    activations: tuple = ("act", "input")
 
     async def run(self, network):
         self.end = network.participant(self.id)
+        await self.end.start()
         self.end.set_max_body(self.id, 8192)  # what the coordinator takes
         await self.hello()
         while True:
@@ -162,10 +166,11 @@ class Actor:
         text = b"".join(self.blobs) + f"{self.plan['seed']}/{self.id}".encode()
         generator = np.random.default_rng(zlib.crc32(text))
         if self.role is Role.DEVICE:
-            return encode_head_update(generator.normal(size=8).astype(np.float32))
-        tensors = {name: generator.normal(size=values.shape).astype(np.float32) for name, values in TENSORS.items()}
-        tensors["range/act"] = np.array([-generator.random(), 2.0 + generator.random()], np.float32)
-        tensors["range/input"] = np.array([-9.0, 9.0], np.float32)  # frozen: must not count
+            size = sum(self.tensors[name].size for name in self.head)
+            return encode_head_update(generator.normal(size=size).astype(np.float32))
+        tensors = {name: generator.normal(size=values.shape).astype(np.float32) for name, values in self.tensors.items()}
+        for name in self.activations:  # what is said of the input must not count: its range is frozen
+            tensors[f"range/{name}"] = np.array([-generator.random(), 2.0 + generator.random()], np.float32)
         return dump_safetensors(tensors)
 
 

@@ -169,6 +169,28 @@ def test_a_broker_that_is_not_there_is_told_in_time(kit, monkeypatch):
     kit.run(story())
 
 
+def test_a_start_that_failed_can_be_tried_again(kit, broker, monkeypatch):
+    monkeypatch.setattr("fedmote.transport.mqtt_connection.START_TIMEOUT_S", 0.2)
+    partner = broker.password("phone-1")
+    broker.kill9()
+
+    async def story():
+        end = PartnerMqtt(broker.url, "lab", "phone-1", [], partner)
+        with pytest.raises(TransportError, match="phone-1"):
+            await end.start()
+        broker.start()
+        monkeypatch.setattr("fedmote.transport.mqtt_connection.START_TIMEOUT_S", 10.0)
+        await end.start()
+        coordinator = coordinator_of(broker)
+        await coordinator.start()
+        await end.send("phone-1", UP, kit.wait(1))
+        assert (await receive(kit, coordinator, Kind.WAIT)).id == "phone-1"
+        for part in (end, coordinator):
+            await part.close()
+
+    kit.run(story())
+
+
 def test_clients_come_back_after_the_broker_was_killed_and_forgot_everything(kit, broker):
     async def story():
         coordinator, partner = coordinator_of(broker), partner_of(broker)

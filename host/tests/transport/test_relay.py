@@ -6,29 +6,45 @@ from __future__ import annotations
 import cbor2
 import pytest
 
-from fedmote.config import BrokerConfig, PartnerConfig, PartnerDevice
+from fedmote.config import Credentials, load
 from fedmote.errors import TransportError
 from fedmote.transport import link
-from fedmote.transport.cell import partner_transport
-from fedmote.transport.link import LinkServer
-from fedmote.transport.mqtt import CoordinatorMqtt
+from fedmote.transport.base import Inbox
+from fedmote.transport.link import LinkServer, SerialLink
+from fedmote.transport.mqtt import CoordinatorMqtt, PartnerMqtt
+from fedmote.transport.relay import Relay
 from fedmote.wire.codec import Message, encode
 from fedmote.wire.schema import Channel, Kind, Status
 
 UP = Channel.COORDINATOR
 
 
-def partner_config(tmp_path, device, *, broker=None, coordinator=None) -> PartnerConfig:
-    credentials = broker.files.credentials_file("board-1") if broker else None
-    return PartnerConfig(
-        id="phone-1",
-        site="lab",
-        model="pkg.module:build",
-        state_directory=tmp_path,
-        broker=BrokerConfig(broker.url, "phone-1", broker.files.password_file("phone-1")) if broker else None,
-        coordinator=coordinator,
-        devices=(PartnerDevice("board-1", "serial", device.path, credentials_file=credentials),),
-    )
+class Cell:
+    """A partner as its program is put together: its own way up and a relay, with one inbox."""
+
+    def __init__(self, device, *, broker=None, coordinator=None) -> None:
+        self.inbox = Inbox()
+        if broker is not None:
+            credentials = load(Credentials, broker.files.credentials_file("board-1"))
+            self.own = PartnerMqtt(broker.url, "lab", "phone-1", [], broker.password("phone-1"), inbox=self.inbox)
+            self.relay = Relay("board-1", device.path, broker_url=broker.url, credentials=credentials, inbox=self.inbox)
+        else:
+            self.own = SerialLink(coordinator, "phone-1", self.inbox)
+            self.relay = Relay("board-1", device.path, coordinator_url=coordinator, inbox=self.inbox)
+
+    async def start(self) -> None:
+        await self.own.start()
+        await self.relay.start()
+
+    async def send(self, id, channel, message) -> None:
+        await (self.relay if channel is Channel.CELL else self.own).send(id, channel, message)
+
+    async def receive(self):
+        return await self.inbox.get()
+
+    async def close(self) -> None:
+        await self.relay.close()
+        await self.own.close()
 
 
 async def next_of(kit, coordinator, id: str, kind: Kind):
@@ -39,12 +55,12 @@ async def next_of(kit, coordinator, id: str, kind: Kind):
 
 
 @pytest.mark.broker
-def test_a_serial_device_is_relayed_to_the_broker_unopened(kit, broker, tmp_path):
+def test_a_serial_device_is_relayed_to_the_broker_unopened(kit, broker):
     async def story():
         coordinator = CoordinatorMqtt(broker.url, "lab", "coordinator", broker.password("coordinator"))
         await coordinator.start()
         device = kit.FakeDevice()
-        cell = partner_transport(partner_config(tmp_path, device, broker=broker))
+        cell = Cell(device, broker=broker)
         await cell.start()
         newer = encode(kit.hello("board-1", boot=77))
         newer = cbor2.dumps(cbor2.loads(newer) | {500: [1, "later"]}, canonical=True)
@@ -77,12 +93,12 @@ def test_a_serial_device_is_relayed_to_the_broker_unopened(kit, broker, tmp_path
 
 
 @pytest.mark.broker
-def test_a_device_that_booted_again_is_born_again(kit, broker, tmp_path):
+def test_a_device_that_booted_again_is_born_again(kit, broker):
     async def story():
         coordinator = CoordinatorMqtt(broker.url, "lab", "coordinator", broker.password("coordinator"))
         await coordinator.start()
         device = kit.FakeDevice()
-        cell = partner_transport(partner_config(tmp_path, device, broker=broker))
+        cell = Cell(device, broker=broker)
         await cell.start()
         for boot in (1, 2):
             device.send(kit.hello("board-1", boot))
@@ -95,12 +111,12 @@ def test_a_device_that_booted_again_is_born_again(kit, broker, tmp_path):
 
 
 @pytest.mark.broker
-def test_a_relay_comes_back_after_the_broker_forgot_everything(kit, broker, tmp_path):
+def test_a_relay_comes_back_after_the_broker_forgot_everything(kit, broker):
     async def story():
         coordinator = CoordinatorMqtt(broker.url, "lab", "coordinator", broker.password("coordinator"))
         await coordinator.start()
         device = kit.FakeDevice()
-        cell = partner_transport(partner_config(tmp_path, device, broker=broker))
+        cell = Cell(device, broker=broker)
         await cell.start()
         device.send(kit.hello("board-1"))
         await next_of(kit, coordinator, "board-1", Kind.HELLO)
@@ -116,12 +132,12 @@ def test_a_relay_comes_back_after_the_broker_forgot_everything(kit, broker, tmp_
     kit.run(story())
 
 
-def test_a_serial_device_is_relayed_to_a_listening_coordinator(kit, tmp_path):
+def test_a_serial_device_is_relayed_to_a_listening_coordinator(kit):
     async def story():
         server = LinkServer("tcp://127.0.0.1:0")
         await server.start()
         device = kit.FakeDevice()
-        cell = partner_transport(partner_config(tmp_path, device, coordinator=server.url))
+        cell = Cell(device, coordinator=server.url)
         await cell.start()
         await cell.send("phone-1", UP, kit.hello("phone-1"))
         device.send(kit.hello("board-1"))
@@ -142,14 +158,14 @@ def test_a_serial_device_is_relayed_to_a_listening_coordinator(kit, tmp_path):
     kit.run(story())
 
 
-def test_a_relayed_device_is_known_again_after_the_coordinator_restarted(kit, tmp_path, monkeypatch):
+def test_a_relayed_device_is_known_again_after_the_coordinator_restarted(kit, monkeypatch):
     monkeypatch.setattr(link, "REOPEN_S", 0.01)
 
     async def story():
         server = LinkServer("tcp://127.0.0.1:0")
         await server.start()
         device = kit.FakeDevice()
-        cell = partner_transport(partner_config(tmp_path, device, coordinator=server.url))
+        cell = Cell(device, coordinator=server.url)
         await cell.start()
         device.send(kit.hello("board-1"))
         await kit.soon(server.receive())
@@ -164,19 +180,19 @@ def test_a_relayed_device_is_known_again_after_the_coordinator_restarted(kit, tm
     kit.run(story())
 
 
-def test_another_device_on_the_line_does_not_speak_under_the_first_ones_name(kit, tmp_path):
+def test_another_device_on_the_line_does_not_speak_under_the_first_ones_name(kit):
     async def story():
         server = LinkServer("tcp://127.0.0.1:0")
         await server.start()
         device = kit.FakeDevice()
-        cell = partner_transport(partner_config(tmp_path, device, coordinator=server.url))
+        cell = Cell(device, coordinator=server.url)
         await cell.start()
         device.send(kit.hello("board-9"))
         device.send(kit.wait(1))
         device.send(kit.samples(1), Channel.CELL)
         device.send(kit.hello("board-1"))
         assert (await kit.soon(server.receive())).message == kit.hello("board-1")
-        assert cell.errors == {Status.NOT_EXPECTED: 1}
+        assert cell.relay.errors == {Status.NOT_EXPECTED: 1}
         await cell.close()
         await server.close()
         device.unplug()
@@ -184,16 +200,20 @@ def test_another_device_on_the_line_does_not_speak_under_the_first_ones_name(kit
     kit.run(story())
 
 
-def test_a_partner_with_an_unopenable_port_starts_nothing(kit, tmp_path):
+def test_a_relay_whose_port_appears_later_can_be_started_again(kit, tmp_path):
     async def story():
         server = LinkServer("tcp://127.0.0.1:0")
         await server.start()
-        missing = kit.FakeDevice()
-        missing.path = "/dev/nothing"
-        cell = partner_transport(partner_config(tmp_path, missing, coordinator=server.url))
-        with pytest.raises(TransportError, match="/dev/nothing"):
-            await cell.start()
-        missing.unplug()
+        path = tmp_path / "by-id"
+        relay = Relay("board-1", str(path), coordinator_url=server.url)
+        with pytest.raises(TransportError, match="by-id"):
+            await relay.start()
+        device = kit.FakeDevice(path)
+        await relay.start()
+        device.send(kit.hello("board-1"))
+        assert (await kit.soon(server.receive())).id == "board-1"
+        await relay.close()
         await server.close()
+        device.unplug()
 
     kit.run(story())

@@ -1,0 +1,254 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Configurations: what is accepted, what is refused and how the message helps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fedmote.config import (
+    BadValueError,
+    BrokerConfig,
+    CellConfig,
+    CoordinatorConfig,
+    Credentials,
+    PartnerConfig,
+    StrategyConfig,
+    load,
+    load_with_origins,
+)
+from fedmote.config.table import MAX_IDENTIFIER_BYTES, Bounds, rules_of
+from fedmote.errors import ConfigError
+from fedmote.wire.schema import FIELDS, LIMIT_IDENTIFIER
+
+COORDINATOR = """
+listen = "tcp://127.0.0.1:7310"
+
+[run]
+site = "lab"
+name = "first"
+state_directory = "state"
+partition_directory = "/models/kws"
+
+[strategy]
+form = "simultaneous"
+alpha = 4
+
+[[cells]]
+name = "one"
+devices = ["board-1", "board-2"]
+partner = "phone-1"
+
+[[cells]]
+name = "two"
+devices = ["board-3"]
+"""
+PARTNER = """
+id = "phone-1"
+site = "lab"
+model = "package.module:build"
+state_directory = "state"
+
+[broker]
+url = "mqtt://127.0.0.1:1883"
+username = "phone-1"
+password_file = "phone-1.password"
+
+[[devices]]
+id = "board-1"
+
+[[devices]]
+id = "board-2"
+link = "serial"
+port = "/dev/serial/by-id/x"
+credentials_file = "board-2.toml"
+"""
+
+
+@pytest.fixture
+def written(tmp_path):
+    """Writes a file, loads it."""
+
+    def write(kind, text: str, *overrides: str, environment=None):
+        path = tmp_path / "file.toml"
+        path.write_text(text, encoding="utf-8")
+        return load(kind, path, overrides, environment)
+
+    return write
+
+
+def refusal(written, kind, text: str, *overrides: str, environment=None) -> str:
+    with pytest.raises(ConfigError) as caught:
+        written(kind, text, *overrides, environment=environment)
+    return str(caught.value)
+
+
+def test_a_coordinator_file_gives_the_frozen_tables(written, tmp_path):
+    config = written(CoordinatorConfig, COORDINATOR)
+    assert (config.run.site, config.run.rounds, config.strategy.form, config.strategy.alpha) == ("lab", 10, "simultaneous", 4.0)
+    assert config.run.state_directory == tmp_path / "state"
+    assert config.run.partition_directory == Path("/models/kws")
+    assert config.cells == (CellConfig("one", ("board-1", "board-2"), "phone-1"), CellConfig("two", ("board-3",)))
+    assert set(config.devices) == {"board-1", "board-2", "board-3"}
+    assert config.partners == {"phone-1": config.cells[0]}
+    with pytest.raises(AttributeError):
+        config.run.rounds = 3
+
+
+def test_a_partner_file_gives_the_frozen_tables(written, tmp_path):
+    config = written(PartnerConfig, PARTNER)
+    assert [device.link for device in config.devices] == ["mqtt", "serial"]
+    assert config.devices[1].credentials_file == tmp_path / "board-2.toml"
+    (tmp_path / "phone-1.password").write_text("canary\n")
+    assert config.broker.password() == "canary"
+
+
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        (("rounds = 3", "ronds = 3"), ("run", "'ronds'", "rounds")),
+        (("site", "rounds = 0\nsite"), ("run.rounds", "found 0", "from 1 to 1000000")),
+        (("site", "rounds = 1.5\nsite"), ("run.rounds", "found 1.5", "an integer")),
+        (("site", "rounds = true\nsite"), ("run.rounds", "found True", "an integer")),
+        (('"lab"', '"Lab"'), ("run.site", "'Lab'", "a-z")),
+        (('name = "first"', ""), ("run.name", "nothing", "required")),
+        (('"simultaneous"', '"both"'), ("strategy.form", "'both'", "'alternating', 'simultaneous'")),
+        (("alpha = 4", "momentum = 1"), ("strategy.momentum", "1.0", "less than 1")),
+        (("alpha = 4", "alpha = nan"), ("strategy.alpha", "nan")),
+        (("alpha = 4", "learning_rate = 'fast'"), ("strategy.learning_rate", "'fast'", "a number")),
+        (('"board-3"', '"board 3"'), ("cells.1.devices", "'board 3'")),
+        (('["board-3"]', '"board-3"'), ("cells.1.devices", "a list of a text")),
+        (('["board-3"]', "[3]"), ("cells.1.devices.0", "found 3", "a text")),
+        (('"board-3"', '"board-1"'), ("cells", "board-1", "more than once")),
+        (('["board-3"]', "[]"), ("cell two", "neither")),
+        (('"tcp://127.0.0.1:7310"', '"127.0.0.1"'), ("listen", "tcp://host:port")),
+        (("listen", "# listen"), ("is needed", "broker", "listen")),
+        (("[strategy]", "[strategy"), ("not TOML", "line")),
+        (("[strategy]", "[stratagem]"), ("top level", "'stratagem'", "strategy")),
+        (("[run]", "[[run]]"), ("run", "a table")),
+    ],
+)
+def test_a_mistake_is_named_with_file_key_value_and_expectation(written, change, parts):
+    text = COORDINATOR.replace('name = "first"', 'name = "first"\nrounds = 3') if change[0] == "rounds = 3" else COORDINATOR
+    assert change[0] in text
+    message = refusal(written, CoordinatorConfig, text.replace(*change, 1))
+    assert "file.toml" in message
+    for part in parts:
+        assert part in message
+
+
+def test_errors_carry_their_data(written):
+    with pytest.raises(BadValueError) as caught:
+        written(CoordinatorConfig, COORDINATOR, "windows.report_s=-1")
+    error = caught.value
+    assert (error.source, error.key, error.found) == ("--set", "windows.report_s", -1.0)
+    assert error.exit_code == 2
+
+
+def test_environment_and_set_override_the_file_in_this_order(written):
+    environment = {"FEDMOTE_CONFIG__RUN__ROUNDS": "5", "FEDMOTE_CONFIG__RUN__SEED": "8", "HOME": "/"}
+    config = written(CoordinatorConfig, COORDINATOR, "run.rounds=7", "cells.0.partner=phone-9", environment=environment)
+    assert (config.run.rounds, config.run.seed, config.cells[0].partner) == (7, 8, "phone-9")
+
+
+def test_an_overriding_list_replaces_the_file_s_list(written):
+    config = written(CoordinatorConfig, COORDINATOR, 'cells.0.devices=["board-8", "board-9"]', "run.state_directory=elsewhere")
+    assert config.cells[0].devices == ("board-8", "board-9")
+    assert config.run.state_directory == Path("elsewhere")
+
+
+@pytest.mark.parametrize("override", ["run.rounds", "=3", "run.rounds.deep=3", "cells.7.name=x", "run=3", "strategy.alpha="])
+def test_an_override_that_fits_nowhere_is_refused(written, override):
+    assert refusal(written, CoordinatorConfig, COORDINATOR, override)
+
+
+def test_every_value_has_an_origin(tmp_path):
+    path = tmp_path / "coordinator.toml"
+    path.write_text(COORDINATOR, encoding="utf-8")
+    loaded = load_with_origins(CoordinatorConfig, path, ["run.rounds=3"], {"FEDMOTE_CONFIG__RUN__SEED": "8"})
+    shown = {line.key: (line.value, line.origin) for line in loaded.effective()}
+    assert shown["run.rounds"] == ("3", "--set")
+    assert shown["run.seed"] == ("8", "environment")
+    assert shown["strategy.form"] == ('"simultaneous"', "file")
+    assert shown["strategy.beta"] == ("3.0", "default")
+    assert shown["cells.1.devices"] == ('["board-3"]', "file")
+    assert shown["broker"] == ("none", "default")
+
+
+def test_a_secret_is_in_no_listing_no_repr_and_no_error(tmp_path, written):
+    text = 'id = "board-1"\nsite = "lab"\nusername = "board-1"\npassword = "canary"\n'
+    path = tmp_path / "credentials.toml"
+    path.write_text(text, encoding="utf-8")
+    loaded = load_with_origins(Credentials, path)
+    assert loaded.config.password == "canary"
+    shown = repr(loaded.config) + "".join(line.value for line in loaded.effective())
+    assert "canary" not in shown
+    for wrong in (text.replace("password", "passwrod"), text.replace('"canary"', '["canary"]')):
+        assert "canary" not in refusal(written, Credentials, wrong)
+
+
+def test_a_password_written_into_a_broker_table_is_refused_and_not_repeated(written):
+    message = refusal(written, PartnerConfig, PARTNER.replace('password_file = "phone-1.password"', 'password = "canary"'))
+    assert "'password'" in message
+    assert "canary" not in message
+
+
+def test_a_password_comes_from_the_file_or_the_environment_by_name(tmp_path):
+    broker = BrokerConfig("mqtt://host", "me", password_environment="MY_PASSWORD")
+    assert broker.password({"MY_PASSWORD": "canary"}) == "canary"
+    with pytest.raises(ConfigError, match="MY_PASSWORD"):
+        broker.password({})
+    with pytest.raises(ConfigError, match="nowhere"):
+        BrokerConfig("mqtt://host", "me", tmp_path / "nowhere").password()
+    (tmp_path / "empty").write_text("\n")
+    with pytest.raises(ConfigError, match="empty"):
+        BrokerConfig("mqtt://host", "me", tmp_path / "empty").password()
+    with pytest.raises(ConfigError, match="exactly one"):
+        BrokerConfig("mqtt://host", "me")
+    with pytest.raises(ConfigError, match="mqtts"):
+        BrokerConfig("http://host", "me", tmp_path / "x")
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        (('port = "/dev/serial/by-id/x"\n', ""), "port"),
+        (('id = "board-1"\n', 'id = "board-1"\nport = "/dev/x"\n'), "port"),
+        (('credentials_file = "board-2.toml"\n', ""), "credentials_file"),
+        (('id = "board-1"', 'id = "board-2"'), "more than once"),
+        (('"package.module:build"', '"package.module"'), "package.module:function"),
+        (('site = "lab"', 'site = "lab"\ncoordinator = "tcp://h:1"'), "exactly one"),
+        (('link = "serial"', 'link = "radio"'), "'mqtt', 'serial'"),
+    ],
+)
+def test_a_partner_that_could_not_work_is_refused_at_once(written, change, part):
+    assert change[0] in PARTNER
+    assert part in refusal(written, PartnerConfig, PARTNER.replace(*change, 1))
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"nowhere\.toml"):
+        load(CoordinatorConfig, tmp_path / "nowhere.toml")
+    (tmp_path / "latin.toml").write_bytes(b'name = "\xff"')
+    with pytest.raises(ConfigError, match=r"latin\.toml"):
+        load(CoordinatorConfig, tmp_path / "latin.toml")
+
+
+def test_tables_made_in_code_keep_the_same_rules():
+    with pytest.raises(BadValueError, match="epochs"):
+        StrategyConfig(epochs=33)
+    with pytest.raises(BadValueError, match="devices"):
+        CellConfig("one", ("Board",))
+
+
+def test_the_bounds_of_a_strategy_are_those_of_the_wire_schema():
+    factors = {"alpha": 1000, "beta": 1000, "gamma": 1000, "gain": 1000, "learning_rate": 10**6, "momentum": 10**6}
+    names = {1000: "_milli", 10**6: "_micro"}
+    for name in ("alpha", "beta", "gamma", "gamma_order", "gain", "epochs", "batch", "learning_rate", "momentum", "max_send"):
+        (bounds,) = (rule for rule in rules_of(StrategyConfig)[name] if isinstance(rule, Bounds))
+        factor = factors.get(name, 1)
+        field = FIELDS[name + names.get(factor, "")]
+        high = bounds.high * factor - (1 if bounds.is_high_open else 0)
+        assert (bounds.low * factor, high) == (field.low, field.high), name
+    assert MAX_IDENTIFIER_BYTES == LIMIT_IDENTIFIER
