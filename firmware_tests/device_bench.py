@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -79,11 +80,12 @@ class Info(ctypes.Structure):
 
 @functools.cache
 def library() -> ctypes.CDLL:
-    """The whole SDK with UBSan, in the configuration of these tests."""
+    """The whole SDK with UBSan, and with what FEDMOTE_SANITIZE names, in the configuration of these tests."""
     sources = [*sorted((SDK / "src").glob("*.c")), *sorted((SDK / "src" / "kernels").glob("*.c"))]
-    flags = ["-O1", "-shared", "-fPIC", "-fsanitize=undefined", "-fno-sanitize-recover=all", f"-DFEDMOTE_BODY_MAX={BODY_MAX}",
-             "-DFEDMOTE_MACS_PER_STEP=300"]  # fmt: skip
-    lib = ctypes.CDLL(str(compile_c("libdevice.so", sources, flags)))
+    sanitizers = ",".join(["undefined", *filter(None, [os.environ.get("FEDMOTE_SANITIZE")])])
+    flags = ["-O1", "-shared", "-fPIC", f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all"]
+    configuration = [f"-DFEDMOTE_BODY_MAX={BODY_MAX}", "-DFEDMOTE_MACS_PER_STEP=300"]
+    lib = ctypes.CDLL(str(compile_c("libdevice.so", sources, flags + configuration)))
     lib.fedmote_wake_ms.restype = ctypes.c_uint32
     lib.fedmote_link_bytes.restype = ctypes.c_uint32
     return lib
@@ -155,7 +157,8 @@ class Device:
     """
 
     def __init__(self, x: np.ndarray, y: np.ndarray, arena_bytes: int = 16384, link: str = "serial", *,
-                 identifier: str = "board-1", is_sending: bool = True, has_hash: bool = True, flash: FlashModel | None = None,
+                 identifier: str = "board-1", site: str = "lab", board: str = "bench",
+        username: str | None = None, is_sending: bool = True, has_hash: bool = True, flash: FlashModel | None = None,
                  seed: int = 1, password: str | None = None, keep_alive_s: int = 0) -> None:  # fmt: skip
         self.x, self.y = np.ascontiguousarray(x, np.int8), y
         self.rx, self.tx = bytearray(), bytearray()
@@ -171,8 +174,8 @@ class Device:
         self.arena_bytes, self.id = arena_bytes, identifier
         self._port = Port(None, *self._bind(has_hash))
         link_address = ctypes.addressof(ctypes.c_char.in_dll(library(), f"fedmote_{link}_link"))
-        self._identity = Identity(identifier.encode(), b"lab", b"bench", link_address, None,
-                                  password.encode() if password else None, keep_alive_s, is_sending)  # fmt: skip
+        texts = [text.encode() if text is not None else None for text in (identifier, site, board, username, password)]
+        self._identity = Identity(*texts[:3], link_address, *texts[3:], keep_alive_s, is_sending)
         self.boot()
 
     def boot(self) -> None:

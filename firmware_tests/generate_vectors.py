@@ -35,52 +35,149 @@ RUN = bytes.fromhex("0102030405060708")
 HASH = bytes(range(32))
 
 GOOD: list[tuple[str, Kind, dict[str, int | str | bytes]]] = [
-    ("hello, required fields", Kind.HELLO, dict(
-        device="board-1", role=1, boot=0xDEADBEEF, protocol=1, board="stm32f405", sdk="0.1.0", max_body=529)),
-    ("hello, all fields", Kind.HELLO, dict(
-        device="a" * 32, role=2, boot=0, protocol=255, board="b" * 32, sdk="s" * 64, max_body=65535, run=RUN, round=7,
-        arena_bytes=49152, slot_bytes=24576, num_samples=256, model_hash=HASH, frame_errors=3)),
-    ("wait", Kind.WAIT, dict(wait_ms=1500)),
-    ("wait, empty reason", Kind.WAIT, dict(wait_ms=0, reason="")),
-    ("wait, reason of two-byte letters", Kind.WAIT, dict(wait_ms=4294967295, reason="später")),
-    ("plan, required fields", Kind.PLAN, dict(
-        run=RUN, round=1, phase=3, version=0, remaining_ms=60000, model_hash=HASH, model_handle=0x01020304, model_size=20480,
-        seed=42, epochs=5, batch=16, learning_rate_micro=50000, momentum_micro=900000)),
-    ("plan, all fields", Kind.PLAN, dict(
-        run=RUN, round=4294967295, phase=1, version=9, remaining_ms=0, model_hash=HASH, model_handle=1, model_size=2, seed=3,
-        epochs=32, batch=1024, learning_rate_micro=10000000, momentum_micro=999999, attempt=65535, head_handle=7, head_size=2600,
-        head_crc=0xFFFFFFFF, alpha_milli=1000000, beta_milli=3000, gamma_milli=0, gamma_order=1, gain_milli=1000,
-        is_sending_samples=1, max_send=64)),
-    ("get", Kind.GET, dict(handle=5, offset=16384, chunk=512, mask=0xFFFFFFFF)),
-    ("data", Kind.DATA, dict(handle=5, offset=65536, data=bytes(range(40)))),
-    ("data, empty", Kind.DATA, dict(handle=0, offset=0, data=b"")),
-    ("data, 300 bytes", Kind.DATA, dict(handle=23, offset=24, data=bytes(300))),
-    ("report, required fields", Kind.REPORT, dict(
-        handle=1, run=RUN, round=2, size=2611, crc=0x89ABCDEF, num_examples=100, version=4)),
-    ("report, all fields", Kind.REPORT, dict(
-        handle=1, run=RUN, round=2, size=2611, crc=0x89ABCDEF, num_examples=100, version=4, attempt=1, discarded=12, trained=500,
-        sent=40, loss_micro=2302585, loss_after_micro=1000, arena_used_bytes=49152)),
-    ("samples", Kind.SAMPLES, dict(handle=255, run=RUN, round=256, size=65535, crc=65536, count=24, input_bytes=64)),
-    ("ack", Kind.ACK, dict(handle=1, run=RUN, round=2)),
-    ("refuse, status only", Kind.REFUSE, dict(status=30)),
-    ("refuse, all fields", Kind.REFUSE, dict(status=255, handle=9, run=RUN, round=3, reason="r" * 64)),
-    ("state", Kind.STATE, dict(boot=1, is_online=0)),
-]  # fmt: skip
+    (
+        "hello, required fields",
+        Kind.HELLO,
+        {
+            "device": "board-1",
+            "role": 1,
+            "boot": 0xDEADBEEF,
+            "protocol": 1,
+            "board": "stm32f405",
+            "sdk": "0.1.0",
+            "max_body": 529,
+        },
+    ),
+    (
+        "hello, all fields",
+        Kind.HELLO,
+        {
+            "device": "a" * 32,
+            "role": 2,
+            "boot": 0,
+            "protocol": 255,
+            "board": "b" * 32,
+            "sdk": "s" * 64,
+            "max_body": 65535,
+            "run": RUN,
+            "round": 7,
+            "arena_bytes": 49152,
+            "slot_bytes": 24576,
+            "num_samples": 256,
+            "model_hash": HASH,
+            "frame_errors": 3,
+        },
+    ),
+    ("wait", Kind.WAIT, {"wait_ms": 1500}),
+    ("wait, empty reason", Kind.WAIT, {"wait_ms": 0, "reason": ""}),
+    ("wait, reason of two-byte letters", Kind.WAIT, {"wait_ms": 4294967295, "reason": "später"}),
+    (
+        "plan, required fields",
+        Kind.PLAN,
+        {
+            "run": RUN,
+            "round": 1,
+            "phase": 3,
+            "version": 0,
+            "remaining_ms": 60000,
+            "model_hash": HASH,
+            "model_handle": 0x01020304,
+            "model_size": 20480,
+            "seed": 42,
+            "epochs": 5,
+            "batch": 16,
+            "learning_rate_micro": 50000,
+            "momentum_micro": 900000,
+        },
+    ),
+    (
+        "plan, all fields",
+        Kind.PLAN,
+        {
+            "run": RUN,
+            "round": 4294967295,
+            "phase": 1,
+            "version": 9,
+            "remaining_ms": 0,
+            "model_hash": HASH,
+            "model_handle": 1,
+            "model_size": 2,
+            "seed": 3,
+            "epochs": 32,
+            "batch": 1024,
+            "learning_rate_micro": 10000000,
+            "momentum_micro": 999999,
+            "attempt": 65535,
+            "head_handle": 7,
+            "head_size": 2600,
+            "head_crc": 0xFFFFFFFF,
+            "alpha_milli": 1000000,
+            "beta_milli": 3000,
+            "gamma_milli": 0,
+            "gamma_order": 1,
+            "gain_milli": 1000,
+            "is_sending_samples": 1,
+            "max_send": 64,
+        },
+    ),
+    ("get", Kind.GET, {"handle": 5, "offset": 16384, "chunk": 512, "mask": 0xFFFFFFFF}),
+    ("data", Kind.DATA, {"handle": 5, "offset": 65536, "data": bytes(range(40))}),
+    ("data, empty", Kind.DATA, {"handle": 0, "offset": 0, "data": b""}),
+    ("data, 300 bytes", Kind.DATA, {"handle": 23, "offset": 24, "data": bytes(300)}),
+    (
+        "report, required fields",
+        Kind.REPORT,
+        {"handle": 1, "run": RUN, "round": 2, "size": 2611, "crc": 0x89ABCDEF, "num_examples": 100, "version": 4},
+    ),
+    (
+        "report, all fields",
+        Kind.REPORT,
+        {
+            "handle": 1,
+            "run": RUN,
+            "round": 2,
+            "size": 2611,
+            "crc": 0x89ABCDEF,
+            "num_examples": 100,
+            "version": 4,
+            "attempt": 1,
+            "discarded": 12,
+            "trained": 500,
+            "sent": 40,
+            "loss_micro": 2302585,
+            "loss_after_micro": 1000,
+            "arena_used_bytes": 49152,
+        },
+    ),
+    (
+        "samples",
+        Kind.SAMPLES,
+        {"handle": 255, "run": RUN, "round": 256, "size": 65535, "crc": 65536, "count": 24, "input_bytes": 64},
+    ),
+    ("ack", Kind.ACK, {"handle": 1, "run": RUN, "round": 2}),
+    ("refuse, status only", Kind.REFUSE, {"status": 30}),
+    ("refuse, all fields", Kind.REFUSE, {"status": 255, "handle": 9, "run": RUN, "round": 3, "reason": "r" * 64}),
+    ("state", Kind.STATE, {"boot": 1, "is_online": 0}),
+]
 
 # Extensions of a newer peer: (name, kind, hex, fields that remain).
 EXTENDED: list[tuple[str, Kind, str, dict[str, int | str | bytes]]] = [
-    ("unknown key behind", Kind.WAIT, "a2181805186301", dict(wait_ms=5)),
-    ("unknown key with a 64-bit number", Kind.WAIT, "a21818051b000000010000000000", dict(wait_ms=5)),
-    ("known key that the kind does not list", Kind.WAIT, "a20101181805", dict(wait_ms=5)),
-    ("unlisted known key of another type", Kind.WAIT, "a20160181805", dict(wait_ms=5)),
-    ("unknown key zero", Kind.WAIT, "a20020181805", dict(wait_ms=5)),
-    ("unknown array, four deep", Kind.WAIT, "a21818051863818181" + "8101", dict(wait_ms=5)),
-    ("unknown map, tags, text, bytes, floats", Kind.WAIT,
-     "a6" + "181805" + "1863a20102206161" + "1864c11a00010000" + "1865f93c00" + "1866fb3ff0000000000000" + "1867f6", dict(wait_ms=5)),
-    ("unknown simple value of two bytes", Kind.WAIT, "a21818051863f820", dict(wait_ms=5)),
-    ("unknown text that is no UTF-8", Kind.WAIT, "a2181805186361ff", dict(wait_ms=5)),
-    ("three unknown array items of a map inside an array", Kind.WAIT, "a2181805186383a1018001" + "80", dict(wait_ms=5)),
-]  # fmt: skip
+    ("unknown key behind", Kind.WAIT, "a2181805186301", {"wait_ms": 5}),
+    ("unknown key with a 64-bit number", Kind.WAIT, "a21818051b000000010000000000", {"wait_ms": 5}),
+    ("known key that the kind does not list", Kind.WAIT, "a20101181805", {"wait_ms": 5}),
+    ("unlisted known key of another type", Kind.WAIT, "a20160181805", {"wait_ms": 5}),
+    ("unknown key zero", Kind.WAIT, "a20020181805", {"wait_ms": 5}),
+    ("unknown array, four deep", Kind.WAIT, "a21818051863818181" + "8101", {"wait_ms": 5}),
+    (
+        "unknown map, tags, text, bytes, floats",
+        Kind.WAIT,
+        "a6" + "181805" + "1863a20102206161" + "1864c11a00010000" + "1865f93c00" + "1866fb3ff0000000000000" + "1867f6",
+        {"wait_ms": 5},
+    ),
+    ("unknown simple value of two bytes", Kind.WAIT, "a21818051863f820", {"wait_ms": 5}),
+    ("unknown text that is no UTF-8", Kind.WAIT, "a2181805186361ff", {"wait_ms": 5}),
+    ("three unknown array items of a map inside an array", Kind.WAIT, "a2181805186383a1018001" + "80", {"wait_ms": 5}),
+]
 
 BAD: list[tuple[str, int, str, str]] = [
     ("nothing", Kind.WAIT, "", "truncated"),
@@ -182,11 +279,11 @@ def messages() -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
     for name, kind, fields in GOOD:
         body = cbor2.dumps({FIELDS[key].key: value for key, value in fields.items()}, canonical=True)
-        rows.append(dict(name=name, kind=int(kind), hex=body.hex(), status="ok", fields=describe(fields)))
+        rows.append({"name": name, "kind": int(kind), "hex": body.hex(), "status": "ok", "fields": describe(fields)})
     for name, kind, text, fields in EXTENDED:
         cbor2.loads(bytes.fromhex(text)) if "no UTF-8" not in name else None
-        rows.append(dict(name=name, kind=int(kind), hex=text, status="ok", fields=describe(fields)))
-    rows.extend(dict(name=name, kind=int(kind), hex=text, status=status) for name, kind, text, status in BAD)
+        rows.append({"name": name, "kind": int(kind), "hex": text, "status": "ok", "fields": describe(fields)})
+    rows.extend({"name": name, "kind": int(kind), "hex": text, "status": status} for name, kind, text, status in BAD)
     return rows
 
 
@@ -206,17 +303,45 @@ def frames() -> list[dict[str, object]]:
         number = sequence & 0xFFFF
         channel, kind = sequence % 2, 1 + sequence % 10
         good = frame(channel, kind, number, body)
-        rows.append(dict(name=name, hex=good.hex(), status="ok", channel=channel, kind=kind, sequence=number, body=body.hex()))
+        rows.append(
+            {
+                "name": name,
+                "hex": good.hex(),
+                "status": "ok",
+                "channel": channel,
+                "kind": kind,
+                "sequence": number,
+                "body": body.hex(),
+            }
+        )
     plain = frame(0, 2, 9, bytes.fromhex("a1181805"))
-    expected = dict(channel=0, kind=2, sequence=9, body="a1181805")
+    expected = {"channel": 0, "kind": 2, "sequence": 9, "body": "a1181805"}
     rows.append(dict(name="delimiters in front", hex="000000" + plain.hex(), status="ok", **expected))
     # A frame whose last group is exactly full may end with a needless 0x01: older encoders do so.
     full = next(body for body in (bytes([0x33]) * n for n in range(200, 300)) if cobs_ends_full(body))
     long = frame(1, 3, 0x0101, full)
-    rows.append(dict(name="needless last group", hex=(long[:-1] + b"\x01\x00").hex(), status="ok",
-                     channel=1, kind=3, sequence=0x0101, body=full.hex()))  # fmt: skip
-    rows.append(dict(name="unknown kind passes the frame", hex=frame(0, 200, 1, b"").hex(), status="ok",
-                     channel=0, kind=200, sequence=1, body=""))  # fmt: skip
+    rows.append(
+        {
+            "name": "needless last group",
+            "hex": (long[:-1] + b"\x01\x00").hex(),
+            "status": "ok",
+            "channel": 1,
+            "kind": 3,
+            "sequence": 0x0101,
+            "body": full.hex(),
+        }
+    )
+    rows.append(
+        {
+            "name": "unknown kind passes the frame",
+            "hex": frame(0, 200, 1, b"").hex(),
+            "status": "ok",
+            "channel": 0,
+            "kind": 200,
+            "sequence": 1,
+            "body": "",
+        }
+    )
     raw = plain[:-1]
     bad = [
         ("group beyond the delimiter", raw[:-1] + b"\0", "frame-cobs"),
@@ -233,7 +358,7 @@ def frames() -> list[dict[str, object]]:
         ("channel 2", frame(2, 2, 9, b"\xa0"), "frame-channel"),
         ("channel 255", frame(255, 2, 9, b"\xa0"), "frame-channel"),
     ]
-    rows.extend(dict(name=name, hex=data.hex(), status=status) for name, data, status in bad)
+    rows.extend({"name": name, "hex": data.hex(), "status": status} for name, data, status in bad)
     return rows
 
 

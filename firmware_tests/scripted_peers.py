@@ -94,7 +94,7 @@ class Pull:
         self.offset = first // (32 * self.chunk) * 32 * self.chunk
         window = [self.offset + i * self.chunk for i in range(32) if self.offset + i * self.chunk < self.size]
         mask = sum(1 << i for i, at in enumerate(window) if at not in self.chunks)
-        return Packet(self.channel, Kind.GET, dict(handle=self.handle, offset=self.offset, chunk=self.chunk, mask=mask))
+        return Packet(self.channel, Kind.GET, {"handle": self.handle, "offset": self.offset, "chunk": self.chunk, "mask": mask})
 
 
 @dataclass
@@ -168,7 +168,7 @@ class Peers:
             self.pulls.clear()
         self.boot = int(packet.fields["boot"])
         if self.round > self.rounds:
-            self.tell(device, Packet(COORDINATOR, Kind.WAIT, dict(wait_ms=5000)))
+            self.tell(device, Packet(COORDINATOR, Kind.WAIT, {"wait_ms": 5000}))
         else:
             self.tell(device, self.plan_packet())
 
@@ -178,13 +178,13 @@ class Peers:
     def hear_get(self, device: Device, packet: Packet) -> None:
         offset, chunk, mask, handle = (int(packet.fields[name]) for name in ("offset", "chunk", "mask", "handle"))
         if handle not in self.blobs:
-            self.tell(device, Packet(packet.channel, Kind.REFUSE, dict(status=50, handle=handle)))
+            self.tell(device, Packet(packet.channel, Kind.REFUSE, {"status": 50, "handle": handle}))
             return
         for bit in range(32):
             at = offset + bit * chunk
             if mask >> bit & 1 and at < len(self.blobs[handle]):
                 data = self.blobs[handle][at : at + chunk]
-                self.tell(device, Packet(packet.channel, Kind.DATA, dict(handle=handle, offset=at, data=data)))
+                self.tell(device, Packet(packet.channel, Kind.DATA, {"handle": handle, "offset": at, "data": data}))
 
     def hear_offer(self, device: Device, packet: Packet) -> None:
         if packet.kind == Kind.REPORT:
@@ -212,7 +212,7 @@ class Peers:
         """The coordinator's round ends with its first acknowledged update; an ack that got lost is given again."""
         if not self.is_acking:
             return
-        self.tell(device, Packet(pull.channel, Kind.ACK, dict(handle=pull.handle, run=RUN, round=pull.round)))
+        self.tell(device, Packet(pull.channel, Kind.ACK, {"handle": pull.handle, "run": RUN, "round": pull.round}))
         if pull.channel == COORDINATOR and pull.round == self.round:
             self.round, self.attempt = self.round + 1, 0
 
@@ -231,7 +231,8 @@ class Peers:
                 device.tx.clear()
                 device.boot()
                 continue
-            if not self.exchange(device) and status != BUSY and not device.rx:
+            unread = len(device.rx)
+            if not self.exchange(device) and status != BUSY and len(device.rx) == unread:
                 due = [pull.asked_at + 1000 - device.now for pull in self.pulls.values() if not pull.is_complete]
                 device.now += max(1, min([device.wake_ms(), 60_000, *due]))
         raise AssertionError(f"not within {max_steps} steps: {device.state}")

@@ -160,6 +160,8 @@ def c_source(schema: Schema) -> str:
         " * Generated from protocol/fedmote.cddl by protocol/generate.py; change the schema, not this file. */",
         '#include "fedmote/fedmote_schema.h"',
         "",
+        "/* clang-format off */",
+        "",
         "const struct fedmote_field_rule fedmote_field_rules[FEDMOTE_FIELDS_END] = {",
         "    {FEDMOTE_TYPE_NONE, 0U, 0U},",
     ]

@@ -2,6 +2,8 @@
  * Generated from protocol/fedmote.cddl by protocol/generate.py; change the schema, not this file. */
 #include "fedmote/fedmote_schema.h"
 
+/* clang-format off */
+
 const struct fedmote_field_rule fedmote_field_rules[FEDMOTE_FIELDS_END] = {
     {FEDMOTE_TYPE_NONE, 0U, 0U},
     {FEDMOTE_TYPE_UINT, 0U, 4294967295U}, /* 1 handle */

@@ -108,7 +108,7 @@ struct fedmote {
     union {
         void *pointer;
         uint64_t word;
-        uint8_t bytes[704 + 64 * sizeof(void *)];
+        uint8_t bytes[600 + 40 * sizeof(void *)];
     } inside;
 };
 
@@ -124,8 +124,8 @@ FEDMOTE_MUST_CHECK int32_t fedmote_init(struct fedmote *device, const struct fed
 /* Does one bounded piece of work: one frame in, one frame out, one flash operation or at most
  * FEDMOTE_MACS_PER_STEP multiply-accumulates. Call it for ever. Returns FEDMOTE_BUSY or FEDMOTE_IDLE, and never an
  * error: the device goes on by itself from all of them, and fedmote_status() tells. Three pieces exceed the bound, each
- * at most once per round: ranking (n log n comparisons on average), verifying a fetched package (one pass over it), and
- * one sample through a head of more than FEDMOTE_MACS_PER_STEP / 2 parameters. */
+ * at most once per round: ranking (2 n log2 n comparisons; equal losses add up to n^2 / 2 reads of a bit), verifying a
+ * package (one pass over it), and one sample through a head of more than FEDMOTE_MACS_PER_STEP / 2 parameters. */
 int32_t fedmote_step(struct fedmote *device);
 
 /* After FEDMOTE_IDLE: milliseconds until the next timer of the device; UINT32_MAX where only bytes can wake it. */

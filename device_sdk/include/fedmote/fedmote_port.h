@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * What a board gives to fedmote: one struct of callbacks. All are called from fedmote_step() and fedmote_init() only, in
- * the caller's context, and must return at once (an erase may take as long as the part's own erase time).
- * A callback that can fail returns a negative number below -127, so that it never collides with a status of
- * the schema; the SDK reports it as FEDMOTE_ERR_LINK, _SLOT_IO or _SAMPLE_IO.
+ * What a board gives to fedmote: one struct of callbacks. All are called from fedmote_step() and fedmote_init() only,
+ * in the caller's context, and must return at once (an erase may take as long as the part's own erase time). A callback
+ * that can fail returns a negative number below -127, so that it never collides with a status of the schema; the SDK
+ * reports it as FEDMOTE_ERR_LINK, _SLOT_IO or _SAMPLE_IO.
  */
 #ifndef FEDMOTE_PORT_H
 #define FEDMOTE_PORT_H
@@ -27,15 +27,15 @@ struct fedmote_port {
     int32_t (*sample_read)(void *context, uint32_t index, int8_t *x, uint32_t x_bytes, uint32_t *label);
 
     /* Two package slots (0 and 1) of slot_bytes each, readable in place at slot_base, at an address that is a
-     * multiple of 16. Erased bytes read as 0xFF or 0x00. Writes start and end at multiples of 8, or at the slot's end, and
-     * each byte is written at most once between erases. Both return 0 or an error. */
+     * multiple of 16. Erased bytes read as 0xFF or 0x00. Writes start and end at multiples of 8, or at the slot's end,
+     * and each byte is written at most once between erases. Both return 0 or an error. */
     uint32_t slot_bytes;
     const uint8_t *(*slot_base)(void *context, uint32_t slot);
     int32_t (*slot_erase)(void *context, uint32_t slot);
     int32_t (*slot_write)(void *context, uint32_t slot, uint32_t offset, const uint8_t *bytes, uint32_t size);
 
-    /* BLAKE2b-256 of two spans after each other, from the port's crypto library. NULL: packages are checked by CRC-32 only
-     * and fedmote_status() says so (is_unsigned). */
+    /* BLAKE2b-256 of two spans after each other, from the port's crypto library. NULL: packages are checked by CRC-32
+     * only and fedmote_status() says so (is_unsigned). */
     void (*hash)(void *context, const uint8_t *first, uint32_t first_size, const uint8_t *second, uint32_t second_size,
                  uint8_t digest[32]);
 

@@ -154,6 +154,7 @@ class LinkServer:
         self._post.errors += stream.errors
         if stream.id is not None and self._peers.get(stream.id) is stream:
             del self._peers[stream.id]
+            self._post.forget(stream.id)
 
     def _pause(self) -> None:
         for stream in self._streams:

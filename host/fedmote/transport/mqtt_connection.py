@@ -72,6 +72,12 @@ class Retained:
     death: bytes
 
 
+def backoff(attempt: int, bounds_s: tuple[float, float], generator: random.Random) -> float:
+    """Seconds until the next attempt: full jitter, so that a restarted broker does not meet all its clients at once."""
+    low, high = bounds_s
+    return generator.uniform(0, min(high, low * 2 ** min(attempt, 16)))
+
+
 class MqttConnection:
     """One user's connection to a broker.
 
@@ -208,9 +214,8 @@ class MqttConnection:
                     log.warning("lost broker %s", self.login)
             self._drop_socket()
             if self._refusal is None:
-                low, high = self._backoff_s
-                await asyncio.sleep(self._generator.uniform(0, min(high, low * 2**attempt)))
-                attempt = min(attempt + 1, 16)
+                await asyncio.sleep(backoff(attempt, self._backoff_s, self._generator))
+                attempt += 1
         if self._is_started:
             self._on_fatal(self._refusal)
 

@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whole rounds on real parts: broker, coordinator, partners, and the C device as a process and on emulated boards."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import threading
+from pathlib import Path
+
+import numpy as np
+import paho.mqtt.client as paho
+import pytest
+
+from fedmote.lab.demo.prepare import Materials
+from fedmote.package.partition import Partition
+from fedmote.transport.broker import find_mosquitto
+from firmware_tests.whole_round import PATIENCE_S, Part, Stage, make_materials
+
+has_emulator = shutil.which("qemu-system-arm") is not None and shutil.which("arm-none-eabi-gcc") is not None
+needs_emulator = pytest.mark.skipif(not has_emulator, reason="qemu-system-arm or arm-none-eabi-gcc is not installed")
+pytestmark = [
+    pytest.mark.broker,
+    pytest.mark.skipif(find_mosquitto() is None, reason="mosquitto is not installed"),
+]
+
+
+@pytest.fixture(scope="module")
+def materials(tmp_path_factory: pytest.TempPathFactory) -> Materials:
+    return make_materials(tmp_path_factory.mktemp("stage"))
+
+
+class Listener:
+    """Somebody who subscribes to everything that the broker lets him have, and keeps it."""
+
+    def __init__(self, stage: Stage, username: str | None, password: str | None) -> None:
+        self.seen: list[tuple[str, bytes]] = []
+        self.is_refused = False
+        self._answered = threading.Event()
+        self._client = paho.Client(paho.CallbackAPIVersion.VERSION2, client_id=f"listener-{username}")
+        if username is not None:
+            self._client.username_pw_set(username, password)
+        self._client.on_connect = self._on_connect
+        self._client.on_message = lambda client, data, message: self.seen.append((message.topic, message.payload))
+        host, tcp_port = stage.broker.url.removeprefix("mqtt://").split(":")
+        self._client.connect(host, int(tcp_port))
+        self._client.loop_start()
+        assert self._answered.wait(10), "the broker did not answer"
+
+    def _on_connect(self, client: paho.Client, data: object, flags: object, reason: paho.ReasonCode, properties: object) -> None:
+        self.is_refused = reason.is_failure
+        if not self.is_refused:
+            client.subscribe([("#", 0), ("fedmote/#", 0), ("fedmote/1/stage/device-a/cell/#", 0)])
+        self._answered.set()
+
+    def stop(self) -> list[tuple[str, bytes]]:
+        self._client.disconnect()
+        self._client.loop_stop()
+        return self.seen
+
+
+def telling_windows(samples: np.ndarray) -> list[bytes]:
+    """Pieces of samples that cannot turn up by accident: 24 bytes with at least 10 different values."""
+    pieces = [row[at : at + 24] for row in samples for at in (8, 20, 32)]
+    return [piece.tobytes() for piece in pieces if len(np.unique(piece)) >= 10]
+
+
+def holds_samples(seen: list[tuple[str, bytes]], samples: np.ndarray) -> bool:
+    stream = b"\0".join(payload for _, payload in seen)
+    return any(piece in stream for piece in telling_windows(samples))
+
+
+PARTS = [
+    Part("a", "stm32f405", "mqtt", has_partner=True),
+    Part("b", "stm32f405", "serial", has_partner=True),
+    Part("c", "posix", "mqtt"),
+]
+
+
+@pytest.mark.emulator
+@needs_emulator
+def test_alternating_rounds_on_emulated_boards_keep_the_encoder_then_train_it_and_keep_samples_in_their_cells(
+    tmp_path: Path, materials: Materials
+) -> None:
+    with Stage(tmp_path, materials, PARTS, {"form": "alternating"}) as stage:
+        password = stage.broker.password
+        listeners = {
+            "coordinator": Listener(stage, "coordinator", password("coordinator")),
+            "another cell": Listener(stage, "partner-b", password("partner-b")),
+            "another device": Listener(stage, "device-c", password("device-c")),
+            "own partner": Listener(stage, "partner-a", password("partner-a")),
+        }
+        assert Listener(stage, None, None).is_refused
+        assert Listener(stage, "coordinator", "guessed").is_refused
+        stage.start_devices()
+        stage.start_partners()
+        result = stage.finish(stage.serve(rounds=2))
+        seen = {who: listener.stop() for who, listener in listeners.items()}
+
+        device_round, partner_round = result["rounds"]
+        assert (device_round["phase"], device_round["reported"], device_round["expected"]) == ("device", 3, 3)
+        assert (partner_round["phase"], partner_round["reported"], partner_round["expected"]) == ("partner", 2, 2)
+        assert all(update["trained"] > 0 for update in device_round["updates"])
+        assert all(update["num_examples"] > 0 for update in partner_round["updates"])  # they had the devices' samples
+
+        before, after, full = (stage.checkpoint(version).tensors for version in (0, 1, 2))
+        head = set(Partition.load(materials.partition).head_tensor_names)
+        assert head
+        for name, tensor in before.items():
+            if name in head:
+                assert not np.array_equal(tensor, after[name]), name
+            else:
+                assert tensor.tobytes() == after[name].tobytes(), name
+        assert any(not np.array_equal(after[name], full[name]) for name in set(full) - head)
+
+        samples = stage.samples("a")
+        assert holds_samples(seen["own partner"], samples)  # so that the looking below could find some
+        for who in ("coordinator", "another cell", "another device"):
+            assert seen[who], f"{who} heard nothing at all, so it proves nothing"
+            assert not [topic for topic, _ in seen[who] if "/device-a/cell/" in topic], who
+            assert not holds_samples(seen[who], samples), who
+        assert not [topic for topic, _ in seen["coordinator"] if "/cell/" in topic]
+
+
+def test_simultaneous_round_merges_heads_of_devices_with_whole_models_of_partners(tmp_path: Path, materials: Materials) -> None:
+    parts = [Part("a", "posix", "mqtt", has_partner=True), Part("c", "posix", "mqtt")]
+    with Stage(tmp_path, materials, parts, {"form": "simultaneous"}) as stage:
+        stage.start_devices()
+        stage.start_partners()
+        result = stage.finish(stage.serve(rounds=2))
+        assert [(one["phase"], one["reported"]) for one in result["rounds"]] == [("simultaneous", 3)] * 2
+        before, after = stage.checkpoint(0).tensors, stage.checkpoint(1).tensors
+        assert all(np.isfinite(tensor).all() for tensor in after.values())
+        head = set(Partition.load(materials.partition).head_tensor_names)
+        for is_head in (True, False):
+            assert any(not np.array_equal(before[name], after[name]) for name in before if (name in head) == is_head)
+        assert stage.checkpoint(1).ranges != stage.checkpoint(0).ranges  # what the partner saw
+
+
+@pytest.mark.emulator
+@needs_emulator
+def test_board_that_loses_power_in_a_round_is_missed_at_the_deadline_and_takes_part_in_the_next(
+    tmp_path: Path, materials: Materials
+) -> None:
+    parts = [Part("a", "stm32f405"), Part("c", "posix")]
+    windows = {"report_s": 25.0, "min_fraction": 0.5}
+    with Stage(tmp_path, materials, parts, {"form": "alternating"}, **windows) as stage:
+        stage.start_devices()
+        coordinator = stage.serve(rounds=2)
+        planned = "SELECT * FROM plan WHERE round = 1 AND participant = 'device-a'"
+        stage.wait_for("a plan for device-a", lambda: bool(stage.ledger(planned)))
+        stage.devices["a"].kill()
+        assert not stage.ledger('SELECT * FROM "update" WHERE participant = ?', "device-a")
+        stage.wait_for("the end of round 1", lambda: stage.ledger("SELECT state FROM round WHERE round = 1") == [("committed",)])
+        stage.devices["a"].start()  # nothing else is touched
+        result = stage.finish(coordinator)
+
+        first, second = result["rounds"]
+        assert (first["reported"], first["expected"], list(first["missing"])) == (1, 2, ["device-a"])
+        assert (second["reported"], second["expected"], second["missing"]) == (2, 2, {})
+        assert stage.ledger("SELECT participant FROM member WHERE round = 1 AND missing IS NOT NULL") == [("device-a",)]
+
+
+def test_killed_coordinator_goes_on_from_its_ledger_and_ends_with_the_bytes_of_an_undisturbed_run(
+    tmp_path: Path, materials: Materials
+) -> None:
+    parts = [Part("a", "posix"), Part("b", "posix"), Part("c", "posix")]
+    with Stage(tmp_path / "calm", materials, parts, {"form": "alternating"}) as calm:
+        calm.start_devices()
+        calm.finish(calm.serve(rounds=3))
+        undisturbed = calm.checkpoint_bytes(3)
+
+    with Stage(tmp_path / "killed", materials, parts, {"form": "alternating"}) as stage:
+        stage.start_devices()
+        killed = 0
+        counted = 'SELECT count(*) FROM "update" WHERE round = ?'
+        for number in (1, 2, 3):
+            coordinator = stage.serve_bare(rounds=3)
+
+            def is_midway(number: int = number) -> bool:
+                return stage.ledger(counted, number) not in ([], [(0,)])
+
+            stage.wait_for(f"the first update of round {number}", is_midway)
+            coordinator.send_signal(signal.SIGKILL)
+            coordinator.wait()
+            state = stage.ledger("SELECT state FROM round WHERE round = ?", number)
+            killed += state in ([("open",)], [("closed",)])
+        print(f"killed inside {killed} of 3 rounds")
+        assert killed > 0, "every kill came after its round: the test has proved nothing"
+
+        coordinator = stage.serve_bare(rounds=3)
+        output, _ = coordinator.communicate(timeout=PATIENCE_S)
+        assert coordinator.returncode == 0
+        result = json.loads(output)
+        assert [(one["state"], one["reported"]) for one in result["rounds"]] == [("committed", 3)] * 3
+        doubled = 'SELECT round, participant FROM "update" GROUP BY round, participant HAVING count(*) > 1'
+        assert not stage.ledger(doubled)
+        assert stage.checkpoint_bytes(3) == undisturbed

@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A stage for whole rounds: a real broker, `fedmote serve` and `fedmote partner` as processes, the C device on its boards.
+
+A test says who takes part and where; the stage writes the files and starts the parts. Devices are `VirtualDevice` objects,
+so that a test can pull a board's plug and put it back.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedmote.config import CellConfig
+from fedmote.lab.demo.data import load, split
+from fedmote.lab.demo.experiment import write_toml
+from fedmote.lab.demo.fleet import Fleet, Process
+from fedmote.lab.demo.prepare import Materials, prepare
+from fedmote.lab.demo.settings import DemoSettings, PretrainingSettings, SplitSettings
+from fedmote.store.checkpoints import Checkpoint
+from fedmote.transport.broker import PrivateBroker
+from fedmote.wire.regions import identity_region, samples_region
+from fedmote_hil.virtual import VirtualDevice
+
+SITE = "stage"
+PATIENCE_S = 240.0
+_ENTRY = "import sys; from fedmote.cli import main; sys.exit(main(sys.argv[1:]))"
+
+
+@dataclass(frozen=True)
+class Part:
+    """A device of the stage: its cell ("a", "b" or "c": whose data it holds), board, link and whether it has a partner."""
+
+    cell: str
+    board: str
+    link: str = "mqtt"  # or "serial": a pty, relayed by the partner
+    has_partner: bool = False
+
+    @property
+    def config(self) -> CellConfig:
+        partner = f"partner-{self.cell}" if self.has_partner else None
+        return CellConfig(self.cell, (f"device-{self.cell}",), partner)
+
+
+def make_materials(directory: Path) -> Materials:
+    """Digits, a first model that has seen five classes, packages for both boards; small, so that a round takes seconds."""
+    settings = DemoSettings(
+        split=SplitSettings(majority_samples=12, minority_samples=4, pretraining_samples=20, test_samples=10),
+        pretraining=PretrainingSettings(epochs=2),
+    )
+    data = load("digits")
+    with Fleet(directory / "commands") as fleet:
+        return prepare(
+            data, split(data, settings.split, 0, 256), settings, ["posix", "stm32f405"], directory / "materials", fleet.run
+        )
+
+
+class Stage:
+    """Use as a context manager; everything that it started ends with it."""
+
+    def __init__(
+        self, directory: Path, materials: Materials, parts: Sequence[Part], strategy: Mapping[str, Any], **windows: Any
+    ) -> None:
+        self.directory = directory
+        self.materials = materials
+        self.parts = parts
+        is_sending = any(part.has_partner for part in parts)
+        self.strategy = {
+            "epochs": 2,
+            "partner_epochs": 2,
+            "partner_learning_rate": 0.02,
+            "is_sending_samples": is_sending,
+            **strategy,
+        }
+        self.windows = {"selection_s": 60.0, "report_s": 120.0, "min_fraction": 1.0, "wait_ms": 200, **windows}
+        self.state = directory / "state"
+        self.devices: dict[str, VirtualDevice] = {}
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Stage:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self.broker = self._stack.enter_context(
+            PrivateBroker(self.directory / "broker", SITE, [part.config for part in self.parts])
+        )
+        self.fleet = self._stack.enter_context(Fleet(self.directory / "processes", [self.materials.directory]))
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for device in self.devices.values():
+            device.kill()
+        self._stack.close()
+
+    # ---- parts -------------------------------------------------------------------------------------------------------
+
+    def samples(self, cell: str) -> np.ndarray:
+        """Samples of a cell's device as it stores them, int8 (N, bytes)."""
+        with np.load(self.materials.devices[cell]) as arrays:
+            return arrays["x"].reshape(len(arrays["x"]), -1)
+
+    def start_devices(self) -> None:
+        for part in self.parts:
+            name = f"device-{part.cell}"
+            with np.load(self.materials.devices[part.cell]) as arrays:
+                samples = samples_region(arrays["x"], arrays["y"])
+            identity = identity_region(name, SITE, part.link, name, self.broker.password(name), True, 10)
+            link = self.broker.url if part.link == "mqtt" else "pty"
+            device = VirtualDevice(part.board, name, samples, identity, link, directory=self.directory / name)
+            device.start()
+            self.devices[part.cell] = device
+
+    def start_partners(self) -> None:
+        for part in self.parts:
+            if not part.has_partner:
+                continue
+            name, device = f"partner-{part.cell}", f"device-{part.cell}"
+            entry: dict[str, Any] = {"id": device, "link": part.link}
+            if part.link == "serial":
+                credentials = str(self.broker.files.credentials_file(device))
+                entry |= {"port": self.devices[part.cell].port, "credentials_file": credentials}
+            tables = {
+                "id": name,
+                "site": SITE,
+                "model": self.materials.model.spec,
+                "state_directory": str(self.directory / name),
+                "broker": self.broker_table(name),
+                "devices": [entry],
+            }
+            write_toml(self.directory / f"{name}.toml", tables)
+            self.fleet.start(name, "partner", self.directory / f"{name}.toml")
+
+    def write_config(self, rounds: int) -> Path:
+        path = self.directory / "coordinator.toml"
+        run = {
+            "site": SITE,
+            "name": "stage",
+            "state_directory": str(self.state),
+            "partition_directory": str(self.materials.partition),
+            "test_data": str(self.materials.test),
+            "rounds": rounds,
+        }
+        cells = [
+            {"name": one.name, "devices": list(one.devices), **({"partner": one.partner} if one.partner else {})}
+            for one in (part.config for part in self.parts)
+        ]
+        tables = {"run": run, "broker": self.broker_table("coordinator"), "strategy": self.strategy, "windows": self.windows}
+        write_toml(path, {**tables, "cells": cells})
+        return path
+
+    def serve(self, rounds: int) -> Process:
+        """Start the coordinator; the fleet ends it where the test does not."""
+        return self.fleet.start("serve", "serve", self.write_config(rounds), "--json")
+
+    def serve_bare(self, rounds: int) -> subprocess.Popen[bytes]:
+        """Start the coordinator as a direct child, for tests that kill it."""
+        path = self.write_config(rounds)
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+        with (self.directory / "serve-bare.log").open("ab") as log:
+            command = [sys.executable, "-c", _ENTRY, "serve", str(path), "--json"]
+            child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, env=environment)
+        self._stack.callback(end_child, child)
+        return child
+
+    def broker_table(self, user: str) -> dict[str, Any]:
+        return {"url": self.broker.url, "username": user, "password_file": str(self.broker.files.password_file(user))}
+
+    # ---- looking -----------------------------------------------------------------------------------------------------
+
+    def finish(self, process: Process) -> dict[str, Any]:
+        """The coordinator's result; its words where it failed."""
+        self.fleet.watch(process, PATIENCE_S)
+        return json.loads(process.out.read_text())
+
+    def ledger(self, statement: str, *values: object) -> list[tuple[Any, ...]]:
+        """Rows of the ledger; none before there is one."""
+        path = self.state / "ledger.sqlite"
+        if not path.exists():
+            return []
+        with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as connection:
+            try:
+                return connection.execute(statement, values).fetchall()
+            except sqlite3.OperationalError:  # the tables are being made
+                return []
+
+    def wait_for(self, what: str, is_there: Callable[[], bool]) -> None:
+        """Poll until something is there; the test fails with `what` where it does not come."""
+        deadline = time.monotonic() + PATIENCE_S
+        while not is_there():
+            assert time.monotonic() < deadline, f"waited in vain for {what}"
+            time.sleep(0.02)
+
+    def checkpoint(self, version: int) -> Checkpoint:
+        return Checkpoint.from_bytes(self.checkpoint_bytes(version))
+
+    def checkpoint_bytes(self, version: int) -> bytes:
+        return (self.state / "checkpoints" / f"checkpoint-{version:06d}.safetensors").read_bytes()
+
+
+def end_child(child: subprocess.Popen[bytes]) -> None:
+    """End a child that may have ended."""
+    if child.poll() is None:
+        child.send_signal(signal.SIGKILL)
+    child.wait()

@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One round of one device, on every board and over every link, against a scripted coordinator and a reference in NumPy."""
+
+import asyncio
+import contextlib
+import time
+import zlib
+
+import numpy as np
+import pytest
+
+from fedmote.config import CellConfig
+from fedmote.errors import TransportError
+from fedmote.package.execute import run_int8
+from fedmote.package.specimen import random_samples
+from fedmote.transport.broker import PrivateBroker, find_mosquitto
+from fedmote.transport.link import LinkServer
+from fedmote.transport.mqtt import CoordinatorMqtt
+from fedmote.wire.blobs import decode_head_update
+from fedmote.wire.codec import Message
+from fedmote.wire.regions import identity_region, samples_region
+from fedmote.wire.schema import Channel, Kind, Phase
+from fedmote.wire.transfer import BlobSink, BlobSource
+from fedmote_hil.virtual import VirtualDevice
+
+from .rig import BOARDS, small_package
+
+_RUN = b"testrun1"
+_SAMPLES, _CLASSES, _EPOCHS, _BATCH, _RATE, _MOMENTUM = 40, 3, 3, 8, 0.05, 0.9
+_TIMEOUT_S = 90
+
+
+def _plan(package, round_number):
+    blob = package.device_form()
+    return Message.of(
+        Kind.PLAN,
+        run=_RUN,
+        round=round_number,
+        phase=Phase.DEVICE,
+        version=1,
+        remaining_ms=60_000,
+        model_hash=package.hash,
+        model_handle=zlib.crc32(blob),
+        model_size=len(blob),
+        seed=7,
+        epochs=_EPOCHS,
+        batch=_BATCH,
+        learning_rate_micro=round(_RATE * 1e6),
+        momentum_micro=round(_MOMENTUM * 1e6),
+        # All draws off: every sample is trained here.
+        alpha_milli=0,
+        beta_milli=0,
+        gamma_milli=0,
+    )
+
+
+async def _train_once(transport, package, round_number):
+    """Leads the device through one round; returns its report and the head update."""
+    source, sink, report = BlobSource(zlib.crc32(package.device_form()), package.device_form()), None, None
+    max_body = 0
+
+    async def say(messages):
+        for message in messages:
+            await transport.send("board-1", Channel.COORDINATOR, message)
+
+    while sink is None or not sink.is_complete:
+        message = (await transport.receive()).message
+        if message.kind is Kind.HELLO:
+            max_body = message["max_body"]
+            await say([_plan(package, round_number)])
+        elif message.kind is Kind.GET:
+            await say(source.answer(message, max_body))
+        elif message.kind is Kind.REPORT and sink is None:
+            report = message
+            sink = BlobSink(message["handle"], message["size"], message["crc"], max_body)
+            await say(sink.start(time.monotonic()))
+        elif message.kind is Kind.DATA and sink is not None:
+            await say(sink.accept(message, time.monotonic()))
+        else:
+            assert message.kind is not Kind.REFUSE, message
+    await say([Message.of(Kind.ACK, handle=report["handle"], run=_RUN, round=round_number)])
+    return report, decode_head_update(sink.blob())
+
+
+def _reference(package, x, y):
+    """The head's change by mini-batch SGD with momentum in float64, as torch.optim.SGD does it."""
+    header = package.header
+    features = (
+        run_int8(package.graph, x).reshape(len(x), -1).astype(np.float64) - header.feature_zero_point
+    ) * header.feature_scale
+    weights, bias = (part.astype(np.float64) for part in package.head())
+    start = np.concatenate([weights.ravel(), bias])
+    velocity_w, velocity_b = np.zeros_like(weights), np.zeros_like(bias)
+    for _ in range(_EPOCHS):
+        for first in range(0, len(x), _BATCH):
+            a, target = features[first : first + _BATCH], y[first : first + _BATCH]
+            z = a @ weights.T + bias
+            p = np.exp(z - z.max(axis=1, keepdims=True))
+            p /= p.sum(axis=1, keepdims=True)
+            p[np.arange(len(a)), target] -= 1
+            velocity_w = _MOMENTUM * velocity_w + p.T @ a / len(a)
+            velocity_b = _MOMENTUM * velocity_b + p.sum(axis=0) / len(a)
+            weights, bias = weights - _RATE * velocity_w, bias - _RATE * velocity_b
+    return np.concatenate([weights.ravel(), bias]) - start
+
+
+@contextlib.asynccontextmanager
+async def _coordinator(broker):
+    transport = CoordinatorMqtt(broker.url, "lab", "coordinator", broker.password("coordinator"))
+    await transport.start()
+    try:
+        yield transport
+    finally:
+        with contextlib.suppress(TransportError):  # a dead broker hears no farewell
+            await transport.close()
+
+
+def _data(board):
+    package = small_package(0, board, _CLASSES)
+    x = random_samples(package.graph, _SAMPLES, 8)
+    y = np.random.default_rng(8).integers(0, _CLASSES, _SAMPLES)
+    return package, x, y
+
+
+def _check(package, x, y, report, delta):
+    assert (report["trained"], report["num_examples"], report["discarded"]) == (_SAMPLES * _EPOCHS, _SAMPLES, 0)
+    np.testing.assert_allclose(delta, _reference(package, x, y), rtol=2e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("board", BOARDS)
+def test_a_round_over_serial_frames_trains_what_the_reference_trains(board, tmp_path):
+    package, x, y = _data(board)
+
+    async def run():
+        server = LinkServer("tcp://127.0.0.1:0")
+        await server.start()
+        identity = identity_region("board-1", "lab", "serial")
+        try:
+            with VirtualDevice(board, "board-1", samples_region(x, y), identity, server.url, is_semihosting=True) as device:
+                first = await asyncio.wait_for(_train_once(server, package, 1), _TIMEOUT_S)
+                # The package of round 1 is installed: round 2 trains on it, from the head inside it, to the same end.
+                second = await asyncio.wait_for(_train_once(server, package, 2), _TIMEOUT_S)
+                assert device.is_running
+                return first, second
+        finally:
+            await server.close()
+
+    (report, delta), (_, again) = asyncio.run(run())
+    _check(package, x, y, report, delta)
+    assert np.array_equal(delta, again)
+
+
+@pytest.mark.broker
+@pytest.mark.skipif(find_mosquitto() is None, reason="not installed: mosquitto")
+@pytest.mark.parametrize("board", BOARDS)
+def test_a_round_over_mqtt_survives_a_broker_that_dies_before_it(board, tmp_path):
+    package, x, y = _data(board)
+
+    async def until_it_is_there(broker):
+        async with _coordinator(broker) as transport:
+            message = (await asyncio.wait_for(transport.receive(), _TIMEOUT_S)).message
+            assert message.kind in (Kind.HELLO, Kind.STATE)
+            broker.kill9()
+
+    async def run(broker):
+        # An emulated board learns of the broker's death only by its own keep-alive.
+        identity = identity_region("board-1", "lab", "mqtt", "board-1", broker.password("board-1"), keep_alive_s=2)
+        with VirtualDevice(board, "board-1", samples_region(x, y), identity, broker.url, is_semihosting=True):
+            await until_it_is_there(broker)
+            broker.restart()
+            async with _coordinator(broker) as transport:
+                return await asyncio.wait_for(_train_once(transport, package, 1), _TIMEOUT_S)
+
+    with PrivateBroker(tmp_path / "broker", "lab", [CellConfig("cell", ("board-1",))]) as broker:
+        report, delta = asyncio.run(run(broker))
+    _check(package, x, y, report, delta)
