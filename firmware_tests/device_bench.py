@@ -157,7 +157,8 @@ class Device:
     """
 
     def __init__(self, x: np.ndarray, y: np.ndarray, arena_bytes: int = 16384, link: str = "serial", *,
-                 identifier: str = "board-1", is_sending: bool = True, has_hash: bool = True, flash: FlashModel | None = None,
+                 identifier: str = "board-1", site: str = "lab", board: str = "bench",
+        username: str | None = None, is_sending: bool = True, has_hash: bool = True, flash: FlashModel | None = None,
                  seed: int = 1, password: str | None = None, keep_alive_s: int = 0) -> None:  # fmt: skip
         self.x, self.y = np.ascontiguousarray(x, np.int8), y
         self.rx, self.tx = bytearray(), bytearray()
@@ -173,8 +174,8 @@ class Device:
         self.arena_bytes, self.id = arena_bytes, identifier
         self._port = Port(None, *self._bind(has_hash))
         link_address = ctypes.addressof(ctypes.c_char.in_dll(library(), f"fedmote_{link}_link"))
-        self._identity = Identity(identifier.encode(), b"lab", b"bench", link_address, None,
-                                  password.encode() if password else None, keep_alive_s, is_sending)  # fmt: skip
+        texts = [text.encode() if text is not None else None for text in (identifier, site, board, username, password)]
+        self._identity = Identity(*texts[:3], link_address, *texts[3:], keep_alive_s, is_sending)
         self.boot()
 
     def boot(self) -> None:

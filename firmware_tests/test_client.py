@@ -7,6 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from fedmote.wire.schema import Kind, Status
 from firmware_tests.device_bench import Device
 from firmware_tests.one_round import (
     FEATURES,
@@ -188,3 +189,30 @@ def test_two_devices_with_one_seed_draw_different_groups():
         finish(device, peers)
         sent.append(peers.samples[1][0])
     assert sent[0] != sent[1]
+
+
+def test_the_longest_names_fit_the_smallest_hello():
+    device, peers = bench(identifier="i" * 32, board="b" * 32)
+    finish(device, peers)
+    peers.heard.clear()
+    peers.run(device, lambda: any(packet.kind == Kind.HELLO for packet in peers.heard))
+    hello = next(packet.fields for packet in peers.heard if packet.kind == Kind.HELLO)
+    assert (hello["device"], hello["board"], len(hello["model_hash"]), hello["round"]) == ("i" * 32, "b" * 32, 32, 1)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"identifier": ""},
+        {"identifier": "i" * 33},
+        {"identifier": "Board"},
+        {"site": "a/b"},
+        {"board": "b#"},
+        {"username": "u" * 65},
+        {"password": "p" * 65},
+    ],
+    ids=str,
+)
+def test_names_that_would_break_a_topic_are_refused(wrong):
+    with pytest.raises(AssertionError, match=str(-Status.ARGUMENT)):
+        bench(**wrong)

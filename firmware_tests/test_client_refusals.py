@@ -183,6 +183,15 @@ def test_an_arena_too_small_by_one_byte_is_refused_before_the_package_is_install
     finish(device, peers)
 
 
+def test_a_package_that_did_not_fit_is_not_fetched_again():
+    device, peers = bench(arena_bytes=1280)
+    until_refusal(device, peers)
+    operations = len(device.flash.log)
+    peers.run(device, lambda: len(refusals(peers)) == 5, limit_ms=600_000)
+    assert {refusal["status"] for refusal in refusals(peers)} == {Status.ARENA}
+    assert len(device.flash.log) == operations
+
+
 def test_an_arena_without_room_for_the_link_is_refused_at_once():
     least = library().fedmote_link_bytes()
     Device(*data(), arena_bytes=least)

@@ -115,7 +115,7 @@ _FAULT_PROGRAM = "int main(void) { return *(volatile int *)0x60000000; }\n"
 
 
 def test_a_fault_is_reported_with_place_and_address_and_ends_the_emulator(tmp_path):
-    image = build("stm32f405", is_run_image=True, is_semihosting=True)
+    image = build("stm32f405", is_run_image=True, is_checked=True)
     root, board = sdk_root(), Board.load("stm32f405")
     (tmp_path / "fault.c").write_text(_FAULT_PROGRAM)
     folders = [image.build_directory / "generated", root / "ports" / "stm32f4", root / "boards" / "stm32f405"]

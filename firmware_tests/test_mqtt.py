@@ -129,6 +129,15 @@ def test_a_device_without_a_password_sends_none():
     assert len(strings(content[10:])) == 4
 
 
+def test_the_longest_names_fit_the_smallest_buffers():
+    names = {"identifier": "i" * 32, "site": "s" * 32, "username": "u" * 64, "password": "p" * 64}
+    broker = Broker(**names)
+    name, topic, _, user, password = strings(broker.connect()[10:])
+    assert (name, user, password) == (b"i" * 32, b"u" * 64, b"p" * 64)
+    assert topic.decode() == f"fedmote/1/{'s' * 32}/{'i' * 32}/up/state"
+    assert published(broker.accept())[1][0] == f"fedmote/1/{'s' * 32}/{'i' * 32}/up/hello"
+
+
 def test_a_session_begins_with_subscriptions_birth_and_hello():
     broker = Broker()
     will = cbor2.loads(strings(broker.connect()[10:])[2])

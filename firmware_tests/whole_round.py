@@ -61,18 +61,28 @@ def make_materials(directory: Path) -> Materials:
     )
     data = load("digits")
     with Fleet(directory / "commands") as fleet:
-        return prepare(data, split(data, settings.split, 0, 256), settings, ["posix", "stm32f405"], directory / "materials", fleet.run)
+        return prepare(
+            data, split(data, settings.split, 0, 256), settings, ["posix", "stm32f405"], directory / "materials", fleet.run
+        )
 
 
 class Stage:
     """Use as a context manager; everything that it started ends with it."""
 
-    def __init__(self, directory: Path, materials: Materials, parts: Sequence[Part], strategy: Mapping[str, Any], **windows: Any) -> None:
+    def __init__(
+        self, directory: Path, materials: Materials, parts: Sequence[Part], strategy: Mapping[str, Any], **windows: Any
+    ) -> None:
         self.directory = directory
         self.materials = materials
         self.parts = parts
         is_sending = any(part.has_partner for part in parts)
-        self.strategy = {"epochs": 2, "partner_epochs": 2, "partner_learning_rate": 0.02, "is_sending_samples": is_sending, **strategy}
+        self.strategy = {
+            "epochs": 2,
+            "partner_epochs": 2,
+            "partner_learning_rate": 0.02,
+            "is_sending_samples": is_sending,
+            **strategy,
+        }
         self.windows = {"selection_s": 60.0, "report_s": 120.0, "min_fraction": 1.0, "wait_ms": 200, **windows}
         self.state = directory / "state"
         self.devices: dict[str, VirtualDevice] = {}
@@ -80,7 +90,9 @@ class Stage:
 
     def __enter__(self) -> Stage:
         self.directory.mkdir(parents=True, exist_ok=True)
-        self.broker = self._stack.enter_context(PrivateBroker(self.directory / "broker", SITE, [part.config for part in self.parts]))
+        self.broker = self._stack.enter_context(
+            PrivateBroker(self.directory / "broker", SITE, [part.config for part in self.parts])
+        )
         self.fleet = self._stack.enter_context(Fleet(self.directory / "processes", [self.materials.directory]))
         return self
 

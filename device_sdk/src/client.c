@@ -11,7 +11,7 @@
 #include "samples.h"
 #include "update.h"
 
-enum { HELLO_MIN_MS = 1000, HELLO_MAX_MS = 60000, ARENA_ALIGN = 16 };
+enum { ARENA_ALIGN = 16 };
 
 typedef char fedmote_inside_is_large_enough[sizeof(struct fedmote_client) <= sizeof(struct fedmote) ? 1 : -1];
 
@@ -45,7 +45,7 @@ void fedmote_client_hello_in(struct fedmote_client *client, uint32_t delay_ms) {
 
 void fedmote_client_back_off(struct fedmote_client *client) {
     fedmote_client_hello_in(client, fedmote_jitter(client->port, client->backoff_ms));
-    client->backoff_ms = client->backoff_ms < HELLO_MAX_MS / 2 ? client->backoff_ms * 2 : HELLO_MAX_MS;
+    client->backoff_ms = client->backoff_ms < FEDMOTE_HELLO_MAX_MS / 2 ? client->backoff_ms * 2 : FEDMOTE_HELLO_MAX_MS;
 }
 
 void fedmote_client_fail(struct fedmote_client *client, int32_t status, const char *where, bool is_refusing) {
@@ -121,6 +121,11 @@ static void install(struct fedmote_client *client) {
         status = fedmote_store_commit(&client->store, plan->model_size);
     }
     if (status != FEDMOTE_OK) {
+        if (status == FEDMOTE_ERR_ARENA) {
+            client->has_misfit = true;
+            memcpy(client->misfit_hash, plan->model_hash, sizeof client->misfit_hash);
+            client->misfit_samples = client->port->sample_count(client->port->context);
+        }
         fedmote_client_fail(client, status, "install", true);
         return;
     }
@@ -138,11 +143,21 @@ static void finish_head(struct fedmote_client *client) {
     begin_round(client);
 }
 
+/* Whether the wanted package is known not to fit. */
+static bool is_misfit(const struct fedmote_client *client) {
+    return client->has_misfit && client->misfit_samples == client->port->sample_count(client->port->context) &&
+           memcmp(client->misfit_hash, client->round.plan.model_hash, sizeof client->misfit_hash) == 0;
+}
+
 /* The wanted package is already there, or room is made for it. */
 static void begin_fetch(struct fedmote_client *client) {
     const uint8_t *hash = fedmote_store_hash(&client->store);
     const struct fedmote_plan *plan = &client->round.plan;
     bool is_there = hash && memcmp(hash, plan->model_hash, sizeof plan->model_hash) == 0;
+    if (!is_there && is_misfit(client)) {
+        fedmote_client_fail(client, FEDMOTE_ERR_ARENA, "fetch", true);
+        return;
+    }
     if (!is_there) {
         erase(client);
         return;
@@ -245,7 +260,7 @@ static void watch_link(struct fedmote_client *client) {
     }
     client->was_link_up = client->line.is_up;
     if (client->line.is_up) {
-        client->backoff_ms = HELLO_MIN_MS;
+        client->backoff_ms = FEDMOTE_HELLO_MIN_MS;
         fedmote_client_hello_in(client, 0);
         fedmote_client_note(client, FEDMOTE_EVENT_LINK_UP, 0);
     } else {
@@ -298,7 +313,7 @@ int32_t fedmote_init(struct fedmote *device, const struct fedmote_port *port, co
     client->arena = arena;
     client->arena_bytes = arena_bytes;
     client->where = "";
-    client->backoff_ms = HELLO_MIN_MS;
+    client->backoff_ms = FEDMOTE_HELLO_MIN_MS;
     client->now = port->now_ms(port->context);
     (void)!fedmote_store_open(&client->store, port, &client->round.package); /* none is fine: it will be fetched */
     uint32_t half = fedmote_link_bytes() / 2;

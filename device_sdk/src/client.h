@@ -18,6 +18,9 @@ enum fedmote_fetch {
     FEDMOTE_FETCH_BEGIN
 };
 
+/* First and last back-off of hello, milliseconds. */
+enum { FEDMOTE_HELLO_MIN_MS = 1000, FEDMOTE_HELLO_MAX_MS = 60000 };
+
 /* A point in time that may be absent. */
 struct fedmote_timer {
     bool is_set;
@@ -46,6 +49,12 @@ struct fedmote_client {
 
     struct fedmote_timer hello, deadline;
     uint32_t backoff_ms;
+
+    /* The package that was fetched last and did not fit the arena. Without this, a coordinator that insists on it would
+     * have a slot erased and written at every hello, and wear the flash out. */
+    bool has_misfit;
+    uint8_t misfit_hash[32];
+    uint32_t misfit_samples; /* the number of samples that it did not fit with */
 
     /* A refusal on its way out; the first one waits, later ones are dropped: the peer asks again. */
     int32_t refusal; /* FEDMOTE_OK: none */

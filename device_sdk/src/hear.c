@@ -174,7 +174,7 @@ static void hear_ack(struct fedmote_client *client, uint8_t channel, const struc
     }
     drop_update(client);
     client->rounds_done++;
-    client->backoff_ms = 1000;
+    client->backoff_ms = FEDMOTE_HELLO_MIN_MS;
     fedmote_client_note(client, FEDMOTE_EVENT_ACK, (int32_t)client->round.plan.round);
     fedmote_client_hello_in(client, 0);
 }
@@ -211,7 +211,7 @@ static void hear_refuse(struct fedmote_client *client, uint8_t channel, const st
 
 static void hear_wait(struct fedmote_client *client, const struct fedmote_message *message) {
     if (client->state == FEDMOTE_STATE_IDLE || client->hello.is_set) {
-        client->backoff_ms = 1000;
+        client->backoff_ms = FEDMOTE_HELLO_MIN_MS;
         fedmote_client_hello_in(client, message->number[FEDMOTE_FIELD_WAIT_MS]);
     }
 }

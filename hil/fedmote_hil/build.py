@@ -74,20 +74,21 @@ def find_tool(name: str) -> str:
     return found
 
 
-def build(board: Board | str, *, is_run_image: bool = False, is_semihosting: bool = False) -> Image:
+def build(board: Board | str, *, is_run_image: bool = False, is_checked: bool = False) -> Image:
     """Builds, or finds, an image.
 
     Args:
         board: the board or its name.
         is_run_image: the inference program of `fedmote run` instead of the federated device.
-        is_semihosting: faults are reported to the emulator instead of blinked; such an image needs one.
+        is_checked: mistakes end the program with a report: on a process by the compiler's sanitizers, on an emulated board by
+            semihosting instead of a blinking light; such an image needs an emulator.
 
     Raises:
         RigError: a tool is missing, or the build fails; then with the compiler's words.
         ConfigError: no such board.
     """
     board = Board.load(board) if isinstance(board, str) else board
-    directory = _build_once(board, is_semihosting)
+    directory = _build_once(board, is_checked)
     name = "fedmote-run" if is_run_image else "fedmote-device"
     if _is_host(board):
         return Image(board, directory / name, None, directory)
@@ -98,18 +99,18 @@ def _is_host(board: Board) -> bool:
     return board.core == "host"
 
 
-def _build_once(board: Board, is_semihosting: bool) -> Path:
+def _build_once(board: Board, is_checked: bool) -> Path:
     """The directory of the finished build."""
     compiler = find_tool("gcc" if _is_host(board) else CROSS_COMPILER)
     cache = cache_directory()
-    directory = cache / f"{board.name}-{_key(board, is_semihosting, compiler)}"
+    directory = cache / f"{board.name}-{_key(board, is_checked, compiler)}"
     done = directory / "done"
     if done.exists():
         done.touch()  # still in use: see _drop_old()
         return directory
     with _locked(cache / f"{directory.name}.lock"):
         if not done.exists():
-            _configure_and_build(board, is_semihosting, compiler, directory)
+            _configure_and_build(board, is_checked, compiler, directory)
             done.touch()
             _drop_old(cache)
     return directory
@@ -131,13 +132,13 @@ def cache_directory() -> Path:
     raise RigError(f"no place for builds: neither {candidates[0]} nor {candidates[1]} can be written; set XDG_CACHE_HOME")
 
 
-def _key(board: Board, is_semihosting: bool, compiler: str) -> str:
+def _key(board: Board, is_checked: bool, compiler: str) -> str:
     """Hash of everything that decides what the image is."""
     digest = hashlib.blake2b(digest_size=12)
     root = sdk_root()
     version = subprocess.run([compiler, "--version"], capture_output=True, check=False).stdout
     # The place counts as well: CMake refuses a build directory whose sources are elsewhere.
-    for part in (board.name, str(is_semihosting), str(root)):
+    for part in (board.name, str(is_checked), str(root)):
         digest.update(part.encode() + b"\0")
     digest.update(version)
     for pattern in _SOURCE_PATTERNS:
@@ -157,12 +158,12 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-def _configure_and_build(board: Board, is_semihosting: bool, compiler: str, directory: Path) -> None:
+def _configure_and_build(board: Board, is_checked: bool, compiler: str, directory: Path) -> None:
     root = sdk_root()
     cmake, ninja = find_tool("cmake"), find_tool("ninja")
     shutil.rmtree(directory, ignore_errors=True)  # a build that was interrupted
     configure = [cmake, "-S", str(root), "-B", str(directory), "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
-    configure += [f"-DFEDMOTE_BOARD={board.name}", f"-DFEDMOTE_SEMIHOSTING={'ON' if is_semihosting else 'OFF'}"]
+    configure += [f"-DFEDMOTE_BOARD={board.name}", f"-DFEDMOTE_CHECKED={'ON' if is_checked else 'OFF'}"]
     # Another compiler's warnings are not a reason to refuse a user's build; our own tests build strictly.
     configure += ["-DFEDMOTE_STRICT=OFF"]
     if _is_host(board):

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from fedmote.errors import ConfigError, DeviceError, DoesNotFitError, RemoteWireError
 from fedmote.package.boards import Board
 from fedmote.package.file import Package
+from fedmote.package.planner import round_up
 from fedmote.wire import codec
 from fedmote.wire.frame import FrameDecoder
 from fedmote.wire.regions import samples_region
@@ -55,6 +56,8 @@ def run_on_board(board: Board | str, package: bytes, x: NDArray[np.int8], logits
         raise ConfigError("the package has no head: no logits")
     record_bytes = content.features + 4 * content.outputs
     device_form = content.device_form()
+    if (needed := _arena_bytes(content)) > board.run_arena_bytes:
+        raise DoesNotFitError(board.name, "arena", needed, board.run_arena_bytes)
     run = _run_process if board.machine is None else _run_emulated
     batch = _batch_size(board, device_form, flat)
     with tempfile.TemporaryDirectory(prefix="fedmote-run-") as directory:
@@ -66,6 +69,12 @@ def run_on_board(board: Board | str, package: bytes, x: NDArray[np.int8], logits
     if logits:
         return np.ascontiguousarray(records[:, content.features :]).view("<f4").reshape(len(flat), content.outputs)
     return np.ascontiguousarray(records[:, : content.features]).view(np.int8)
+
+
+def _arena_bytes(package: Package) -> int:
+    """What the program takes: encoder, float scratch with the logits, one result (device_sdk/examples/run/run.c)."""
+    float_bytes = 4 * (package.features + 2 * package.outputs)
+    return round_up(package.header.encoder_bytes) + round_up(float_bytes) + package.features + 4 * package.outputs
 
 
 def _batch_size(board: Board, package: bytes, flat: NDArray[np.int8]) -> int:
@@ -122,7 +131,7 @@ def _refused(board: Board, number: int) -> DeviceError:
 
 def _run_emulated(board: Board, package: bytes, x: NDArray[np.int8], record_bytes: int, directory: Path) -> bytes:
     files = _files(directory, package, x)
-    image = build(board, is_run_image=True, is_semihosting=True)
+    image = build(board, is_run_image=True, is_checked=True)
     path = directory / "line"
     with contextlib.closing(socket.socket(socket.AF_UNIX)) as server:
         server.bind(str(path))

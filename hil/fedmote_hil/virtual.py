@@ -47,7 +47,7 @@ class VirtualDevice:
         *,
         package: bytes | None = None,
         directory: Path | None = None,
-        is_semihosting: bool = False,
+        is_checked: bool = False,
     ) -> None:
         """Writes the device's files; nothing runs yet.
 
@@ -59,7 +59,7 @@ class VirtualDevice:
             link: see above.
             package: device form of a package that is installed already.
             directory: for the files; a temporary one, removed with this object, where None.
-            is_semihosting: the emulated image reports faults, see `log()`.
+            is_checked: an image that ends with a report when it does something wrong, see `log()` and `fedmote_hil.build`.
 
         Raises:
             DoesNotFitError: the package is larger than a slot.
@@ -68,7 +68,7 @@ class VirtualDevice:
         self.board = Board.load(board) if isinstance(board, str) else board
         self.id = id
         self.link = link
-        self._is_semihosting = is_semihosting
+        self._is_checked = is_checked
         self._temporary = tempfile.TemporaryDirectory(prefix=f"fedmote-{id}-") if directory is None else None
         self.directory = Path(self._temporary.name) if self._temporary else Path(directory or ".")
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -87,7 +87,7 @@ class VirtualDevice:
         """
         if self.is_running:
             raise RigError(f"device {self.id} runs already")
-        image = build(self.board, is_semihosting=self._is_semihosting and self.board.machine is not None)
+        image = build(self.board, is_checked=self._is_checked)
         if self.board.machine is None:
             command = [str(image.path), "--identity", str(self._path("identity")), "--samples", str(self._path("samples"))]
             command += ["--slots", str(self._path("slots")), "--events", *_stream_options(self.link)]

@@ -136,7 +136,7 @@ def test_a_round_over_serial_frames_trains_what_the_reference_trains(board, tmp_
         await server.start()
         identity = identity_region("board-1", "lab", "serial")
         try:
-            with VirtualDevice(board, "board-1", samples_region(x, y), identity, server.url, is_semihosting=True) as device:
+            with VirtualDevice(board, "board-1", samples_region(x, y), identity, server.url, is_checked=True) as device:
                 first = await asyncio.wait_for(_train_once(server, package, 1), _TIMEOUT_S)
                 # The package of round 1 is installed: round 2 trains on it, from the head inside it, to the same end.
                 second = await asyncio.wait_for(_train_once(server, package, 2), _TIMEOUT_S)
@@ -165,7 +165,7 @@ def test_a_round_over_mqtt_survives_a_broker_that_dies_before_it(board, tmp_path
     async def run(broker):
         # An emulated board learns of the broker's death only by its own keep-alive.
         identity = identity_region("board-1", "lab", "mqtt", "board-1", broker.password("board-1"), keep_alive_s=2)
-        with VirtualDevice(board, "board-1", samples_region(x, y), identity, broker.url, is_semihosting=True):
+        with VirtualDevice(board, "board-1", samples_region(x, y), identity, broker.url, is_checked=True):
             await until_it_is_there(broker)
             broker.restart()
             async with _coordinator(broker) as transport:

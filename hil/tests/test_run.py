@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
+import argparse
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 
 from fedmote.errors import ConfigError, DeviceError, DoesNotFitError, PackageError
+from fedmote.package.boards import Board
 from fedmote.package.execute import run_int8
 from fedmote.package.specimen import random_samples
 from fedmote.wire.schema import Status
+from fedmote_hil import run as run_module
 from fedmote_hil.cli import run as run_verb
 from fedmote_hil.run import run_on_board
 
@@ -55,6 +59,17 @@ def test_a_package_that_a_board_refuses_is_named_with_its_status(board, monkeypa
     assert refusal.value.status is Status.PACKAGE_CRC
 
 
+def test_a_package_beyond_the_arena_of_the_program_is_refused_before_anything_starts():
+    package = small_package(1, "posix")
+    x = random_samples(package.graph, 1, 1)
+    needed = run_module._arena_bytes(package)
+    budgets = Board.load("posix")
+    run_on_board(dataclasses.replace(budgets, run_arena_bytes=needed), package.to_bytes(), x)
+    with pytest.raises(DoesNotFitError) as refusal:
+        run_on_board(dataclasses.replace(budgets, run_arena_bytes=needed - 1), package.to_bytes(), x)
+    assert (refusal.value.needed, refusal.value.available) == (needed, needed - 1)
+
+
 def test_a_damaged_file_is_refused_before_a_board_is_started():
     with pytest.raises(PackageError):
         run_on_board("posix", b"FMP1 and nothing else", np.zeros((1, 4), np.int8))
@@ -74,8 +89,6 @@ def test_a_package_larger_than_its_region_does_not_fit(monkeypatch):
 
 
 def test_the_verb_writes_the_array_and_one_json_object(tmp_path, capsys):
-    import argparse
-
     package = small_package(2, "posix")
     x = random_samples(package.graph, 3, 2)
     (tmp_path / "m.fmp").write_bytes(package.to_bytes())

@@ -3,6 +3,11 @@
 
 set(posix_options -ffunction-sections -fdata-sections -fstack-usage)
 target_compile_options(fedmote_device PRIVATE -fstack-usage)
+if(FEDMOTE_CHECKED)
+    set(checks -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer)
+    target_compile_options(fedmote_device PUBLIC ${checks} -g)
+    target_link_options(fedmote_device PUBLIC ${checks})
+endif()
 
 add_executable(fedmote-device
     ports/posix/device_main.c ports/posix/clock.c ports/posix/files.c ports/posix/slots.c ports/posix/stream.c

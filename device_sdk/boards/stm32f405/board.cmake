@@ -22,7 +22,7 @@ function(fedmote_image name slots)
     add_dependencies(${name} ${name}-script)
     target_include_directories(${name} PRIVATE "${FEDMOTE_GENERATED}" "${FEDMOTE_BOARD_DIR}" ports/stm32f4 ports/region src)
     target_compile_options(${name} PRIVATE ${FEDMOTE_WARNINGS} -ffunction-sections -fdata-sections -ffreestanding -fstack-usage)
-    target_compile_definitions(${name} PRIVATE $<$<BOOL:${FEDMOTE_SEMIHOSTING}>:FEDMOTE_SEMIHOSTING>)
+    target_compile_definitions(${name} PRIVATE $<$<BOOL:${FEDMOTE_CHECKED}>:FEDMOTE_SEMIHOSTING>)
     # Freestanding: newlib lends memcpy, memset and a few functions of libm, and none of its start-up or system calls.
     target_link_options(${name} PRIVATE ${core_options} -nostartfiles -specs=nano.specs -T "${script}" -Wl,--gc-sections
                         -Wl,--fatal-warnings "-Wl,-Map=${CMAKE_CURRENT_BINARY_DIR}/${name}.map")

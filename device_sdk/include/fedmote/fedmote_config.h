@@ -2,7 +2,7 @@
 #ifndef FEDMOTE_CONFIG_H
 #define FEDMOTE_CONFIG_H
 
-/* Largest message body that this device accepts and sends, bytes; a multiple of 8 plus
+/* Largest message body that this device accepts and sends, bytes, 176 to 24000; a multiple of 8 plus
  * limit-chunk-overhead wastes nothing. Costs 2 * (FEDMOTE_BODY_MAX + 128) bytes of arena. */
 #ifndef FEDMOTE_BODY_MAX
 #define FEDMOTE_BODY_MAX 529

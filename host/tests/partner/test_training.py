@@ -71,15 +71,15 @@ def test_num_examples_counts_the_first_epoch_and_num_trained_all():
     assert train(digits_cnn(), samples, Recipe(2, 8, 0.01, 0.0)).num_trained == 2 + 3
 
 
-@pytest.mark.parametrize("count", range(2, 60))
 @pytest.mark.parametrize("batch", [1, 2, 16])
-def test_batches_are_even_hold_every_sample_once_and_never_one_alone(count, batch):
-    parts = even_batches(np.arange(count), batch)
-    assert np.array_equal(np.concatenate(parts), np.arange(count))
-    sizes = [len(part) for part in parts]
-    assert max(sizes) - min(sizes) <= 1
-    assert min(sizes) >= 2
-    assert max(sizes) <= max(batch, 3)
+def test_batches_are_even_hold_every_sample_once_and_never_one_alone(batch):
+    for count in range(2, 60):
+        parts = even_batches(np.arange(count), batch)
+        assert np.array_equal(np.concatenate(parts), np.arange(count))
+        sizes = [len(part) for part in parts]
+        assert max(sizes) - min(sizes) <= 1
+        assert min(sizes) >= 2
+        assert max(sizes) <= max(batch, 3)
 
 
 def test_a_single_sample_is_not_trained():

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`fedmote new`: what it writes can be started; what exists is not touched."""
+
+import json
+import stat
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from fedmote.cli import main
+from fedmote.config import CoordinatorConfig, Credentials, PartnerConfig, load
+from fedmote.package.partition import Partition
+from fedmote.transport.broker import find_mosquitto
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    target = tmp_path_factory.mktemp("new") / "desk"
+    assert main(["new", str(target), "--tcp-port", "18999", "--json"]) == 0
+    return target
+
+
+def test_the_configurations_are_sound_and_agree(made):
+    coordinator = load(CoordinatorConfig, made / "coordinator.toml")
+    partner = load(PartnerConfig, made / "partner.toml")
+    credentials = load(Credentials, made / "broker/credentials/device-1.toml")
+    assert coordinator.run.site == partner.site == credentials.site
+    assert coordinator.cells[0].devices == tuple(device.id for device in partner.devices) == (credentials.id,)
+    assert coordinator.cells[0].partner == partner.id
+    assert coordinator.broker.url == partner.broker.url == "mqtt://127.0.0.1:18999"
+    assert main(["config", "check", str(made / "coordinator.toml"), str(made / "partner.toml")]) == 0
+
+
+def test_partition_and_data_belong_together(made):
+    package = Partition.load(made / "model").packages["stm32f405"]
+    with np.load(made / "data/device-1.npz") as data:
+        assert data["x"].dtype == np.int8
+        assert data["x"][0].size == package.header.input_count
+        assert 0 < len(data["x"]) <= 256
+
+
+def test_secrets_are_for_the_owner_alone(made):
+    for path in (made / "broker").rglob("*"):
+        assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
+
+
+def test_a_directory_with_content_is_refused_and_left_alone(made, capsys):
+    before = sorted(made.rglob("*"))
+    assert main(["new", str(made)]) == 2
+    assert "not empty" in capsys.readouterr().err
+    assert sorted(made.rglob("*")) == before
+
+
+@pytest.mark.parametrize("arguments", [["--site", "Not A Site"], ["--tcp-port", "0"]])
+def test_bad_arguments_leave_nothing_behind(tmp_path, arguments):
+    assert main(["new", str(tmp_path / "desk"), *arguments]) == 2
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.broker
+@pytest.mark.skipif(find_mosquitto() is None, reason="mosquitto is not installed")
+def test_broker_coordinator_partner_and_device_start_from_it_and_merge_rounds(tmp_path):
+    from fedmote.lab.demo.fleet import Fleet, free_tcp_port
+
+    port = free_tcp_port()
+    target = tmp_path / "desk"
+    assert main(["new", str(target), "--tcp-port", str(port)]) == 0
+    broker = subprocess.Popen([str(find_mosquitto()), "-c", str(target / "broker/mosquitto.conf")], stderr=subprocess.DEVNULL)
+    try:
+        with Fleet(tmp_path / "logs") as fleet:
+            url = f"mqtt://127.0.0.1:{port}"
+            fleet.start("partner", "partner", target / "partner.toml")
+            credentials = target / "broker/credentials/device-1.toml"
+            data = ["--data", target / "data/device-1.npz", "--send-samples", "--credentials", credentials]
+            fleet.start("device", "device", "--board", "posix", "--id", "device-1", *data, "--broker", url)
+            serve = fleet.start("serve", "serve", target / "coordinator.toml", "--set", "run.rounds=2", "--json")
+            fleet.watch(serve, 120.0)
+            result = json.loads(serve.out.read_text())
+    finally:
+        broker.terminate()
+        broker.wait(10)
+    assert result["is_complete"]
+    assert [one["reported"] for one in result["rounds"]] == [2, 2]
+    sent = [update["sent"] for update in result["rounds"][0]["updates"] if update["role"] == "device"]
+    assert sent[0] > 0
+    examples = [update["num_examples"] for update in result["rounds"][0]["updates"] if update["role"] == "partner"]
+    assert examples[0] > 0
+
+
+def test_a_process_of_the_fleet_ends_with_it(tmp_path):
+    from fedmote.lab.demo.fleet import Fleet
+
+    with Fleet(tmp_path) as fleet:
+        process = fleet.start("doctor", "doctor", "--json")
+        assert process.exit_code is None or process.exit_code in (0, 1)
+    assert process.exit_code is not None
+
+
+def test_processes_of_a_killed_demonstration_end_by_themselves(tmp_path):
+    """The parent is killed without any chance to clean up; its child, which would run for ever, must go."""
+    listening = "import socket,sys; s=socket.create_server(('127.0.0.1',0)); print(s.getsockname()[1],flush=True); s.accept()"
+    program = (
+        "import sys, time\nfrom pathlib import Path\nfrom fedmote.lab.demo import fleet\n"
+        f"fleet._ENTRY = {listening!r}\n"
+        "f = fleet.Fleet(Path(sys.argv[1]))\np = f.start('child')\nprint(p.first_line(30), flush=True)\ntime.sleep(600)\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    port = int(parent.stdout.readline())
+    parent.kill()
+    parent.wait()
+    import socket
+
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) != 0:
+                return
+            # The child took our call and ends by itself: ask again at the listening port, which must be gone.
+        time.sleep(0.1)
+    pytest.fail("the child outlived its parent")
