@@ -59,7 +59,7 @@ def _device(options: argparse.Namespace) -> VirtualDevice:
         raise ConfigError(f"{options.credentials}: these are the credentials of {credentials.id!r}, not of {options.id!r}")
     package = None if options.package is None else Package.read(options.package)
     x, y = load_data(options.data)
-    samples = samples_region(board_samples(x, package), y)
+    samples = samples_region(board_samples(x, package, options.data), y)
     if len(x) > board.max_samples:
         raise ConfigError(f"{options.data}: {len(x)} samples, board {board.name} takes {board.max_samples}")
     identity = identity_region(
