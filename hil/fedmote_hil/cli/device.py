@@ -17,6 +17,10 @@ from fedmote_hil.samples import board_samples, load_data
 from fedmote_hil.virtual import VirtualDevice
 
 SUMMARY = "run a virtual device: a process or an emulated board"
+EXAMPLES = """examples:
+  fedmote device --board posix --id a --data x.npz --package m.fmp --credentials a.toml --broker mqtt://localhost:1883
+  fedmote device --board stm32f405 --id b --data x.npz --package m.fmp --credentials b.toml --serial pty
+"""
 _POLL_S = 0.2  # how soon the end of the process is noticed; the device itself does not wait for it
 
 

@@ -23,6 +23,10 @@ from fedmote_hil.run import run_on_board
 from fedmote_hil.samples import board_samples
 
 SUMMARY = "run a package or a .tflite file on a board: features or logits of every sample"
+EXAMPLES = """examples:
+  fedmote run model.fmp --board stm32f405 --input x.npy --output features.npy
+  fedmote run kws.tflite --board posix --input x.npy --output logits.npy --logits
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -103,6 +103,11 @@ class Outcome:
     loss_after: float
 
 
+def use_threads(count: int) -> None:
+    """Lets torch compute with so many threads in this process."""
+    torch.set_num_threads(count)
+
+
 def load_factory(name: str) -> Callable[[], nn.Module]:
     """The function `package.module:function` that returns the torch module; ConfigError where there is none."""
     module_name, _, function_name = name.partition(":")
