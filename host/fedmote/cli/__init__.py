@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The `fedmote` command: finds the verb, runs it, turns errors into one line and an exit code.
 
-Verbs are modules named in the entry-point group `fedmote.verbs`, with `SUMMARY`, `add_arguments(parser)` and
-`run(options) -> int`. Only the verb that is asked for is imported. `fedmote --help` lists the summaries without importing
-anything: it reads them from the modules' sources, so that torch is not loaded to print a line about it.
+Verbs are modules named in the entry-point group `fedmote.verbs`, with `SUMMARY`, `EXAMPLES` (the end of the help),
+`add_arguments(parser)` and `run(options) -> int`. Only the verb that is asked for is imported. `fedmote --help` lists the
+summaries without importing anything: it reads them from the modules' sources, so that torch is not loaded to print a line
+about it.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ class Verb(Protocol):
     """What a verb's module has."""
 
     SUMMARY: str
+    EXAMPLES: str
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Declare its arguments."""
@@ -82,7 +84,12 @@ def _run_verb(name: str, point: EntryPoint, given: Sequence[str]) -> int:
             raise
         _complain(f"{name} needs {error.name}, which is not installed; see `fedmote doctor`")
         return EXIT_USAGE
-    parser = argparse.ArgumentParser(prog=f"fedmote {name}", description=verb.SUMMARY)
+    parser = argparse.ArgumentParser(
+        prog=f"fedmote {name}",
+        description=verb.SUMMARY,
+        epilog=verb.EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     verb.add_arguments(parser)
     return verb.run(parser.parse_args(given))
 

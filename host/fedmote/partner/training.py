@@ -103,6 +103,11 @@ class Outcome:
     loss_after: float
 
 
+def use_threads(count: int) -> None:
+    """Let torch use so many threads in this process. Sums depend on it in their last places."""
+    torch.set_num_threads(count)
+
+
 def load_factory(name: str) -> Callable[[], nn.Module]:
     """The function `package.module:function` that returns the torch module; ConfigError where there is none."""
     module_name, _, function_name = name.partition(":")
