@@ -26,7 +26,7 @@ from firmware_tests.one_round import (
     plan_for,
     sample_records,
 )
-from firmware_tests.scripted_peers import RUN, Peers
+from firmware_tests.scripted_peers import COORDINATOR, RUN, Packet, Peers
 
 # ---- a round ---------------------------------------------------------------------------------------------------------
 
@@ -149,6 +149,19 @@ def test_hello_backs_off_with_full_jitter_up_to_a_minute():
         assert (gap <= np.minimum(1000 * 2.0 ** np.arange(10), 60_000) + 1).all(), f"seed {seed}"
         gaps = np.maximum(gaps, gap)
     assert gaps[9] > 40_000
+
+
+def test_hello_backs_off_anew_after_a_wait():
+    for seed in range(5):
+        device, peers = bench(seed=seed)
+        hello_times(device, peers, 300_000)
+        peers.tell(device, Packet(COORDINATOR, Kind.WAIT, {"wait_ms": 10_000}))
+        for _ in range(5):
+            device.step()  # hears it, and may say one hello before
+        device.tx.clear()
+        times = hello_times(device, peers, 60_000)
+        assert 10_000 <= times[0] <= 10_002
+        assert times[1] - times[0] <= 1001, f"seed {seed}"
 
 
 def test_wait_is_obeyed():
