@@ -110,6 +110,24 @@ def test_an_update_is_held_beyond_the_deadline_and_dropped_for_a_later_plan():
     assert (device.info.round, peers.reports[-1]["round"]) == (2, 2)
 
 
+def test_a_plan_of_the_reported_round_silences_hello_until_its_deadline():
+    device, peers = bench(changes={"remaining_ms": 30_000})
+    peers.is_acking = False
+    peers.run(device, lambda: bool(peers.updates))
+    peers.hear_hello = lambda _device, _packet: None
+    peers.heard.clear()
+    peers.run(device, lambda: any(packet.kind == Kind.HELLO for packet in peers.heard))
+    peers.tell(device, peers.plan_packet())
+    for _ in range(5):
+        device.step()
+    device.tx.clear()
+    peers.heard.clear()
+    start = device.now
+    peers.run(device, lambda: device.now - start > 29_000)
+    assert {packet.kind for packet in peers.heard} == {Kind.REPORT}
+    peers.run(device, lambda: any(packet.kind == Kind.HELLO for packet in peers.heard), limit_ms=10_000)
+
+
 def test_a_plan_of_an_earlier_round_is_ignored():
     device, peers = bench()
     peers.round = peers.rounds = 5
