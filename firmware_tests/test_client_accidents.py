@@ -122,6 +122,21 @@ def test_a_device_that_sleeps_as_long_as_it_may_looks_after_a_lost_stream():
     assert device.tx  # hello, although no byte came
 
 
+def test_after_a_restart_the_newest_of_two_packages_is_the_installed_one():
+    device, _ = bench()
+    for seed in range(4):  # to slot 0, 1, 0, 1
+        package = build(seed)
+        finish(device, Peers(plan_for(package), {MODEL_HANDLE: package}))
+        assert device.info.generation == seed + 1
+        operations = len(device.flash.log)
+        device.rx.clear()
+        device.tx.clear()
+        device.boot()
+        finish(device, Peers(plan_for(package), {}))  # it needs no fetching
+        assert len(device.flash.log) == operations
+        device.boot()
+
+
 def test_a_package_that_the_flash_lost_is_fetched_anew():
     update, _, _ = undisturbed()
     device, peers = bench()

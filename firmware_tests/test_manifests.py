@@ -32,6 +32,11 @@ def test_all_manifests_have_the_version_of_the_distribution():
     assert json.loads((sdk_root() / "library.json").read_text(encoding="utf-8"))["version"] == version
 
 
+def test_zephyr_offers_the_body_sizes_that_compile():
+    low, high = (_found(rf"FEDMOTE_BODY_MAX {sign}= (\d+)", "src/link.h") for sign in "><")
+    assert _found(r"range (\d+ \d+)", "zephyr/Kconfig") == f"{low} {high}"
+
+
 def test_an_installed_library_is_found_and_linked_by_another_project(tmp_path):
     (tmp_path / "app").mkdir()
     (tmp_path / "app" / "CMakeLists.txt").write_text(_CONSUMER)
