@@ -131,17 +131,22 @@ class Twin:
         return -np.log(p[index, self.y]), np.linalg.norm(self.features, axis=1) * np.linalg.norm(error, axis=1)
 
     def train(self) -> np.ndarray:
-        """The update (PARAMETERS,)."""
+        """The update (PARAMETERS,); `loss_after` becomes the mean loss of the last epoch that has samples."""
         start, velocity = self.head.copy(), np.zeros(PARAMETERS)
+        self.loss_after = np.float64(np.nan)
         rate, momentum = int(self.plan["learning_rate_micro"]) / 1e6, int(self.plan["momentum_micro"]) / 1e6
         for own in self.own:
             selected = np.flatnonzero(own)
+            losses: list[float] = []
             for first in range(0, len(selected), int(self.plan["batch"])):
                 index = selected[first : first + int(self.plan["batch"])]
-                error = (self.probabilities(index) - np.eye(CLASSES)[self.y[index]]) / len(index)
+                p = self.probabilities(index)
+                losses += [-np.log(p[i, label]) for i, label in enumerate(self.y[index])]
+                error = (p - np.eye(CLASSES)[self.y[index]]) / len(index)
                 gradient = np.concatenate([(error.T @ self.features[index]).ravel(), error.sum(0)])
                 velocity = momentum * velocity + gradient
                 self.head = self.head - rate * velocity
+            self.loss_after = np.mean(losses) if losses else self.loss_after
         return self.head - start
 
 

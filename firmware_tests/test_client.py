@@ -54,6 +54,7 @@ def test_a_round_computes_what_numpy_computes(changes):
     assert report["trained"] == twin.own.sum()
     assert report["discarded"] == (~(twin.own.any(0) | twin.partner.any(0))).sum()
     assert report["loss_micro"] == pytest.approx(twin.mean_loss * 1e6, rel=1e-4)
+    assert report["loss_after_micro"] == pytest.approx(twin.loss_after * 1e6, rel=1e-3)
     assert (report["version"], report["attempt"], report["run"], report["round"]) == (4, 0, RUN, 1)
     if peers.plan["is_sending_samples"]:
         x, y = data()

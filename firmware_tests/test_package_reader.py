@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The package reader: what it refuses, and that nothing hostile gets past it."""
 
+import ctypes
 import subprocess
 import zlib
 from collections.abc import Callable
@@ -11,7 +12,7 @@ import pytest
 
 from fedmote.wire.schema import Status
 from firmware_tests import package_builder as fmp
-from firmware_tests.native import OK, OpenPackage, harness
+from firmware_tests.native import BUSY, OK, Encoder, OpenPackage, aligned, harness, library
 from firmware_tests.test_kernels import channel_constants, int8
 
 FEATURES = 5
@@ -70,6 +71,23 @@ def test_package_with_every_operator_is_accepted_with_its_numbers() -> None:
     assert (numbers.size, numbers.op_count, numbers.input_count, numbers.feature_count) == (len(package), 9, 32, FEATURES)
     assert (numbers.head_outputs, numbers.head_parameters, numbers.feature_zero_point) == (3, 3 * FEATURES + 3, -7)
     assert numbers.feature_scale == np.float32(0.05)
+
+
+def test_a_call_of_the_encoder_stays_within_its_budget() -> None:
+    package = package_of_everything()
+    opened, lib, encoder = OpenPackage(package), library(), Encoder()
+    memory = aligned(opened.struct.encoder_bytes)
+    costs, offset = [], section_offset(package, fmp.PLAN) + 48
+    for _ in range(opened.struct.op_count):
+        opcode_words, units, unit_macs = np.frombuffer(package, "<u4", 3, offset).tolist()
+        costs += [unit_macs] * units
+        offset += 4 * (opcode_words >> 16)
+    for budget in (max(costs), 2 * max(costs)):
+        lib.fedmote_encoder_init(ctypes.byref(encoder), ctypes.byref(opened.struct), ctypes.c_void_p(memory.ctypes.data))
+        calls = 1
+        while lib.fedmote_encoder_run(ctypes.byref(encoder), ctypes.c_uint32(budget)) == BUSY:
+            calls += 1
+        assert sum(costs) <= calls * budget
 
 
 def test_package_may_lie_in_a_larger_slot() -> None:
