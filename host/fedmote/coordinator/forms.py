@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from fedmote.aggregation.ranges import Ranges
+from fedmote.package.graph import HeadLayer
+from fedmote.package.head import head_bytes
 from fedmote.store import Checkpoint
 from fedmote.strategies import ModelShape
-from fedmote.strategies.f32 import flatten_head
 from fedmote.tensors import Tensors
 from fedmote.wire.schema import Role
 from fedmote.wire.transfer import BlobSource, handle_of
@@ -120,14 +121,14 @@ class Forms:
 
     def _for_device(self, board: str) -> PlannedModel:
         assert self._checkpoint is not None  # shown before the first round
-        names = self._partition.shape(self._checkpoint.tensors, self._checkpoint.ranges).head
+        layers = self._partition.shape(self._checkpoint.tensors, self._checkpoint.ranges).layers
         if self._packages.get(board, (-1,))[0] != self._encoder_version:
-            self._packages[board] = self._build(board, names)
+            self._packages[board] = self._build(board, layers)
         _, package, package_hash, packed_head = self._packages[board]
-        head = flatten_head(self._checkpoint.tensors, names)
+        head = head_bytes(layers, self._checkpoint.tensors)
         return PlannedModel(package_hash, package, None if head == packed_head else head)
 
-    def _build(self, board: str, names: tuple[str, ...]) -> tuple[int, bytes, bytes, bytes]:
+    def _build(self, board: str, layers: tuple[HeadLayer, ...]) -> tuple[int, bytes, bytes, bytes]:
         base = self._load(self._encoder_version)
         package, package_hash = self._partition.device_form(board, base.tensors, base.ranges, self._encoder_version)
-        return self._encoder_version, package, package_hash, flatten_head(base.tensors, names)
+        return self._encoder_version, package, package_hash, head_bytes(layers, base.tensors)

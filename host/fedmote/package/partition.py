@@ -22,7 +22,7 @@ from fedmote.package.execute import run_int8
 from fedmote.package.file import Package, seal_package
 from fedmote.package.fold import bind, parameter_names
 from fedmote.package.graph import Graph, HeadLayer, Ranges, Tensors
-from fedmote.package.head import head_blob
+from fedmote.package.head import head_matrix
 from fedmote.package.inputs import arrange
 from fedmote.package.quantize import dequantize_values, observation_points, quantize, quantize_input
 from fedmote.package.ranges import freeze
@@ -124,8 +124,7 @@ def evaluate(package: Package, x: NDArray[np.float32], y: NDArray[np.int64], ten
         raise ConversionError(f"{len(x)} samples and {len(y)} labels: accuracy needs as many of both, at least one")
     weights, bias = package.head()
     if tensors is not None:
-        values = head_blob(package.host.head, tensors)
-        weights, bias = values[: weights.size].reshape(weights.shape), values[weights.size :]
+        weights, bias = head_matrix(package.host.head[0], tensors)
     logits = run_features(package, x) @ weights.T + bias
     return float((logits.argmax(axis=1) == y).mean())
 

@@ -11,6 +11,7 @@ import pytest
 
 from fedmote.config import CellConfig, CoordinatorConfig, RunConfig, StrategyConfig, WindowsConfig
 from fedmote.coordinator import Coordinator
+from fedmote.package.graph import HeadLayer
 from fedmote.strategies import ModelShape
 from fedmote.tensors import dump_safetensors
 from fedmote.transport.memory import MemoryNetwork
@@ -25,6 +26,7 @@ TENSORS = {
     "head.bias": np.zeros(2, np.float32),
 }
 RANGES = {"input": (-1.0, 1.0), "act": (0.0, 1.0)}
+LAYERS = (HeadLayer("head.weight", "head.bias", 3, 2),)
 HEAD = ("head.weight", "head.bias")
 CELLS = (CellConfig("home-1", ("board-1", "board-2"), "phone-1"), CellConfig("home-2", ("board-3",), "phone-2"))
 
@@ -41,7 +43,7 @@ class TinyPartition:
         return {name: values.copy() for name, values in TENSORS.items()}, dict(RANGES)
 
     def shape(self, tensors, ranges):
-        return ModelShape(tensors, HEAD, ranges, "input")
+        return ModelShape(tensors, LAYERS, ranges, "input")
 
     def device_form(self, board, tensors, ranges, version):
         self.num_builds += 1
