@@ -32,14 +32,15 @@ def run(options: argparse.Namespace) -> int:
     """Takes part in rounds until SIGINT or SIGTERM, which are its orderly end."""
     config = load(PartnerConfig, options.config, options.set, os.environ)
     try:
-        import torch
-    except ImportError as error:
+        from fedmote.partner.agent import PartnerAgent
+        from fedmote.partner.training import load_factory, use_threads
+        from fedmote.partner.update import Trainer, load_own_samples
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
         raise ConfigError("a partner trains with torch: pip install 'fedmote[torch]'") from error
-    from fedmote.partner.agent import PartnerAgent
-    from fedmote.partner.training import load_factory
-    from fedmote.partner.update import Trainer, load_own_samples
 
-    torch.set_num_threads(config.torch_threads)
+    use_threads(config.torch_threads)
     own = None if config.data is None else load_own_samples(config.data)
     agent = PartnerAgent(config, Trainer(load_factory(config.model), own, config.seed))
     sys.stderr.write(

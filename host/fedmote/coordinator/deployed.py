@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from fedmote.aggregation.ranges import Ranges
 from fedmote.errors import ConfigError
+from fedmote.package.boards import Board
 from fedmote.package.head import head_bytes, head_matrix, head_tensors
 from fedmote.package.partition import Partition, run_features
 from fedmote.strategies import ModelShape
@@ -68,16 +69,26 @@ class DeployedPartition:
         package = self._push(tensors, ranges, version).packages[board]
         return package.device_form(), package.hash
 
+    def max_samples(self, board: str) -> int:
+        """Of its budget in the SDK: nothing that the device says of itself."""
+        return Board.load(board).max_samples
+
     def manifest(self) -> str:
         """Of any board: what partners read of it is the same in all."""
         return self._partition.package.host.to_bytes().decode()
 
     def evaluate(self, tensors: Tensors, ranges: Ranges, version: int) -> float | None:
-        """Accuracy of the deployed form, 0 to 1; None without test data."""
+        """Accuracy of the deployed form, 0 to 1; None without test data.
+
+        Raises:
+            ConversionError: no package can be made of the model, which is therefore not to be committed.
+        """
+        key = self._encoder_key(tensors, ranges)
         if self._data is None:
+            if self._pushed is None or self._pushed[0] != key:
+                self._push(tensors, ranges, version)
             return None
         x, y = self._data
-        key = self._encoder_key(tensors, ranges)
         if self._features is None or self._features[0] != key:
             self._features = (key, run_features(self._push(tensors, ranges, version).package, x))
         weights, bias = head_matrix(self._partition.head[0], tensors)

@@ -9,6 +9,7 @@ that a restarted coordinator builds the same bytes.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import zlib
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from fedmote.aggregation.ranges import Ranges
+from fedmote.errors import ConversionError, PackageError
 from fedmote.package.graph import HeadLayer
 from fedmote.package.head import head_bytes
 from fedmote.store import Checkpoint
@@ -45,12 +47,19 @@ class Partition(Protocol):
         """The package of a board in device form, and its 32-byte hash; the same arguments give the same bytes."""
         ...
 
+    def max_samples(self, board: str) -> int:
+        """Samples that a board can hold."""
+        ...
+
     def manifest(self) -> str:
         """The host manifest as JSON: template, input quantization and layout, which partners train and observe by."""
         ...
 
     def evaluate(self, tensors: Tensors, ranges: Ranges, version: int) -> float | None:
-        """Accuracy of the deployed form on the host test set, 0 to 1; None where there is none."""
+        """Accuracy of the deployed form on the host test set, 0 to 1; None where there is none.
+
+        ConversionError where the model cannot be deployed: it is not committed then.
+        """
         ...
 
 
@@ -111,8 +120,11 @@ class Forms:
 
     def all_planned(self) -> list[PlannedModel]:
         """Every form: a restarted coordinator is asked for blobs before it heard who wants which."""
-        devices = [self.planned(Role.DEVICE, board) for board in self._partition.boards]
-        return [*devices, self.planned(Role.PARTNER, "")]
+        planned = [self.planned(Role.PARTNER, "")]
+        for board in self._partition.boards:
+            with contextlib.suppress(ConversionError, PackageError):  # a board without a package asks for none
+                planned.append(self.planned(Role.DEVICE, board))
+        return planned
 
     def _for_partner(self) -> PlannedModel:
         assert self._checkpoint is not None  # shown before the first round

@@ -103,6 +103,11 @@ class Outcome:
     loss_after: float
 
 
+def use_threads(number: int) -> None:
+    """Let torch compute on so many threads, for the whole process: the owner's machine has other work."""
+    torch.set_num_threads(number)
+
+
 def load_factory(name: str) -> Callable[[], nn.Module]:
     """The function `package.module:function` that returns the torch module; ConfigError where there is none."""
     module_name, _, function_name = name.partition(":")

@@ -50,6 +50,9 @@ class TinyPartition:
         blob = dump_safetensors(tensors, {"board": board, "version": str(version), "ranges": str(ranges)})
         return blob, hashlib.blake2b(blob, digest_size=32).digest()
 
+    def max_samples(self, board):
+        return 256
+
     def manifest(self):
         return "{}"
 
@@ -77,6 +80,7 @@ class Actor:
     acks: list = field(default_factory=list)
     blob_of: object = None
     max_body: int = 512
+    num_examples: int | None = None
     tensors: dict = field(default_factory=lambda: TENSORS)
     head: tuple = HEAD
     activations: tuple = ("act", "input")
@@ -157,9 +161,10 @@ class Actor:
             return
         blob = (self.blob_of or self.learn)(self)
         plan = self.plan
+        num_examples = 3 + len(self.id) % 5 if self.num_examples is None else self.num_examples
         report = Message.of(
             Kind.REPORT, handle=handle_of(blob), run=plan["run"], round=plan["round"], size=len(blob), crc=zlib.crc32(blob),
-            num_examples=3 + len(self.id) % 5, version=plan["version"], attempt=plan["attempt"], trained=9,
+            num_examples=num_examples, version=plan["version"], attempt=plan["attempt"], trained=9,
         )  # fmt: skip
         self.update = (report, blob)
         await self.send(report)
