@@ -92,7 +92,9 @@ class Actor:
         await self.hello()
         while True:
             try:
-                received = await asyncio.wait_for(self.end.receive(), self.hello_s)
+                # Not `wait_for`: in Python 3.11 it swallows a cancellation that meets an arriving message.
+                async with asyncio.timeout(self.hello_s):
+                    received = await self.end.receive()
             except TimeoutError:
                 await self.repeat()
                 continue
