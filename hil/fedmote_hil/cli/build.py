@@ -14,6 +14,10 @@ from fedmote.package.boards import Board, board_names
 from fedmote_hil.build import build
 
 SUMMARY = "build the federated device's image for a board"
+EXAMPLES = """
+fedmote build --board stm32f405 -o fedmote.elf
+fedmote build --board stm32f405 -o run.bin --inference
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

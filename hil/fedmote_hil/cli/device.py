@@ -17,6 +17,11 @@ from fedmote_hil.samples import board_samples, load_data
 from fedmote_hil.virtual import VirtualDevice
 
 SUMMARY = "run a virtual device: a process or an emulated board"
+EXAMPLES = """
+fedmote device --board posix --id board-1 --data board-1.npz --credentials board-1.toml --broker mqtt://127.0.0.1:1883 \\
+    --package kws-posix.fmp
+fedmote device --board stm32f405 --id board-1 --data board-1.npz --credentials board-1.toml --serial pty
+"""
 _POLL_S = 0.2  # how soon the end of the process is noticed; the device itself does not wait for it
 
 

@@ -22,6 +22,10 @@ from fedmote_hil.run import run_on_board
 from fedmote_hil.samples import board_samples, load_array
 
 SUMMARY = "run a package or a .tflite file on a board: features or logits of every sample"
+EXAMPLES = """
+fedmote run kws.fmp --input x.npy --output features.npy --board stm32f405
+fedmote run kws.fmp --input x.npy --output logits.npy --logits --board posix
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -15,6 +15,11 @@ from fedmote.store import Checkpoint, CheckpointEntry, Checkpoints
 from fedmote.store.durable import store_errors, write_durably
 
 SUMMARY = "list the checkpoints of a run, or export one"
+EXAMPLES = """
+fedmote checkpoint list --state state
+fedmote checkpoint export 8 -o model.safetensors --state state
+fedmote checkpoint export 8 -o release --config coordinator.toml
+"""
 
 
 def add_arguments(parser: ArgumentParser) -> None:

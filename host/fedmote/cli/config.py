@@ -14,6 +14,10 @@ from fedmote.config import CoordinatorConfig, Credentials, Loaded, PartnerConfig
 from fedmote.errors import ConfigError
 
 SUMMARY = "show the effective values of a configuration file and their origin, or check it"
+EXAMPLES = """
+fedmote config show coordinator.toml
+fedmote config check coordinator.toml partner.toml
+"""
 
 KINDS: dict[str, type[Table]] = {"coordinator": CoordinatorConfig, "partner": PartnerConfig, "credentials": Credentials}
 # A key that only this kind has, at the top level.

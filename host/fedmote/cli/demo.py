@@ -23,6 +23,11 @@ from fedmote.package.boards import Board, board_names
 from fedmote.transport.broker import find_mosquitto
 
 SUMMARY = "real data, three cells, emulated boards, one merge: the whole story on this machine"
+EXAMPLES = """
+fedmote demo
+fedmote demo --rounds 4 --boards posix --out result
+fedmote demo --data har.npz --json
+"""
 
 # Centaur's two forms. A strategy of partners alone would have nothing to train: here partners hold no data of their own.
 STRATEGIES: dict[str, Literal["alternating", "simultaneous"]] = {"centaur": "simultaneous", "centaur-alternating": "alternating"}

@@ -22,6 +22,10 @@ from fedmote.package.boards import sdk_root
 from fedmote.transport.broker import find_mosquitto
 
 SUMMARY = "say what is installed, what is missing, and how to get it"
+EXAMPLES = """
+fedmote doctor
+fedmote doctor --for serve --json
+"""
 
 _VERSION_TIMEOUT_S = 10.0
 # What a machine can be for. A check belongs to one or more of them.

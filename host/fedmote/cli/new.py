@@ -15,6 +15,10 @@ from fedmote.errors import ConfigError
 from fedmote.transport.broker import BrokerFiles, write_broker_files
 
 SUMMARY = "write configurations, credentials, a small model and data for one cell into a new directory"
+EXAMPLES = """
+fedmote new mycell
+fedmote new mycell --site lab --tcp-port 1884
+"""
 
 CELL = CellConfig("desk", ("device-1",), "partner-1")
 # The boards that packages are made for: a process of any machine, and the reference board.

@@ -17,6 +17,9 @@ from fedmote.config import PartnerConfig, load
 from fedmote.errors import ConfigError
 
 SUMMARY = "run a partner: trains the whole model on what the devices of its cell select"
+EXAMPLES = """
+fedmote partner partner.toml
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

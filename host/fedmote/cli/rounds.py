@@ -13,6 +13,10 @@ from fedmote.errors import ConfigError
 from fedmote.store import Ledger
 
 SUMMARY = "list the rounds of a run, or show one"
+EXAMPLES = """
+fedmote rounds list --state state
+fedmote rounds show 3 --state state --json
+"""
 
 _COLUMNS = ("round", "phase", "state", "reported", "expected", "checkpoint", "accuracy", "seconds", "missing")
 

@@ -18,6 +18,10 @@ from fedmote.transport.link import LinkServer
 from fedmote.transport.mqtt import CoordinatorMqtt
 
 SUMMARY = "run the coordinator of a fleet; goes on where it stopped"
+EXAMPLES = """
+fedmote serve coordinator.toml
+fedmote serve coordinator.toml --fresh --set run.rounds=5 --json
+"""
 
 _COLUMNS = ("round", "phase", "state", "reported", "expected", "accuracy", "seconds", "missing")
 
