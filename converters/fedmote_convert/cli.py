@@ -12,9 +12,9 @@ from fedmote.errors import ConfigError
 from fedmote.package.boards import Board, board_names
 
 SUMMARY = "convert a torch model into an int8 encoder, a float head and a package for each board"
-EXAMPLES = """
-fedmote convert fedmote.lab.models:digits_cnn --calibration digits.npz --boards stm32f405,posix -o digits
-fedmote convert mymodels:build --weights build.safetensors --calibration x.npz --cut features --boards posix -o out
+EXAMPLES = """examples:
+  fedmote convert mypackage.nets:build --calibration calibration.npz --boards stm32f405,posix -o converted
+  fedmote convert fedmote.lab.models:digits_cnn --weights trained.safetensors --calibration digits.npz --boards posix -o out
 """
 
 

@@ -14,9 +14,9 @@ from fedmote.package.boards import Board, board_names
 from fedmote_hil.build import build
 
 SUMMARY = "build the federated device's image for a board"
-EXAMPLES = """
-fedmote build --board stm32f405 -o fedmote.elf
-fedmote build --board stm32f405 -o run.bin --inference
+EXAMPLES = """examples:
+  fedmote build --board stm32f405 -o image.bin          raw bytes, and the command that flashes them
+  fedmote build --board posix -o fedmote-device         a program of this machine: fedmote-device --help
 """
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fedmote.arrays import load_npy
 from fedmote.errors import ConfigError
 from fedmote.package import tflite_reader
 from fedmote.package.boards import Board, board_names
@@ -19,12 +20,12 @@ from fedmote.package.file import Package, build_package
 from fedmote.package.graph import HeadLayer
 from fedmote.package.importer import import_tflite
 from fedmote_hil.run import run_on_board
-from fedmote_hil.samples import board_samples, load_array
+from fedmote_hil.samples import board_samples
 
 SUMMARY = "run a package or a .tflite file on a board: features or logits of every sample"
-EXAMPLES = """
-fedmote run kws.fmp --input x.npy --output features.npy --board stm32f405
-fedmote run kws.fmp --input x.npy --output logits.npy --logits --board posix
+EXAMPLES = """examples:
+  fedmote run model.fmp --board stm32f405 --input x.npy --output features.npy
+  fedmote run kws.tflite --board posix --input x.npy --output logits.npy --logits
 """
 
 
@@ -42,7 +43,7 @@ def run(options: argparse.Namespace) -> int:
     """Runs the samples and writes the results."""
     board = Board.load(options.board)
     package = _import(options.model, board, options.logits) if options.model.suffix == ".tflite" else Package.read(options.model)
-    x = board_samples(load_array(options.input), package)
+    x = board_samples(load_npy(options.input), package, options.input)
     started = time.monotonic()
     y = run_on_board(board, package.device_form(), x, options.logits)
     seconds = time.monotonic() - started

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The `fedmote` command: finds the verb, runs it, turns errors into one line and an exit code.
 
-Verbs are modules named in the entry-point group `fedmote.verbs`, with `SUMMARY`, `add_arguments(parser)` and
-`run(options) -> int`, and `EXAMPLES` for its help. Only the verb that is asked for is imported. `fedmote --help` lists the summaries without importing
-anything: it reads them from the modules' sources, so that torch is not loaded to print a line about it.
+Verbs are modules named in the entry-point group `fedmote.verbs`, with `SUMMARY`, `EXAMPLES` (the end of the help),
+`add_arguments(parser)` and `run(options) -> int`. Only the verb that is asked for is imported. `fedmote --help` lists the
+summaries without importing anything: it reads them from the modules' sources, so that torch is not loaded to print a line
+about it.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class Verb(Protocol):
     """What a verb's module has."""
 
     SUMMARY: str
-    EXAMPLES: str  # lines of commands, for `--help`
+    EXAMPLES: str
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Declare its arguments."""
@@ -87,7 +88,7 @@ def _run_verb(name: str, point: EntryPoint, given: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog=f"fedmote {name}",
         description=verb.SUMMARY,
-        epilog="examples:\n" + "\n".join(f"  {line}" for line in verb.EXAMPLES.strip().splitlines()),
+        epilog=verb.EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     verb.add_arguments(parser)

@@ -22,9 +22,9 @@ from fedmote.package.boards import sdk_root
 from fedmote.transport.broker import find_mosquitto
 
 SUMMARY = "say what is installed, what is missing, and how to get it"
-EXAMPLES = """
-fedmote doctor
-fedmote doctor --for serve --json
+EXAMPLES = """examples:
+  fedmote doctor                 everything, by what it is for
+  fedmote doctor --json          the same for programs
 """
 
 _VERSION_TIMEOUT_S = 10.0

@@ -21,11 +21,12 @@ from fedmote.package.records import Record, record_words
 from fedmote.wire.schema import Opcode, Section
 
 SUMMARY = "make a package of a .tflite file, show a package, verify it"
-EXAMPLES = """
-fedmote package import kws.tflite -o kws.fmp                    the last dense layer becomes the head that devices train
-fedmote package import kws.tflite -o kws.fmp --classes 4        ... or a new head of 4 classes behind the same encoder
-fedmote package show kws.fmp                                    sections, operators, bytes, what it costs on each board
-fedmote package verify kws.fmp                                  every check of a device, and those of a host
+
+EXAMPLES = """examples:
+  fedmote package import kws.tflite -o kws.fmp                    the last dense layer becomes the head that devices train
+  fedmote package import kws.tflite -o kws.fmp --classes 4        ... or a new head of 4 classes behind the same encoder
+  fedmote package show kws.fmp                                    sections, operators, bytes, what it costs on each board
+  fedmote package verify kws.fmp                                  every check of a device, and those of a host
 """
 _IMPORT_EXAMPLE = """example:
   fedmote package import kws.tflite -o kws.fmp --board stm32f405

@@ -17,8 +17,9 @@ from fedmote.config import PartnerConfig, load
 from fedmote.errors import ConfigError
 
 SUMMARY = "run a partner: trains the whole model on what the devices of its cell select"
-EXAMPLES = """
-fedmote partner partner.toml
+EXAMPLES = """examples:
+  fedmote partner partner.toml                          until it is interrupted
+  fedmote partner partner.toml --set torch_threads=4
 """
 
 
@@ -42,7 +43,6 @@ def run(options: argparse.Namespace) -> int:
         if error.name != "torch":
             raise
         raise ConfigError("a partner trains with torch: pip install 'fedmote[torch]'") from error
-
     use_threads(config.torch_threads)
     own = None if config.data is None else load_own_samples(config.data)
     agent = PartnerAgent(config, Trainer(load_factory(config.model), own, config.seed))

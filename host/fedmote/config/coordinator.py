@@ -52,7 +52,8 @@ class StrategyConfig(Table):
         gamma_order: 0: the norm test adds to the partner's group (public code); 1: it reduces it (paper's figure).
         gain: share of the local samples that may be selected.
         epochs, batch, learning_rate, momentum: of a device's head training.
-        partner_epochs, partner_batch, partner_learning_rate, partner_momentum: of a partner's training.
+        partner_epochs, partner_batch, partner_learning_rate, partner_momentum: of a partner's training. A partner sees few
+            and hard samples: with momentum 0.9 its model runs away from the others', and the mean is worse than each.
         partner_max_examples: a partner whose update claims more examples is refused: it bounds what one liar weighs. A
             device is refused where it claims more than its board can hold.
         server_learning_rate: the merged delta is scaled by it.
@@ -78,8 +79,8 @@ class StrategyConfig(Table):
     momentum: Annotated[float, Bounds(0, 1, is_high_open=True)] = 0.9
     partner_epochs: Annotated[int, Bounds(0, 32)] = 3
     partner_batch: Annotated[int, Bounds(1, 1024)] = 16
-    partner_learning_rate: Annotated[float, Bounds(0, 10)] = 0.05
-    partner_momentum: Annotated[float, Bounds(0, 1, is_high_open=True)] = 0.9
+    partner_learning_rate: Annotated[float, Bounds(0, 10)] = 0.03
+    partner_momentum: Annotated[float, Bounds(0, 1, is_high_open=True)] = 0.0
     partner_max_examples: Annotated[int, Bounds(1, 2**32 - 1)] = 65_536
     server_learning_rate: Annotated[float, Bounds(0, 100, is_low_open=True)] = 1.0
     uncovered: Literal["ignore", "old", "zero"] = "ignore"

@@ -7,13 +7,13 @@ the test set are kept as long as the encoder stays the same, so that a device ro
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedmote.aggregation.ranges import Ranges
+from fedmote.arrays import load_npz
 from fedmote.errors import ConfigError
 from fedmote.package.boards import Board
 from fedmote.package.head import head_bytes, head_matrix, head_tensors
@@ -141,13 +141,7 @@ def read_data(path: Path) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     Raises:
         ConfigError: the file cannot be read, lacks `x` or `y`, or they do not agree.
     """
-    try:
-        with np.load(path, allow_pickle=False) as data:
-            arrays: Mapping[str, NDArray[np.generic]] = {name: data[name] for name in data.files}
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: cannot be read as .npz ({error})") from error
-    if not {"x", "y"} <= set(arrays):
-        raise ConfigError(f"{path}: holds {', '.join(sorted(arrays)) or 'nothing'}, expected x and y")
+    arrays = load_npz(path)
     x, y = arrays["x"], arrays["y"]
     if not len(x) or y.shape != (len(x),):
         raise ConfigError(f"{path}: x of shape {x.shape} and y of shape {y.shape}, expected (N, ...) and (N,) with N above 0")

@@ -103,9 +103,9 @@ class Outcome:
     loss_after: float
 
 
-def use_threads(number: int) -> None:
-    """Let torch compute on so many threads, for the whole process: the owner's machine has other work."""
-    torch.set_num_threads(number)
+def use_threads(count: int) -> None:
+    """Let torch use so many threads in this process. Sums depend on it in their last places."""
+    torch.set_num_threads(count)
 
 
 def load_factory(name: str) -> Callable[[], nn.Module]:

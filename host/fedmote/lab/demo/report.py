@@ -162,12 +162,28 @@ def _mean_and_spread(values: Sequence[float]) -> dict[str, float]:
 def words(report: Report) -> str:
     """Tables for people."""
     first = report.seeds[0]
-    sections = [_rounds(report, first), _baselines(report, first), _devices(report)]
+    sections = [_data(report), _rounds(report, first), _baselines(report, first), _devices(report)]
     if len(report.seeds) > 1:
         sections.append(_seeds(report))
     if report.left_out:
         sections.append("left out on this machine:\n" + "\n".join(f"  {one}" for one in report.left_out))
     return "\n\n".join(sections) + "\n"
+
+
+def _data(report: Report) -> str:
+    facts = report.data
+    lines = [
+        f"data: {facts['name']}, model {facts['model']}; pre-trained on classes {_listed(facts['pretrained_classes'])}; no sample"
+    ]
+    lines[0] += " is in two sets" + (f", and no {facts['owner_key']} either" if "owners" in facts else "")
+    for name, counts in facts["class_counts"].items():
+        line = f"  {name:<12} {sum(counts):>5} samples, by class {_listed(counts)}"
+        lines.append(line + (f"; {facts['owner_key']} {_listed(facts['owners'][name])}" if "owners" in facts else ""))
+    return "\n".join(lines)
+
+
+def _listed(values: Sequence[int]) -> str:
+    return " ".join(str(value) for value in values)
 
 
 def _rounds(report: Report, first: SeedResult) -> str:

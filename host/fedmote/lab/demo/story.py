@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from fedmote.lab.demo.data import CELLS, DataSet, Split, load, split
-from fedmote.lab.demo.experiment import HAS_PARTNER, Scene, Talk, play
+from fedmote.lab.demo.experiment import Scene, Talk, play
 from fedmote.lab.demo.fleet import Fleet
 from fedmote.lab.demo.prepare import Materials, prepare, standardised
 from fedmote.lab.demo.report import Footprint, SeedResult, curve_of
@@ -90,7 +90,10 @@ def tell(
 
 
 def native(scene: Scene) -> Scene:
-    """The same cells as processes of this machine on direct links: quick, and bit for bit the same arithmetic."""
+    """The same cells as processes of this machine on direct links.
+
+    The same C sources: int8 arithmetic is the same bit for bit, float heads differ in the last places between processors.
+    """
     return replace(scene, boards=dict.fromkeys(scene.boards, NATIVE), has_broker=False)
 
 
@@ -140,15 +143,15 @@ class _Seed:
             "model": self.materials.model.spec,
             "classes": self.data.num_classes,
             "pretrained_classes": list(self.split.pretrained_classes),
-            "samples": {name: len(indices) for name, indices in parts.items()},
+            "samples": {_set_name(name): len(indices) for name, indices in parts.items()},
             "class_counts": {
-                name: np.bincount(self.data.y[indices], minlength=self.data.num_classes).tolist()
+                _set_name(name): np.bincount(self.data.y[indices], minlength=self.data.num_classes).tolist()
                 for name, indices in parts.items()
             },
         }
         if self.split.owners:
             found["owner_key"] = self.data.owner_key
-            found["owners"] = {name: list(owners) for name, owners in self.split.owners.items()}
+            found["owners"] = {_set_name(name): list(owners) for name, owners in self.split.owners.items()}
         return found
 
     def _prepare(self) -> Materials:
@@ -180,5 +183,8 @@ def _silent(text: str) -> None:
 
 
 def _sizes(parts: Split) -> str:
-    names = {"pretraining": "pre-training", "test": "test", **{cell: f"cell {cell}" for cell in HAS_PARTNER}}
-    return ", ".join(f"{names[name]} {len(indices)}" for name, indices in parts.sets().items())
+    return ", ".join(f"{_set_name(name)} {len(indices)}" for name, indices in parts.sets().items())
+
+
+def _set_name(name: str) -> str:
+    return {"pretraining": "pre-training", "test": "test"}.get(name, f"cell {name}")
