@@ -45,6 +45,8 @@
 #define RCC_AHB1ENR_GPIOA (1U << 0)
 #define RCC_AHB1ENR_GPIOC (1U << 2)
 #define RCC_AHB2ENR_RNG (1U << 6)
+#define RCC_APB1ENR_TIM2 (1U << 0)
+#define RCC_APB1ENR_TIM5 (1U << 3)
 #define RCC_APB1ENR_PWR (1U << 28)
 #define RCC_APB2ENR_USART1 (1U << 4)
 

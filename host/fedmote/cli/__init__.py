@@ -24,6 +24,7 @@ import fedmote
 from fedmote.errors import FedmoteError
 
 GROUP = "fedmote.verbs"
+EXIT_REFUSED = 1
 EXIT_USAGE = 2
 EXIT_BUG = 4
 EXIT_INTERRUPTED = 130
@@ -68,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reader went away; what is left must not complain at exit
-        return 0
+        return EXIT_REFUSED  # whether the verb would have reached its goal, nobody knows
     except Exception as error:  # the last line of defence: anything that ends here is a bug of ours
         _complain(f"our bug: {type(error).__name__}: {error} ({_place(error)}); FEDMOTE_TRACE=1 shows the whole trace")
         if os.environ.get("FEDMOTE_TRACE"):

@@ -2,6 +2,7 @@
 """The command itself: help, version, exit codes, one-line errors."""
 
 import io
+import os
 import subprocess
 import sys
 from importlib.metadata import EntryPoint, entry_points
@@ -72,6 +73,12 @@ def test_help_of_every_verb_ends_with_examples(name, capsys):
         cli.main([name, "--help"])
     assert done.value.code == 0
     assert f"\n  fedmote {name} " in capsys.readouterr().out
+
+
+def test_reader_that_goes_away_is_no_success(verb, monkeypatch):
+    verb(BrokenPipeError())
+    monkeypatch.setattr(os, "dup2", lambda *files: None)
+    assert cli.main(["example"]) == 1
 
 
 def test_nothing_asked_is_usage():
