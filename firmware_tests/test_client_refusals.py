@@ -337,6 +337,21 @@ def test_an_update_is_dropped_only_for_a_refusal_of_its_round(fields, is_kept):
     assert (len(peers.reports) > before) == is_kept
 
 
+@pytest.mark.parametrize(("status", "is_offered"), [(Status.STALE_ROUND, False), (Status.UPDATE_SHAPE, True)], ids=str)
+def test_samples_go_on_after_a_refused_update_unless_the_round_is_over(status, is_offered):
+    device, peers = bench()
+    peers.has_partner = peers.is_acking = False
+    peers.run(device, lambda: bool(peers.updates))
+    peers.hear_hello = lambda _device, _packet: None
+    peers.tell(device, Packet(COORDINATOR, Kind.REFUSE, {"status": status, "run": RUN, "round": 1}))
+    peers.run(device, lambda: device.state == "idle")
+    device.tx.clear()
+    peers.heard.clear()
+    start = device.now
+    peers.run(device, lambda: device.now - start > 10_000)
+    assert any(packet.kind == Kind.SAMPLES for packet in peers.heard) == is_offered
+
+
 def test_a_round_that_ends_late_is_reported_and_hello_asks_for_the_next():
     device, peers = bench(changes={"remaining_ms": 5_000})
     peers.run(device, lambda: device.state == "train")
