@@ -264,6 +264,41 @@ def test_reset_device_gets_attempt_two_and_is_counted_once(site):
     assert attempts == {"board-1": 2, "board-2": 1, "board-3": 1}
 
 
+def test_model_of_a_former_round_is_no_longer_offered(site):
+    one = site(rounds=2, strategy=StrategyConfig(form="simultaneous"))
+    actor = one.actors["phone-1"]
+    asked = []
+
+    def ask(actor):
+        if actor.plan["round"] == 1:
+            asked.append(actor.plan["model_handle"])
+        elif len(asked) == 1:
+            asked.append(asyncio.ensure_future(actor.send(Message.of(Kind.GET, handle=asked[0], offset=0, chunk=8, mask=1))))
+        return actor.learn(actor)
+
+    actor.blob_of = ask
+    assert one.serve().is_complete
+    found = [message for message in actor.seen if message.kind is Kind.REFUSE]
+    assert [(message["status"], message["handle"]) for message in found] == [(Status.STALE_ROUND, asked[0])]
+
+
+def test_participant_without_a_plan_is_given_no_blob(site):
+    one = site(rounds=1)
+    seen = []
+
+    async def ask(site):
+        end = site.network.participant("phone-1")  # not of a device round
+        while not plans(site.actors["board-1"]):
+            await asyncio.sleep(0.001)
+        handle = plans(site.actors["board-1"])[0]["model_handle"]
+        await end.send("phone-1", Channel.COORDINATOR, Message.of(Kind.GET, handle=handle, offset=0, chunk=8, mask=1))
+        while True:
+            seen.append((await end.receive()).message)
+
+    one.serve(only={"board-1", "board-2", "board-3"}, while_running=ask)
+    assert {(message.kind, message.get("status")) for message in seen} == {(Kind.REFUSE, Status.NOT_EXPECTED)}
+
+
 # ---- stop, resume, fresh ---------------------------------------------------------------------------------------------
 
 
