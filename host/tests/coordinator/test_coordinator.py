@@ -69,6 +69,14 @@ def test_package_keeps_its_hash_while_only_the_head_changes(site):
     assert one.partition.num_builds == 1
 
 
+def test_package_is_built_anew_when_ranges_alone_changed(site):
+    one = site(rounds=3, cells=site().config.cells[:1])
+    one.actors["phone-1"].blob_of = lambda actor: full(**{"range/act": [0.0, 5.0]})
+    assert one.serve().is_complete
+    seen = {plan["round"]: plan["model_hash"] for plan in plans(one.actors["board-1"])}
+    assert seen[1] != seen[3]
+
+
 def test_package_is_built_anew_when_the_encoder_changed(site):
     one = site(rounds=3)
     one.serve()
