@@ -423,7 +423,7 @@ class RoundMachine:
         return len(self._progress) if goal is None else min(goal, len(self._progress))
 
     def _needed(self) -> int:
-        # The small subtraction keeps 0.7 * 10 at 7, not at 8.
+        # The small subtraction keeps 0.55 * 100 at 55, not at 56.
         return max(1, math.ceil(self.rules.windows.min_fraction * self._goal() - 1e-9))
 
     def _close_if_settled(self, now: float) -> list[Action]:

@@ -8,7 +8,6 @@ loopback. The listening address says who can reach it.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections import Counter
 from collections.abc import Callable
@@ -302,9 +301,13 @@ class SerialLink:
                 await self._stream.lost.wait()
                 log.warning("lost %s, trying again", self.port)
             await asyncio.sleep(REOPEN_S)
-            with contextlib.suppress(TransportError):
+            try:
                 await self._open()
                 log.info("opened %s again", self.port)
+            except TransportError as error:
+                log.debug("not yet: %s", error)
+            except Exception:  # our bug, or a port of a kind that we do not know: said, and tried again
+                log.exception("cannot open %s", self.port)
 
     def _new_stream(self) -> FrameStream:
         self._is_stranger = False

@@ -19,31 +19,13 @@ from fedmote.wire.schema import LIMIT_BODY_CEILING, Channel, Kind, Status
 from fedmote.wire.topics import Address, Direction, parse, quality, topic
 
 
-class CoordinatorMqtt:
-    """The coordinator's end: hears `up/#` of every participant of a site, speaks to `dn/`.
+class _MqttEnd:
+    """What both ends have in common: a desk and a connection."""
 
-    Args:
-        url: `mqtt://host:port` or `mqtts://host:port`.
-        site: of the fleet.
-        username, password: of the broker.
-        client_id: fixed for a run, so that the broker keeps what arrives while the coordinator restarts; the user name
-            where None.
-        ca_file: certificates to trust for `mqtts`.
-    """
-
-    def __init__(
-        self, url: str, site: str, username: str, password: str, client_id: str | None = None, ca_file: Path | None = None
-    ) -> None:
-        self.site = site
-        self._post = Post()
-        self._connection = MqttConnection(
-            Login(url, username, password, client_id or username, ca_file),
-            [topic(site, "+", "up", "#")],
-            self._on_message,
-            self._post.inbox.fail,
-            is_session_kept=True,
-        )
-        self._post.inbox.attach(self._connection.pause, self._connection.resume)
+    def __init__(self, post: Post, connection: MqttConnection) -> None:
+        self._post = post
+        self._connection = connection
+        post.inbox.attach(connection.pause, connection.resume)
 
     @property
     def errors(self) -> Counter[Status]:
@@ -63,15 +45,42 @@ class CoordinatorMqtt:
         """Connect and subscribe; TransportError names broker and user where that fails."""
         await self._connection.start()
 
+    async def receive(self) -> Received:
+        """See `Transport`."""
+        return await self._post.inbox.get()
+
+
+class CoordinatorMqtt(_MqttEnd):
+    """The coordinator's end: hears `up/#` of every participant of a site, speaks to `dn/`.
+
+    Args:
+        url: `mqtt://host:port` or `mqtts://host:port`.
+        site: of the fleet.
+        username, password: of the broker.
+        client_id: fixed for a run, so that the broker keeps what arrives while the coordinator restarts; the user name
+            where None.
+        ca_file: certificates to trust for `mqtts`.
+    """
+
+    def __init__(
+        self, url: str, site: str, username: str, password: str, client_id: str | None = None, ca_file: Path | None = None
+    ) -> None:
+        self.site = site
+        post = Post()
+        connection = MqttConnection(
+            Login(url, username, password, client_id or username, ca_file),
+            [topic(site, "+", "up", "#")],
+            self._on_message,
+            post.inbox.fail,
+            is_session_kept=True,
+        )
+        super().__init__(post, connection)
+
     async def send(self, id: str, channel: Channel, message: Message) -> None:
         """See `Transport`."""
         body = self._post.seal(id, message)
         if not await self._connection.publish(topic(self.site, id, "dn", message.kind), body, quality(message.kind)):
             self._post.drop(id, message.kind)
-
-    async def receive(self) -> Received:
-        """See `Transport`."""
-        return await self._post.inbox.get()
 
     async def close(self) -> None:
         """See `Transport`."""
@@ -89,7 +98,7 @@ class CoordinatorMqtt:
             self._connection.publish_soon(refusal, encode(unknown_kind()), quality(Kind.REFUSE))
 
 
-class PartnerMqtt:
+class PartnerMqtt(_MqttEnd):
     """A partner's end: hears its own `dn/#` and its devices' `cell/up/#`; its birth and death are retained.
 
     On the coordinator channel the id of messages is the partner's own, on the cell channel the device's.
@@ -120,35 +129,17 @@ class PartnerMqtt:
         self.site = site
         self.id = id
         self.devices = frozenset(devices)
-        self._post = Post(inbox)
-        self._post.set_max_body(id, LIMIT_BODY_CEILING)  # a coordinator takes what it asks for
+        post = Post(inbox)
+        post.set_max_body(id, LIMIT_BODY_CEILING)  # a coordinator takes what it asks for
         self._is_inbox_own = inbox is None
-        self._connection = MqttConnection(
+        connection = MqttConnection(
             Login(url, username or id, password, id, ca_file),
             [topic(site, id, "dn", "#"), *(topic(site, device, "up", "#", Channel.CELL) for device in devices)],
             self._on_message,
-            self._post.inbox.fail,
+            post.inbox.fail,
             retained=state(site, id, secrets.randbits(32) if boot is None else boot),
         )
-        self._post.inbox.attach(self._connection.pause, self._connection.resume)
-
-    @property
-    def errors(self) -> Counter[Status]:
-        """See `Transport`."""
-        return self._post.errors
-
-    @property
-    def num_dropped(self) -> int:
-        """Messages that were not sent because the broker was away."""
-        return self._post.num_dropped
-
-    def set_max_body(self, id: str, max_body: int) -> None:
-        """See `Transport`."""
-        self._post.set_max_body(id, max_body)
-
-    async def start(self) -> None:
-        """Connect and subscribe; TransportError names broker and user where that fails."""
-        await self._connection.start()
+        super().__init__(post, connection)
 
     async def send(self, id: str, channel: Channel, message: Message) -> None:
         """See `Transport`."""
@@ -158,10 +149,6 @@ class PartnerMqtt:
             topic(self.site, id, direction, message.kind, channel), body, quality(message.kind)
         ):
             self._post.drop(id, message.kind)
-
-    async def receive(self) -> Received:
-        """See `Transport`."""
-        return await self._post.inbox.get()
 
     async def close(self) -> None:
         """See `Transport`. An inbox that was given stays open for its other sources."""

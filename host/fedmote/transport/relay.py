@@ -222,3 +222,6 @@ class Relay:
             except TransportError as error:  # the device repeats itself; so does this attempt
                 log.warning("relay of %s: %s", self.id, error)
                 self.num_dropped += 1
+            except Exception:  # our bug: one frame must not silence the device for good
+                log.exception("relay of %s", self.id)
+                self.num_dropped += 1

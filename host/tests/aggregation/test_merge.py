@@ -156,6 +156,14 @@ def test_scaling_all_weights_changes_nothing(updates, factor):
         np.testing.assert_allclose(merge(OLD, scaled)[name], values, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("rule", ["ignore", "old", "zero"])
+def test_sums_are_kept_in_float64(rule):
+    deltas = (1e8, 1.0, -1e8)  # in float32 the one in the middle is lost
+    updates = [Update(f"p{index}", 1, {"head": f32(delta, delta)}) for index, delta in enumerate(deltas)]
+    merged = merge({"head": f32(0.0, 0.0)}, updates, rule)
+    np.testing.assert_array_equal(merged["head"], np.full(2, 1 / 3, np.float32))
+
+
 def test_ranges_take_the_minimum_of_minima_and_the_maximum_of_maxima():
     old = {"a": (-1.0, 1.0), "b": (0.0, 6.0)}
     seen = [{"a": (-2.0, 0.5)}, {"a": (-1.0, 3.0)}]

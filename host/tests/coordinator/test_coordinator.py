@@ -69,6 +69,14 @@ def test_package_keeps_its_hash_while_only_the_head_changes(site):
     assert one.partition.num_builds == 1
 
 
+def test_package_is_built_anew_when_ranges_alone_changed(site):
+    one = site(rounds=3, cells=site().config.cells[:1])
+    one.actors["phone-1"].blob_of = lambda actor: full(**{"range/act": [0.0, 5.0]})
+    assert one.serve().is_complete
+    seen = {plan["round"]: plan["model_hash"] for plan in plans(one.actors["board-1"])}
+    assert seen[1] != seen[3]
+
+
 def test_package_is_built_anew_when_the_encoder_changed(site):
     one = site(rounds=3)
     one.serve()
@@ -262,6 +270,41 @@ def test_reset_device_gets_attempt_two_and_is_counted_once(site):
     assert result.rounds[0].reported == 3
     attempts = {entry["participant"]: entry["attempt"] for entry in result.rounds[0].updates}
     assert attempts == {"board-1": 2, "board-2": 1, "board-3": 1}
+
+
+def test_model_of_a_former_round_is_no_longer_offered(site):
+    one = site(rounds=2, strategy=StrategyConfig(form="simultaneous"))
+    actor = one.actors["phone-1"]
+    asked = []
+
+    def ask(actor):
+        if actor.plan["round"] == 1:
+            asked.append(actor.plan["model_handle"])
+        elif len(asked) == 1:
+            asked.append(asyncio.ensure_future(actor.send(Message.of(Kind.GET, handle=asked[0], offset=0, chunk=8, mask=1))))
+        return actor.learn(actor)
+
+    actor.blob_of = ask
+    assert one.serve().is_complete
+    found = [message for message in actor.seen if message.kind is Kind.REFUSE]
+    assert [(message["status"], message["handle"]) for message in found] == [(Status.STALE_ROUND, asked[0])]
+
+
+def test_participant_without_a_plan_is_given_no_blob(site):
+    one = site(rounds=1)
+    seen = []
+
+    async def ask(site):
+        end = site.network.participant("phone-1")  # not of a device round
+        while not plans(site.actors["board-1"]):
+            await asyncio.sleep(0.001)
+        handle = plans(site.actors["board-1"])[0]["model_handle"]
+        await end.send("phone-1", Channel.COORDINATOR, Message.of(Kind.GET, handle=handle, offset=0, chunk=8, mask=1))
+        while True:
+            seen.append((await end.receive()).message)
+
+    one.serve(only={"board-1", "board-2", "board-3"}, while_running=ask)
+    assert {(message.kind, message.get("status")) for message in seen} == {(Kind.REFUSE, Status.NOT_EXPECTED)}
 
 
 # ---- stop, resume, fresh ---------------------------------------------------------------------------------------------

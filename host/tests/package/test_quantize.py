@@ -8,8 +8,8 @@ from fedmote.errors import ConversionError
 from fedmote.package.execute import run_float, run_int8
 from fedmote.package.fixed_point import quantize_multiplier, requantize
 from fedmote.package.fold import bind, parameter_names
-from fedmote.package.graph import Activation, Activations, BatchNormRef, Graph, Op, OpKind, WeightRef
-from fedmote.package.quantize import activation_quantization, observation_points, quantize, quantize_input
+from fedmote.package.graph import Activation, Activations, BatchNormRef, Graph, Op, OpKind, Quantization, WeightRef
+from fedmote.package.quantize import activation_quantization, observation_points, quantize, quantize_input, quantize_values
 from fedmote.package.tflite_writer import write
 
 
@@ -170,3 +170,9 @@ def test_wrong_checkpoint_tensors_are_refused_by_name(change, message):
     template = Graph("x", "y", {"x": Activations("x", (1, 24)), "y": Activations("y", (1, 4))}, (op,))
     with pytest.raises(ConversionError, match=message):
         bind(template, tensors)
+
+
+def test_halves_are_rounded_away_from_zero_as_the_converter_of_tensorflow_lite_does():
+    activation = Activations("a", (1, 6), Quantization(np.array([1.0], np.float32), np.array([0], np.int64)))
+    values = quantize_values(activation, np.array([0.5, 1.5, 2.5, -0.5, -1.5, -2.5], np.float32))
+    np.testing.assert_array_equal(values, [1, 2, 3, -1, -2, -3])

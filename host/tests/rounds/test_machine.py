@@ -381,6 +381,25 @@ def test_run_ends_with_a_complaint_after_too_many_failed_rounds(fleet):
     assert "2 rounds in a row failed" in only(last, Stop)[0].complaint
 
 
+def test_a_merged_round_forgives_the_failed_ones_before_it(fleet):
+    one = fleet(max_failed_rounds=2, goal=5, strategy=StrategyConfig(ignore="partners"))
+    one.join(*DEVICES)
+    one.wait(60.0)
+    one.round(*DEVICES)
+    one.hello("phone-1", "phone-2")
+    last = one.wait(70.0)
+    assert [action for action in last if isinstance(action, AbandonRound)]
+    assert not [action for action in last if isinstance(action, Stop)]
+
+
+def test_share_that_is_a_whole_number_is_not_rounded_up_by_floating_point(fleet):
+    names = [f"board-{number:03}" for number in range(100)]
+    one = fleet(cells=(Cell("all", tuple(names), None),), min_fraction=0.55)  # 0.55 * 100 is 55.00000000000001
+    one.join(*names)
+    one.train(*names[:55])
+    assert [type(action) for action in one.wait(60.0)] == [CloseRound]
+
+
 def test_empty_room_is_given_up_and_not_waited_for_without_end(fleet):
     one = fleet(max_failed_rounds=1)
     assert one.machine.wake_at() == 70.0
