@@ -11,14 +11,18 @@ from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
 import importlib.util
 import os
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Protocol, cast
+from types import FrameType
+from typing import NoReturn, Protocol, cast
 
 import fedmote
 from fedmote.errors import FedmoteError
@@ -60,7 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if name not in verbs:
             _complain(f"no verb {name!r}; there are {', '.join(sorted(verbs))}")
             return EXIT_USAGE
-        return _run_verb(name, verbs[name], given[1:])
+        with _orderly_ends():
+            return _run_verb(name, verbs[name], given[1:])
     except FedmoteError as error:
         _complain(str(error))
         return error.exit_code
@@ -74,6 +79,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if os.environ.get("FEDMOTE_TRACE"):
             traceback.print_exception(error)
         return EXIT_BUG
+
+
+@contextlib.contextmanager
+def _orderly_ends() -> Iterator[None]:
+    """SIGTERM ends a verb as an interrupt does, so that its child processes and temporary files go with it."""
+    if threading.current_thread() is not threading.main_thread():  # Python lets only that one handle signals
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
 
 
 def _run_verb(name: str, point: EntryPoint, given: Sequence[str]) -> int:

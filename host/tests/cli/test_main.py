@@ -2,6 +2,8 @@
 """The command itself: help, version, exit codes, one-line errors."""
 
 import io
+import os
+import signal
 import subprocess
 import sys
 from importlib.metadata import EntryPoint, entry_points
@@ -103,6 +105,14 @@ def test_errors_become_one_line_and_their_class_exit_code(verb, capsys, error, c
     if code == 4:
         assert "our bug" in lines[0]
         assert "example_verb.py" in lines[0]
+
+
+def test_termination_ends_a_verb_as_an_interrupt_does(verb, monkeypatch):
+    before = signal.getsignal(signal.SIGTERM)
+    verb()
+    monkeypatch.setattr(sys.modules["example_verb"], "run", lambda options: os.kill(os.getpid(), signal.SIGTERM))
+    assert cli.main(["example"]) == 130
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_summary_is_read_without_running_the_module(verb, capsys):
