@@ -18,6 +18,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 
 from fedmote.errors import RigError
@@ -43,6 +44,15 @@ _SOURCE_PATTERNS = (
     "boards/**/*",
     "examples/**/*",
 )
+
+
+class Program(StrEnum):
+    """The programs of a board: the federated device, `fedmote run`, and the two of `fedmote bench`."""
+
+    DEVICE = "fedmote-device"
+    RUN = "fedmote-run"
+    BENCH_KERNELS = "fedmote-bench-kernels"
+    BENCH_HEAD = "fedmote-bench-head"
 
 
 @dataclass(frozen=True)
@@ -83,12 +93,12 @@ def find_tool(name: str) -> str:
     return found
 
 
-def build(board: Board | str, *, is_run_image: bool = False, is_checked: bool = False, has_crypto: bool = True) -> Image:
+def build(board: Board | str, program: Program = Program.DEVICE, *, is_checked: bool = False, has_crypto: bool = True) -> Image:
     """Builds, or finds, an image.
 
     Args:
         board: the board or its name.
-        is_run_image: the inference program of `fedmote run` instead of the federated device.
+        program: which of its programs; not every board has those of `fedmote bench`.
         is_checked: mistakes end the program with a report: on a process by the compiler's sanitizers, on an emulated board by
             semihosting instead of a blinking light; such an image needs an emulator.
         has_crypto: let the image check hashes where `fedmote_hil.crypto` has fetched the library for it.
@@ -99,10 +109,9 @@ def build(board: Board | str, *, is_run_image: bool = False, is_checked: bool = 
     """
     board = Board.load(board) if isinstance(board, str) else board
     directory = _build_once(board, _Options(is_checked, crypto_sources() if has_crypto else None))
-    name = "fedmote-run" if is_run_image else "fedmote-device"
     if _is_host(board):
-        return Image(board, directory / name, None, directory)
-    return Image(board, directory / f"{name}.elf", directory / f"{name}.bin", directory)
+        return Image(board, directory / program, None, directory)
+    return Image(board, directory / f"{program}.elf", directory / f"{program}.bin", directory)
 
 
 def _is_host(board: Board) -> bool:

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-# Images of the STM32F405: fedmote-device (the federated device) and fedmote-run (inference over the samples region).
+# Images of the STM32F405: fedmote-device (the federated device), fedmote-run (inference over the samples region) and, for
+# the emulator alone, fedmote-bench-kernels and fedmote-bench-head (instruction counts).
 
 set(core_options -mcpu=${FEDMOTE_BOARD_CORE} -mthumb -mfpu=fpv4-sp-d16 -mfloat-abi=hard)
 target_compile_options(fedmote_device PUBLIC ${core_options} PRIVATE -fstack-usage)
@@ -41,5 +42,11 @@ set(port_sources
     ports/stm32f4/clock.c ports/stm32f4/tick.c ports/stm32f4/uart.c ports/stm32f4/flash.c ports/stm32f4/entropy.c
     ports/region/samples_region.c)
 fedmote_image(fedmote-device HAS_SLOTS ${port_sources} "${FEDMOTE_BOARD_DIR}/device_main.c")
-fedmote_image(fedmote-run NO_SLOTS ${port_sources} "${FEDMOTE_BOARD_DIR}/run_main.c" examples/run/run.c)
+fedmote_image(fedmote-run NO_SLOTS ${port_sources} "${FEDMOTE_BOARD_DIR}/run_main.c" "${FEDMOTE_BOARD_DIR}/results.c"
+              examples/run/run.c)
 target_include_directories(fedmote-run PRIVATE examples/run)
+foreach(subject kernels head)
+    fedmote_image(fedmote-bench-${subject} NO_SLOTS ${port_sources} "${FEDMOTE_BOARD_DIR}/bench_main.c"
+                  "${FEDMOTE_BOARD_DIR}/results.c" examples/bench/bench.c examples/bench/${subject}.c)
+    target_include_directories(fedmote-bench-${subject} PRIVATE examples/bench)
+endforeach()

@@ -12,7 +12,7 @@ from pathlib import Path
 from fedmote.errors import ConfigError
 from fedmote.package.boards import Board, board_names
 from fedmote.store.durable import write_result
-from fedmote_hil.build import build
+from fedmote_hil.build import Program, build
 
 SUMMARY = "build the federated device's image for a board"
 EXAMPLES = """examples:
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Builds, or finds the finished build, and copies the image."""
     board = Board.load(options.board)
-    image = build(board, is_run_image=options.inference)
+    image = build(board, Program.RUN if options.inference else Program.DEVICE)
     source = image.path
     if options.output.suffix == ".bin":
         if image.binary is None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import ast
 import contextlib
+import errno
 import importlib.util
 import os
 import signal
@@ -28,7 +29,9 @@ import fedmote
 from fedmote.errors import FedmoteError
 
 GROUP = "fedmote.verbs"
+EXIT_REFUSED = 1
 EXIT_USAGE = 2
+EXIT_LINK = 3
 EXIT_BUG = 4
 EXIT_INTERRUPTED = 130
 
@@ -73,12 +76,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reader went away; what is left must not complain at exit
-        return 0
+        return EXIT_REFUSED  # whether the verb would have reached its goal, nobody knows
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            return _confess(error)
+        _complain(f"{error.filename or 'standard output or a temporary file'}: the disk is full")
+        return EXIT_LINK
     except Exception as error:  # the last line of defence: anything that ends here is a bug of ours
-        _complain(f"our bug: {type(error).__name__}: {error} ({_place(error)}); FEDMOTE_TRACE=1 shows the whole trace")
-        if os.environ.get("FEDMOTE_TRACE"):
-            traceback.print_exception(error)
-        return EXIT_BUG
+        return _confess(error)
+
+
+def _confess(error: Exception) -> int:
+    _complain(f"our bug: {type(error).__name__}: {error} ({_place(error)}); FEDMOTE_TRACE=1 shows the whole trace")
+    if os.environ.get("FEDMOTE_TRACE"):
+        traceback.print_exception(error)
+    return EXIT_BUG
 
 
 @contextlib.contextmanager

@@ -196,9 +196,9 @@ CASES = [
     ("demo --boards esp99", USAGE, NO_BOARD),
     ("package import tanh.tflite -o earlier.fmp --board esp99", USAGE, NO_BOARD),
     # ---- results that cannot be written where they are wanted -----------------------------------------------------------
-    ("package import int8.tflite -o out", USAGE, ["out: cannot be written", "Is a directory", "unchanged"]),
-    ("package import int8.tflite -o absent/new.fmp", USAGE, ["absent/new.fmp: cannot be written", "No such file"]),
-    (f"{CONVERT} --boards posix --calibration good.npz -o image", USAGE, ["-o image", "expected a directory"]),
+    ("package import int8.tflite --classes 3 -o out", USAGE, ["out: cannot be written", "Is a directory", "unchanged"]),
+    ("package import int8.tflite --classes 3 -o absent/new.fmp", USAGE, ["absent/new.fmp: cannot be written", "No such file"]),
+    (f"{CONVERT} --boards posix --calibration good.npz -o image", USAGE, ["-o image", "found a file", "expected a directory"]),
     # ---- a link that is not there ---------------------------------------------------------------------------------------
     (f"device --id a --serial no-port {OWNER} --data int8.npz", LINK, ["'no-port'", "no such serial port", "expected"]),
     (f"device --id a --serial image {OWNER} --data int8.npz", LINK, ["'image'", "no such serial port", "expected"]),

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command itself: help, version, exit codes, one-line errors."""
 
+import errno
 import io
 import os
 import signal
@@ -76,6 +77,12 @@ def test_help_of_every_verb_ends_with_examples(name, capsys):
     assert f"\n  fedmote {name} " in capsys.readouterr().out
 
 
+def test_reader_that_goes_away_is_no_success(verb, monkeypatch):
+    verb(BrokenPipeError())
+    monkeypatch.setattr(os, "dup2", lambda *files: None)
+    assert cli.main(["example"]) == 1
+
+
 def test_nothing_asked_is_usage():
     assert run().returncode == 2
 
@@ -94,7 +101,15 @@ def test_result_of_the_verb_is_the_exit_code(verb):
 
 @pytest.mark.parametrize(
     ("error", "code"),
-    [(ConfigError("a\nb"), 2), (RoundError("c"), 1), (TransportError("d"), 3), (KeyboardInterrupt(), 130), (ValueError("e"), 4)],
+    [
+        (ConfigError("a\nb"), 2),
+        (RoundError("c"), 1),
+        (TransportError("d"), 3),
+        (KeyboardInterrupt(), 130),
+        (OSError(errno.ENOSPC, "full"), 3),
+        (OSError(errno.EIO, "e"), 4),
+        (ValueError("e"), 4),
+    ],
 )
 def test_errors_become_one_line_and_their_class_exit_code(verb, capsys, error, code):
     verb(error)

@@ -33,6 +33,24 @@ def update(who="board-1", **changes):
     return UpdateEntry(who, **(fields | changes))
 
 
+def test_refusals_are_bounded_whatever_strangers_say(tmp_path, monkeypatch):
+    monkeypatch.setattr("fedmote.store.ledger._MAX_REFUSAL_ROWS", 5)
+    with begun(tmp_path / "ledger") as ledger:
+        ledger.add_refusal(0, "phone-1", "coordinator", Status.CRC, "known")
+        for number in range(50):
+            ledger.add_refusal(0, f"stranger-{number}", "coordinator", Status.NOT_EXPECTED, f"reason {number}")
+        ledger.add_refusal(0, "phone-1", "coordinator", Status.CRC, "known")
+        found = ledger.refusals()
+        assert len(found) == 6
+        assert {one.participant: one.count for one in found}["others"] == 46
+        assert {one.participant: one.count for one in found}["phone-1"] == 2
+
+
+def test_directory_of_a_run_is_its_owners_alone(tmp_path):
+    with State.open(tmp_path / "state"):
+        assert (tmp_path / "state").stat().st_mode & 0o077 == 0
+
+
 # ---- files -----------------------------------------------------------------------------------------------------------
 
 
@@ -60,7 +78,7 @@ def test_result_that_does_not_fit_leaves_the_earlier_one_and_no_litter(tmp_path,
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(Path, "replace", fail)
-    with pytest.raises(ConfigError, match="file: cannot be written .No space"):
+    with pytest.raises(ConfigError, match=r"file: cannot be written \(No space"):
         write_result(path, b"new")
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
     assert path.read_bytes() == b"old"

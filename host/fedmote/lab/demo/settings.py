@@ -94,11 +94,14 @@ class DemoSettings:
     run_s: float = 600.0
 
 
-# Signals: windows of one person are alike and overlap, so more of them are needed, and their standardised features are some ten
-# times those of the digits, so the head's step is smaller.
-_SIGNAL_SPLIT = SplitSettings(majority_samples=80, pretraining_samples=130, test_samples=150)
+# Signals: windows of one person are alike and overlap, so more of them are needed; their standardised features are some ten
+# times those of the digits, so the head's step is smaller. Features of two classes are enough to begin with: a model that has
+# seen half of the activities of several people leaves an encoder nothing to learn in the field.
+_SIGNAL_SPLIT = SplitSettings(
+    majority_samples=80, pretraining_samples=100, test_samples=150, pretrained_share=0.34, pretraining_owners_share=0.15
+)
 _SIGNAL_LEARNING_RATE = 0.01
-_SIGNAL_PARTNER_LEARNING_RATE = 0.01
+_SIGNAL_PARTNER_LEARNING_RATE = 0.02
 _SIGNAL_PRETRAINING = PretrainingSettings(epochs=8, learning_rate=0.02)
 
 
