@@ -42,6 +42,8 @@ def run(options: argparse.Namespace) -> int:
         if error.name != "torch":
             raise
         raise ConfigError("convert needs torch: install fedmote[torch]") from error
+    if options.output.exists() and not options.output.is_dir():  # said before the work, not after it
+        raise ConfigError(f"-o {options.output}: found a file, expected a directory")
     calibration = sources.load_calibration(options.calibration)
     module, model_id = sources.load_module(options.model)
     if options.weights is not None:

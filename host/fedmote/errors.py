@@ -109,6 +109,10 @@ class TransportError(FedmoteError):
     exit_code = 3
 
 
+class LoginError(TransportError):
+    """The broker refused the user: waiting does not help, another password does."""
+
+
 class DeviceError(FedmoteError):
     """A device answered with a status, or its image or emulator failed."""
 

@@ -18,6 +18,11 @@ from fedmote_hil.models import REFERENCE_MODELS, encoder_package, example_encode
 from fedmote_hil.peers import HEAD, KERNELS, NO_FIGURE, Figure
 
 SUMMARY = "count instructions of the kernels or of the head on an emulated board"
+EXAMPLES = """examples:
+  fedmote bench kernels                                 the MLPerf Tiny and example models
+  fedmote bench kernels --model model.fmp --per-op      one model, operator by operator
+  fedmote bench head --json                             training steps, for programs
+"""
 _DEFAULT_BOARD = "stm32f405"
 
 Row = dict[str, Any]

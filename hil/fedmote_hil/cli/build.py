@@ -11,6 +11,7 @@ from pathlib import Path
 
 from fedmote.errors import ConfigError
 from fedmote.package.boards import Board, board_names
+from fedmote.store.durable import write_result
 from fedmote_hil.build import Program, build
 
 SUMMARY = "build the federated device's image for a board"
@@ -37,11 +38,11 @@ def run(options: argparse.Namespace) -> int:
         if image.binary is None:
             raise ConfigError(f"board {board.name} has no raw image; it is a program of this machine")
         source = image.binary
-    try:
-        shutil.copy(source, options.output)
-    except OSError as error:
-        raise ConfigError(f"{options.output}: {error.strerror}") from error
-    result = {"board": board.name, "image": str(options.output), "bytes": options.output.stat().st_size}
+    content = source.read_bytes()
+    write_result(options.output, content)
+    if options.output.is_file():
+        shutil.copymode(source, options.output)
+    result = {"board": board.name, "image": str(options.output), "bytes": len(content)}
     if board.flash_command is not None:
         address = hex(board.region("image").address) if source is image.binary else ""
         result["flash_command"] = board.flash_command.format(file=options.output, address=address)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import sys
 import time
@@ -12,10 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from fedmote.arrays import load_npy
-from fedmote.errors import ConfigError
 from fedmote.package.boards import Board, board_names
 from fedmote.package.file import Package
 from fedmote.package.importer import import_tflite
+from fedmote.store.durable import write_result
 from fedmote_hil.models import read_model, whole_encoder
 from fedmote_hil.run import run_on_board
 from fedmote_hil.samples import board_samples
@@ -45,11 +46,9 @@ def run(options: argparse.Namespace) -> int:
     started = time.monotonic()
     y = run_on_board(board, package.device_form(), x, options.logits)
     seconds = time.monotonic() - started
-    try:
-        with options.output.open("wb") as file:
-            np.save(file, y)
-    except OSError as error:
-        raise ConfigError(f"{options.output}: {error.strerror}") from error
+    file = io.BytesIO()
+    np.save(file, y)
+    write_result(options.output, file.getvalue())
     result = {
         "board": board.name,
         "samples": len(x),

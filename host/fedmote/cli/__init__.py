@@ -11,14 +11,19 @@ from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
+import errno
 import importlib.util
 import os
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Protocol, cast
+from types import FrameType
+from typing import NoReturn, Protocol, cast
 
 import fedmote
 from fedmote.errors import FedmoteError
@@ -26,6 +31,7 @@ from fedmote.errors import FedmoteError
 GROUP = "fedmote.verbs"
 EXIT_REFUSED = 1
 EXIT_USAGE = 2
+EXIT_LINK = 3
 EXIT_BUG = 4
 EXIT_INTERRUPTED = 130
 
@@ -61,7 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if name not in verbs:
             _complain(f"no verb {name!r}; there are {', '.join(sorted(verbs))}")
             return EXIT_USAGE
-        return _run_verb(name, verbs[name], given[1:])
+        with _orderly_ends():
+            return _run_verb(name, verbs[name], given[1:])
     except FedmoteError as error:
         _complain(str(error))
         return error.exit_code
@@ -70,11 +77,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reader went away; what is left must not complain at exit
         return EXIT_REFUSED  # whether the verb would have reached its goal, nobody knows
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            return _confess(error)
+        _complain(f"{error.filename or 'standard output or a temporary file'}: the disk is full")
+        return EXIT_LINK
     except Exception as error:  # the last line of defence: anything that ends here is a bug of ours
-        _complain(f"our bug: {type(error).__name__}: {error} ({_place(error)}); FEDMOTE_TRACE=1 shows the whole trace")
-        if os.environ.get("FEDMOTE_TRACE"):
-            traceback.print_exception(error)
-        return EXIT_BUG
+        return _confess(error)
+
+
+def _confess(error: Exception) -> int:
+    _complain(f"our bug: {type(error).__name__}: {error} ({_place(error)}); FEDMOTE_TRACE=1 shows the whole trace")
+    if os.environ.get("FEDMOTE_TRACE"):
+        traceback.print_exception(error)
+    return EXIT_BUG
+
+
+@contextlib.contextmanager
+def _orderly_ends() -> Iterator[None]:
+    """SIGTERM ends a verb as an interrupt does, so that its child processes and temporary files go with it."""
+    if threading.current_thread() is not threading.main_thread():  # Python lets only that one handle signals
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
 
 
 def _run_verb(name: str, point: EntryPoint, given: Sequence[str]) -> int:

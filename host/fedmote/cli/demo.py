@@ -8,15 +8,13 @@ import json
 import platform
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from types import FrameType
-from typing import Literal, NoReturn
+from typing import Literal
 
 from fedmote.errors import ConfigError
 from fedmote.package.boards import Board, board_names
@@ -71,16 +69,12 @@ class Choice:
 def run(options: argparse.Namespace) -> int:
     """Plays the demonstration. An interrupt ends every process that was started."""
     choice = check(options)
-    previous = signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        if options.out is not None:
-            options.out.mkdir(parents=True, exist_ok=True)
-            _play(options, choice, options.out.resolve())
-        else:
-            with tempfile.TemporaryDirectory(prefix="fedmote-demo-") as directory:
-                _play(options, choice, Path(directory))
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+    if options.out is not None:
+        options.out.mkdir(parents=True, exist_ok=True)
+        _play(options, choice, options.out.resolve())
+    else:
+        with tempfile.TemporaryDirectory(prefix="fedmote-demo-") as directory:
+            _play(options, choice, Path(directory))
     return 0
 
 
@@ -170,10 +164,6 @@ def versions() -> dict[str, str]:
             done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
             found[name] = (done.stdout or done.stderr).strip().splitlines()[0]
     return found
-
-
-def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt
 
 
 def _say(text: str) -> None:

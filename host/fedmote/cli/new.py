@@ -44,6 +44,9 @@ password_file = "broker/credentials/coordinator.password"
 [strategy]
 preset = "centaur"
 form = "simultaneous"
+learning_rate = {learning_rate}
+partner_learning_rate = {partner_learning_rate}
+partner_momentum = {partner_momentum}
 is_sending_samples = true        # devices may send selected samples to their own partner; off unless written
 
 [windows]
@@ -131,6 +134,9 @@ def _write_model_and_data(work: Path, made: Path) -> str:
 
 
 def _write_configuration(target: Path, site: str, tcp_port: int, model: str) -> BrokerFiles:
+    from fedmote.lab.demo.settings import FederationSettings
+
+    federation = FederationSettings()
     files = write_broker_files(target / "broker", site, [CELL], tcp_port=tcp_port)
     names = {
         "site": site,
@@ -139,6 +145,10 @@ def _write_configuration(target: Path, site: str, tcp_port: int, model: str) -> 
         "device": CELL.devices[0],
         "partner": CELL.partner,
         "model": model,
+        # Chosen by simulation for this model and these data, see there.
+        "learning_rate": federation.learning_rate,
+        "partner_learning_rate": federation.partner_learning_rate,
+        "partner_momentum": federation.partner_momentum,
     }
     for name, template in (("coordinator.toml", _COORDINATOR), ("partner.toml", _PARTNER)):
         (target / name).write_text(template.format(**names), encoding="utf-8")

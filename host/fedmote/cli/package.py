@@ -18,6 +18,7 @@ from fedmote.package.file import Package
 from fedmote.package.importer import import_tflite
 from fedmote.package.plan_check import check_plan
 from fedmote.package.records import Record, record_words
+from fedmote.store.durable import write_result
 from fedmote.wire.schema import Opcode, Section
 
 SUMMARY = "make a package of a .tflite file, show a package, verify it"
@@ -87,10 +88,7 @@ def _run_import(options: Namespace) -> int:
         raise ConfigError(f"{options.model}: {error.strerror or error}") from error
     model_id = options.model_id or re.sub(r"[^a-z0-9-]+", "-", options.model.stem.lower()).strip("-") or "model"
     package, parts = import_tflite(data, str(options.model), board, model_id, options.cut, options.classes)
-    try:
-        options.output.write_bytes(package.to_bytes())
-    except OSError as error:
-        raise ConfigError(f"{options.output}: {error.strerror or error}") from error
+    write_result(options.output, package.to_bytes())
     for note in parts.notes:
         sys.stderr.write(f"{note}\n")
     if options.json:

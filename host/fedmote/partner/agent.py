@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 from fedmote import __version__
 from fedmote.config import Credentials, PartnerConfig, load
-from fedmote.errors import ConfigError, ConversionError, FedmoteError, RemoteWireError, TransportError
+from fedmote.errors import ConfigError, ConversionError, FedmoteError, LoginError, RemoteWireError, TransportError
 from fedmote.partner.session import (
     Action,
     DropOffers,
@@ -107,14 +107,18 @@ def _relay(config: PartnerConfig, device_id: str, inbox: Inbox) -> Relay:
 
 
 async def _start_patiently(link: Transport) -> None:
-    deadline = time.monotonic() + START_PATIENCE_S
+    deadline, told = time.monotonic() + START_PATIENCE_S, ""
     while True:
         try:
             return await link.start()
+        except LoginError:
+            raise
         except TransportError as error:
             if time.monotonic() + START_RETRY_S > deadline:
                 raise
-            log.info("not yet: %s", error)
+            if str(error) != told:
+                log.warning("not yet: %s", error)
+                told = str(error)
             await asyncio.sleep(START_RETRY_S)
 
 

@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from fedmote.errors import StoreError
+from fedmote.errors import ConfigError, StoreError
 
 TEMPORARY_PREFIX = ".partial-"
 
@@ -39,6 +39,29 @@ def write_durably(path: Path, content: bytes) -> None:
             temporary.unlink(missing_ok=True)
             raise
         sync_directory(path.parent)
+
+
+def write_result(path: Path, content: bytes) -> None:
+    """Write a result where a user asked for it: afterwards it is there in full, or what was there before is.
+
+    Unlike the store's own files it is readable as the user's mask says, and links, devices and pipes are followed.
+
+    Raises:
+        ConfigError: it cannot be written there.
+    """
+    target = path.resolve()
+    temporary = target.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{target.name}")
+    try:
+        if target.exists() and not target.is_file():
+            target.write_bytes(content)  # a device or a pipe takes it, a directory refuses
+            return
+        with temporary.open("xb") as file:
+            file.write(content)
+        temporary.replace(target)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written ({error.strerror}); what was there is unchanged") from error
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def sync_directory(path: Path) -> None:

@@ -25,7 +25,7 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
-from fedmote.errors import ConfigError, TransportError
+from fedmote.errors import ConfigError, LoginError, TransportError
 
 log = logging.getLogger(__name__)
 
@@ -309,7 +309,7 @@ class MqttConnection:
     ) -> None:
         if reason.is_failure:
             if str(reason) in _REFUSED:
-                self._refusal = TransportError(f"broker {self.login}: {reason}; check user name and password file")
+                self._refusal = LoginError(f"broker {self.login}: {reason}; check user name and password file")
             self._is_down.set()
         elif self._filters:
             client.subscribe([(topic, 1) for topic in self._filters])
@@ -320,7 +320,7 @@ class MqttConnection:
         self, client: paho.Client, data: object, mid: int, reasons: list[ReasonCode], properties: Properties | None
     ) -> None:
         if any(reason.is_failure for reason in reasons):
-            self._refusal = TransportError(f"broker {self.login}: may not subscribe to {', '.join(self._filters)}")
+            self._refusal = LoginError(f"broker {self.login}: may not subscribe to {', '.join(self._filters)}")
             self._is_down.set()
         else:
             self._be_ready()

@@ -67,12 +67,17 @@ def package() -> bytes:
 
 
 @pytest.fixture(scope="module")
+def sound() -> bytes:
+    return tflite_writer.write(random_int8_graph(SEED))
+
+
+@pytest.fixture(scope="module")
 def tanh() -> bytes:
     return model_with_a_tanh()
 
 
 @pytest.fixture
-def files(tmp_path, monkeypatch, package, tanh) -> Path:
+def files(tmp_path, monkeypatch, package, sound, tanh) -> Path:
     """The working directory of a case: good files and bad ones, and results of earlier work that must survive."""
     directory = tmp_path / "work"
     directory.mkdir()
@@ -84,6 +89,7 @@ def files(tmp_path, monkeypatch, package, tanh) -> Path:
         "flipped.fmp": bytes(flipped),
         "empty.fmp": b"",
         "tanh.tflite": tanh,
+        "int8.tflite": sound,
         "short.tflite": tanh[:200],
         "empty.npz": b"",
         "earlier.fmp": b"an earlier package",
@@ -189,6 +195,10 @@ CASES = [
     (f"{DEVICE} --board esp99 --credentials a.toml --data good.npz", USAGE, NO_BOARD),
     ("demo --boards esp99", USAGE, NO_BOARD),
     ("package import tanh.tflite -o earlier.fmp --board esp99", USAGE, NO_BOARD),
+    # ---- results that cannot be written where they are wanted -----------------------------------------------------------
+    ("package import int8.tflite --classes 3 -o out", USAGE, ["out: cannot be written", "Is a directory", "unchanged"]),
+    ("package import int8.tflite --classes 3 -o absent/new.fmp", USAGE, ["absent/new.fmp: cannot be written", "No such file"]),
+    (f"{CONVERT} --boards posix --calibration good.npz -o image", USAGE, ["-o image", "found a file", "expected a directory"]),
     # ---- a link that is not there ---------------------------------------------------------------------------------------
     (f"device --id a --serial no-port {OWNER} --data int8.npz", LINK, ["'no-port'", "no such serial port", "expected"]),
     (f"device --id a --serial image {OWNER} --data int8.npz", LINK, ["'image'", "no such serial port", "expected"]),

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command itself: help, version, exit codes, one-line errors."""
 
+import errno
 import io
 import os
+import signal
 import subprocess
 import sys
 from importlib.metadata import EntryPoint, entry_points
@@ -99,7 +101,15 @@ def test_result_of_the_verb_is_the_exit_code(verb):
 
 @pytest.mark.parametrize(
     ("error", "code"),
-    [(ConfigError("a\nb"), 2), (RoundError("c"), 1), (TransportError("d"), 3), (KeyboardInterrupt(), 130), (ValueError("e"), 4)],
+    [
+        (ConfigError("a\nb"), 2),
+        (RoundError("c"), 1),
+        (TransportError("d"), 3),
+        (KeyboardInterrupt(), 130),
+        (OSError(errno.ENOSPC, "full"), 3),
+        (OSError(errno.EIO, "e"), 4),
+        (ValueError("e"), 4),
+    ],
 )
 def test_errors_become_one_line_and_their_class_exit_code(verb, capsys, error, code):
     verb(error)
@@ -110,6 +120,14 @@ def test_errors_become_one_line_and_their_class_exit_code(verb, capsys, error, c
     if code == 4:
         assert "our bug" in lines[0]
         assert "example_verb.py" in lines[0]
+
+
+def test_termination_ends_a_verb_as_an_interrupt_does(verb, monkeypatch):
+    before = signal.getsignal(signal.SIGTERM)
+    verb()
+    monkeypatch.setattr(sys.modules["example_verb"], "run", lambda options: os.kill(os.getpid(), signal.SIGTERM))
+    assert cli.main(["example"]) == 130
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_summary_is_read_without_running_the_module(verb, capsys):

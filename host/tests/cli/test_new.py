@@ -12,6 +12,7 @@ import pytest
 
 from fedmote.cli import main
 from fedmote.config import CoordinatorConfig, Credentials, PartnerConfig, load
+from fedmote.lab.demo.settings import FederationSettings
 from fedmote.package.partition import Partition
 from fedmote.transport.broker import find_mosquitto
 
@@ -32,6 +33,12 @@ def test_the_configurations_are_sound_and_agree(made):
     assert coordinator.cells[0].partner == partner.id
     assert coordinator.broker.url == partner.broker.url == "mqtt://127.0.0.1:18999"
     assert main(["config", "check", str(made / "coordinator.toml"), str(made / "partner.toml")]) == 0
+
+
+def test_strategy_is_the_one_that_was_chosen_for_this_model_and_these_data(made):
+    written, chosen = load(CoordinatorConfig, made / "coordinator.toml").strategy, FederationSettings()
+    for name in ("form", "learning_rate", "momentum", "epochs", "batch", "partner_learning_rate", "partner_momentum"):
+        assert getattr(written, name) == getattr(chosen, name), name
 
 
 def test_partition_and_data_belong_together(made):

@@ -7,13 +7,14 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from fedmote.errors import StoreError
+from fedmote.errors import ConfigError, StoreError
 from fedmote.store import Blobs, Checkpoint, CheckpointEntry, Checkpoints, Ledger, PlanEntry, RunEntry, State, UpdateEntry
-from fedmote.store.durable import write_durably
+from fedmote.store.durable import write_durably, write_result
 from fedmote.strategies import Member, RoundPlan
 from fedmote.wire.schema import Phase, Role, Status
 
@@ -67,6 +68,36 @@ def test_failed_write_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch, c
         write_durably(path, b"new")
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
     assert path.read_bytes() == b"old"
+
+
+def test_result_that_does_not_fit_leaves_the_earlier_one_and_no_litter(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    write_result(path, b"old")
+
+    def fail(self, target):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(ConfigError, match=r"file: cannot be written \(No space"):
+        write_result(path, b"new")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+    assert path.read_bytes() == b"old"
+
+
+def test_result_goes_through_links_and_into_pipes_and_is_readable_as_the_mask_says(tmp_path):
+    (tmp_path / "target").write_bytes(b"old")
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    write_result(tmp_path / "link", b"new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "target").read_bytes() == b"new"
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    write_result(tmp_path / "pipe", b"flows")
+    assert os.read(reader, 9) == b"flows"
+    os.close(reader)
+    (tmp_path / "plain").touch()
+    write_result(tmp_path / "fresh", b"")
+    assert (tmp_path / "fresh").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
 def test_leftovers_of_a_killed_writer_are_removed(tmp_path):

@@ -11,7 +11,7 @@ import sys
 
 import pytest
 
-from fedmote.errors import LocalWireError, TransportError
+from fedmote.errors import LocalWireError, LoginError, TransportError
 from fedmote.transport.broker import COORDINATOR, find_mosquitto
 from fedmote.transport.mqtt import CoordinatorMqtt, PartnerMqtt, state
 from fedmote.transport.mqtt_connection import Login, MqttConnection, backoff
@@ -139,7 +139,7 @@ def test_a_partner_cannot_reach_into_another_cell(kit, broker):
 @pytest.mark.parametrize("user", ["coordinator", "phone-1", "board-1"])
 def test_a_wrong_password_is_told_with_broker_and_user_and_without_the_password(kit, broker, user):
     async def story():
-        with pytest.raises(TransportError) as caught:
+        with pytest.raises(LoginError) as caught:
             await CoordinatorMqtt(broker.url, "lab", user, "wrong-canary").start()
         assert broker.url in str(caught.value)
         assert user in str(caught.value)
