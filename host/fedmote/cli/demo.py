@@ -69,7 +69,7 @@ def run(options: argparse.Namespace) -> int:
     previous = signal.signal(signal.SIGTERM, _interrupt)
     try:
         if options.out is not None:
-            options.out.mkdir(parents=True, exist_ok=True)
+            _make(options.out)
             _play(options, choice, options.out.resolve())
         else:
             with tempfile.TemporaryDirectory(prefix="fedmote-demo-") as directory:
@@ -77,6 +77,13 @@ def run(options: argparse.Namespace) -> int:
     finally:
         signal.signal(signal.SIGTERM, previous)
     return 0
+
+
+def _make(directory: Path) -> None:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--out {directory}: cannot be made ({error.strerror})") from error
 
 
 def check(options: argparse.Namespace) -> Choice:
