@@ -19,8 +19,9 @@ test-all: setup ## the long ones too
 lint: setup ## static checks: schema tables, ruff, mypy, import layers, clang-format, cppcheck
 	@.ci/lint
 
-bench: setup ## the full exactness report of both example models on every board
-	.venv/bin/python -m pytest -m slow firmware_tests
+bench: setup ## instruction counts of kernels and head in the emulator, beside those of others
+	.venv/bin/fedmote bench kernels
+	.venv/bin/fedmote bench head
 
 clean: ## what builds and runs left behind
 	rm -rf build dist demo-out .pytest_cache .mypy_cache .ruff_cache

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from fedmote.wire.schema import Kind, Status
-from firmware_tests.device_bench import Device, FlashModel
+from firmware_tests.device_bench import IDLE, Device, FlashModel
 from firmware_tests.one_round import (
     MODEL_HANDLE,
     PACKAGE,
@@ -104,6 +104,33 @@ def test_a_lost_stream_is_noticed_and_the_round_goes_on():
         finish(device, peers)
         assert (peers.updates[1][0], peers.samples[1][0]) == (update, samples), state
         assert device.info.link_losses == 1
+
+
+def test_a_device_that_sleeps_as_long_as_it_may_looks_after_a_lost_stream():
+    device, _peers = bench()
+    while device.step() != IDLE:
+        device.tx.clear()
+    device.is_stream_broken = True
+    while device.info.is_link_up:
+        device.step()
+    device.is_stream_broken = False
+    assert device.wake_ms() <= 1000
+    device.now += device.wake_ms()
+    device.tx.clear()
+    for _ in range(4):
+        device.step()
+    assert device.tx  # hello, although no byte came
+
+
+def test_a_package_that_the_flash_lost_is_fetched_anew():
+    update, _, _ = undisturbed()
+    device, peers = bench()
+    finish(device, peers)
+    device.flash.slots[0][len(PACKAGE) // 2] ^= 1
+    peers.rounds = 2
+    finish(device, peers)
+    assert peers.updates[2][0] == update
+    assert (device.info.has_package, device.info.generation) == (1, 2)
 
 
 # ---- accidents of power and flash ------------------------------------------------------------------------------------

@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 
 from fedmote.wire.schema import Kind, Status
+from firmware_tests import package_builder as fmp
 from firmware_tests.device_bench import Device, library
 from firmware_tests.generate_vectors import frame
 from firmware_tests.one_round import (
     CLASSES,
     HEAD_HANDLE,
     MODEL_HANDLE,
+    PACKAGE,
     PARAMETERS,
     bench,
     build,
@@ -192,6 +194,24 @@ def test_a_package_that_did_not_fit_is_not_fetched_again():
     assert len(device.flash.log) == operations
 
 
+def with_word(package: bytes, offset: int, value: int) -> bytes:
+    """The package with one 32-bit word changed and everything that is derived from it mended."""
+    return fmp.seal(package[:offset] + fmp.words(value) + package[offset + 4 :])
+
+
+@pytest.mark.parametrize(("word", "status"), [(12, Status.PACKAGE_OPERATOR), (0, Status.PACKAGE_BOUNDS)], ids=str)
+def test_a_package_that_this_device_cannot_run_is_not_fetched_again(word, status):
+    plan = int.from_bytes(PACKAGE[48 + 16 + 4 :][:4], "little")
+    device, peers = bench(with_word(PACKAGE, plan + 4 * word, 99))
+    until_refusal(device, peers)
+    operations = len(device.flash.log)
+    peers.run(device, lambda: len(refusals(peers)) == 5, limit_ms=600_000)
+    assert {refusal["status"] for refusal in refusals(peers)} == {status}
+    assert len(device.flash.log) == operations
+    peers.plan, peers.blobs = plan_for(PACKAGE), {MODEL_HANDLE: PACKAGE}
+    finish(device, peers)
+
+
 def test_an_arena_without_room_for_the_link_is_refused_at_once():
     least = library().fedmote_link_bytes()
     Device(*data(), arena_bytes=least)
@@ -257,10 +277,11 @@ def test_a_label_outside_the_head_is_refused():
     assert until_refusal(device, peers)["status"] == Status.SAMPLE_IO
 
 
-def test_a_device_without_samples_says_so():
+def test_a_device_without_samples_says_so_and_spares_its_flash():
     x, y = data(0)
     device, peers = Device(x, y), bench()[1]
     assert until_refusal(device, peers)["status"] == Status.NO_SAMPLES
+    assert not device.flash.log
 
 
 def test_a_refused_report_is_dropped_and_not_repeated():
@@ -271,6 +292,61 @@ def test_a_refused_report_is_dropped_and_not_repeated():
     peers.run(device, lambda: any(packet.kind == Kind.REPORT for packet in peers.heard))
     peers.run(device, lambda: device.state == "idle")
     assert not device.info.is_update_held
+
+
+@pytest.mark.parametrize(
+    ("fields", "is_kept"),
+    [
+        ({}, True),
+        ({"run": RUN}, True),
+        ({"handle": 1, "run": RUN, "round": 1}, True),
+        ({"run": RUN, "round": 2}, True),
+        ({"run": b"run-0002", "round": 1}, True),
+        ({"round": 1}, False),
+        ({"run": RUN, "round": 1}, False),
+    ],
+    ids=str,
+)
+def test_an_update_is_dropped_only_for_a_refusal_of_its_round(fields, is_kept):
+    device, peers = bench()
+    peers.is_acking = False
+    peers.run(device, lambda: bool(peers.updates))
+    peers.tell(device, Packet(COORDINATOR, Kind.REFUSE, {"status": Status.STALE_ROUND} | fields))
+    before = len(peers.reports)
+    start = device.now
+    peers.run(device, lambda: device.now - start > 10_000)
+    assert device.info.is_update_held == is_kept
+    assert (len(peers.reports) > before) == is_kept
+
+
+def test_a_round_that_ends_late_is_reported_and_hello_asks_for_the_next():
+    device, peers = bench(changes={"remaining_ms": 5_000})
+    peers.run(device, lambda: device.state == "train")
+    peers.hear_offer = peers.hear_hello = lambda _device, _packet: None
+    peers.heard.clear()
+    device.now += 6_000
+    start = device.now
+    peers.run(device, lambda: device.now - start > 100_000)
+    kinds = [packet.kind for packet in peers.heard]
+    assert device.state == "report"
+    assert kinds.count(Kind.REPORT) > 40
+    assert kinds.count(Kind.HELLO) > 1
+
+
+def test_a_refusal_that_could_not_leave_is_not_said_of_the_next_round():
+    device, peers = bench()
+    peers.run(device, lambda: device.state == "encode")
+    device.write_limit = lambda: 0
+    device.is_sample_broken = True
+    peers.run(device, lambda: device.state == "idle")
+    device.is_sample_broken = False
+    peers.round = peers.rounds = 2
+    peers.tell(device, peers.plan_packet())
+    for _ in range(10):
+        device.step()
+    device.write_limit = lambda: 1 << 30
+    peers.run(device, lambda: device.info.rounds_done == 1)
+    assert not refusals(peers)
 
 
 def test_a_coordinator_that_lost_the_blob_makes_the_device_ask_again_for_a_plan():

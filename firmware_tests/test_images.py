@@ -9,7 +9,7 @@ import pytest
 
 from fedmote.package.boards import Board, sdk_root
 from fedmote_hil import sizes
-from fedmote_hil.build import build
+from fedmote_hil.build import Program, build, find_tool
 from fedmote_hil.emulator import Emulator
 
 _STRICT = ["-std=c99", "-Wall", "-Wextra", "-pedantic", "-Wconversion", "-Wshadow", "-Wmissing-prototypes", "-Werror"]
@@ -22,18 +22,18 @@ def _symbols(path):
     return {line.split()[-1]: int(line.split()[0], 16) for line in lines if len(line.split()) == 3}
 
 
-@pytest.mark.parametrize("is_run_image", [False, True])
-def test_no_image_allocates_or_prints(is_run_image):
-    names = set(_symbols(build("stm32f405", is_run_image=is_run_image).path))
+@pytest.mark.parametrize("program", Program)
+def test_no_image_allocates_or_prints(program):
+    names = set(_symbols(build("stm32f405", program).path))
     assert "main" in names
     assert names.isdisjoint(
         {"malloc", "free", "calloc", "realloc", "_sbrk", "printf", "puts", "snprintf", "vsnprintf", "_printf_r"}
     )
 
 
-@pytest.mark.parametrize("is_run_image", [False, True])
-def test_every_image_fits_its_flash_region(is_run_image):
-    image = build("stm32f405", is_run_image=is_run_image)
+@pytest.mark.parametrize("program", Program)
+def test_every_image_fits_its_flash_region(program):
+    image = build("stm32f405", program)
     assert image.binary is not None
     assert image.binary.stat().st_size <= image.board.region("image").bytes
 
@@ -74,7 +74,7 @@ def test_the_generated_header_has_the_numbers_of_the_board_file():
 
 
 def test_the_sdk_keeps_its_promise_of_flash_and_its_frames_are_known():
-    image = build("stm32f405")
+    image = build("stm32f405", has_crypto=False)
     counted = sizes.read_map((image.build_directory / "fedmote-device.map").read_text(encoding="utf-8"))
     assert counted.total("flash", ("sdk", "library")) <= sizes.FLASH_LIMIT_BYTES
     section_bytes = subprocess.run(["arm-none-eabi-size", str(image.path)], capture_output=True, text=True, check=True).stdout
@@ -103,10 +103,12 @@ def test_template_port_and_minimal_example_compile_without_a_warning(compiler, s
 @pytest.mark.parametrize("board", ["posix", "stm32f405"])
 def test_everything_of_a_board_compiles_strictly(board, tmp_path):
     root = sdk_root()
-    command = ["cmake", "-S", str(root), "-B", str(tmp_path), "-G", "Ninja", f"-DFEDMOTE_BOARD={board}", "-DFEDMOTE_STRICT=ON"]
+    cmake, ninja = find_tool("cmake"), find_tool("ninja")
+    command = [cmake, "-S", str(root), "-B", str(tmp_path), "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
+    command += [f"-DFEDMOTE_BOARD={board}", "-DFEDMOTE_STRICT=ON"]
     if board != "posix":
         command.append(f"-DCMAKE_TOOLCHAIN_FILE={root / 'cmake' / 'arm-none-eabi.cmake'}")
-    for step in (command, ["cmake", "--build", str(tmp_path)]):
+    for step in (command, [cmake, "--build", str(tmp_path)]):
         result = subprocess.run(step, capture_output=True, text=True, check=False)
         assert result.returncode == 0, result.stdout + result.stderr
 
@@ -115,7 +117,7 @@ _FAULT_PROGRAM = "int main(void) { return *(volatile int *)0x60000000; }\n"
 
 
 def test_a_fault_is_reported_with_place_and_address_and_ends_the_emulator(tmp_path):
-    image = build("stm32f405", is_run_image=True, is_checked=True)
+    image = build("stm32f405", Program.RUN, is_checked=True)
     root, board = sdk_root(), Board.load("stm32f405")
     (tmp_path / "fault.c").write_text(_FAULT_PROGRAM)
     folders = [image.build_directory / "generated", root / "ports" / "stm32f4", root / "boards" / "stm32f405"]

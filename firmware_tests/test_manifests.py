@@ -7,6 +7,7 @@ import subprocess
 import tomllib
 
 from fedmote.package.boards import sdk_root
+from fedmote_hil.build import find_tool
 
 _CONSUMER = """
 cmake_minimum_required(VERSION 3.21)
@@ -37,11 +38,13 @@ def test_an_installed_library_is_found_and_linked_by_another_project(tmp_path):
     (tmp_path / "app" / "main.c").write_text(
         '#include "fedmote/fedmote.h"\nint main(void) { return fedmote_step(0) > 0 ? 0 : 1; }\n'
     )
+    cmake = find_tool("cmake")
+    ninja = ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={find_tool('ninja')}"]
     steps = [
-        ["cmake", "-S", sdk_root(), "-B", tmp_path / "sdk", "-G", "Ninja", f"-DCMAKE_INSTALL_PREFIX={tmp_path / 'prefix'}"],
-        ["cmake", "--build", tmp_path / "sdk", "--target", "install"],
+        [cmake, "-S", sdk_root(), "-B", tmp_path / "sdk", *ninja, f"-DCMAKE_INSTALL_PREFIX={tmp_path / 'prefix'}"],
+        [cmake, "--build", tmp_path / "sdk", "--target", "install"],
         [
-            "cmake",
+            cmake,
             "-S",
             tmp_path / "app",
             "-B",
@@ -50,7 +53,7 @@ def test_an_installed_library_is_found_and_linked_by_another_project(tmp_path):
             "Ninja",
             f"-DCMAKE_PREFIX_PATH={tmp_path / 'prefix'}",
         ],
-        ["cmake", "--build", tmp_path / "app" / "b"],
+        [cmake, "--build", tmp_path / "app" / "b"],
     ]
     for step in steps:
         result = subprocess.run([str(part) for part in step], capture_output=True, text=True, check=False)

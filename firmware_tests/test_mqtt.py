@@ -229,6 +229,23 @@ def test_a_ping_goes_out_every_half_of_the_keep_alive_and_its_answer_keeps_the_s
     assert broker.device.info.link_losses == 0
 
 
+def test_a_device_that_sleeps_as_long_as_it_may_keeps_its_session():
+    broker = Broker(keep_alive_s=20)
+    broker.open()
+    broker.device.rx += publish(f"{BASE}/dn/wait", body_of({"wait_ms": 100_000_000}))
+    pings = 0
+    for _ in range(400):
+        while broker.device.step() == BUSY:
+            pass
+        if PINGREQ in [kind for kind, *_ in broker.steps(0)]:
+            pings += 1
+            broker.device.rx += PINGRESP_OK
+        else:
+            broker.device.now += broker.device.wake_ms()  # nothing but the device's own timers wakes it
+    assert pings > 50
+    assert broker.device.info.link_losses == 0
+
+
 def test_a_silent_broker_is_noticed_within_the_keep_alive():
     broker = Broker(keep_alive_s=20)
     broker.open()

@@ -138,6 +138,16 @@ def test_simultaneous_round_merges_heads_of_devices_with_whole_models_of_partner
         assert stage.checkpoint(1).ranges != stage.checkpoint(0).ranges  # what the partner saw
 
 
+def test_fedavg_averages_whole_models_of_partners_on_their_own_samples(tmp_path: Path, materials: Materials) -> None:
+    parts = [Part("a", None, has_partner=True), Part("b", None, has_partner=True)]
+    with Stage(tmp_path, materials, parts, {"preset": "fedavg"}) as stage:
+        stage.start_partners()
+        result = stage.finish(stage.serve(rounds=2))
+        assert [(one["phase"], one["reported"], one["expected"]) for one in result["rounds"]] == [("partner", 2, 2)] * 2
+        before, after = stage.checkpoint(0).tensors, stage.checkpoint(2).tensors
+        assert all(not np.array_equal(before[name], after[name]) for name in before)
+
+
 @pytest.mark.emulator
 @needs_emulator
 def test_board_that_loses_power_in_a_round_is_missed_at_the_deadline_and_takes_part_in_the_next(

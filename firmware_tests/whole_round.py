@@ -40,17 +40,24 @@ _ENTRY = "import sys; from fedmote.cli import main; sys.exit(main(sys.argv[1:]))
 
 @dataclass(frozen=True)
 class Part:
-    """A device of the stage: its cell ("a", "b" or "c": whose data it holds), board, link and whether it has a partner."""
+    """A cell of the stage, "a", "b" or "c" by whose data its device holds.
+
+    Attributes:
+        cell: its name.
+        board: of its device; None: a partner alone, with samples of its own.
+        link: of the device: "mqtt", or "serial": a pty, relayed by the partner.
+        has_partner: whether there is one.
+    """
 
     cell: str
-    board: str
-    link: str = "mqtt"  # or "serial": a pty, relayed by the partner
+    board: str | None
+    link: str = "mqtt"
     has_partner: bool = False
 
     @property
     def config(self) -> CellConfig:
-        partner = f"partner-{self.cell}" if self.has_partner else None
-        return CellConfig(self.cell, (f"device-{self.cell}",), partner)
+        devices = () if self.board is None else (f"device-{self.cell}",)
+        return CellConfig(self.cell, devices, f"partner-{self.cell}" if self.has_partner else None)
 
 
 def make_materials(directory: Path) -> Materials:
@@ -75,7 +82,7 @@ class Stage:
         self.directory = directory
         self.materials = materials
         self.parts = parts
-        is_sending = any(part.has_partner for part in parts)
+        is_sending = any(part.has_partner and part.board is not None for part in parts)
         self.strategy = {
             "epochs": 2,
             "partner_epochs": 2,
@@ -110,6 +117,8 @@ class Stage:
 
     def start_devices(self) -> None:
         for part in self.parts:
+            if part.board is None:
+                continue
             name = f"device-{part.cell}"
             with np.load(self.materials.devices[part.cell]) as arrays:
                 samples = samples_region(arrays["x"], arrays["y"])
@@ -123,21 +132,28 @@ class Stage:
         for part in self.parts:
             if not part.has_partner:
                 continue
-            name, device = f"partner-{part.cell}", f"device-{part.cell}"
-            entry: dict[str, Any] = {"id": device, "link": part.link}
-            if part.link == "serial":
-                credentials = str(self.broker.files.credentials_file(device))
-                entry |= {"port": self.devices[part.cell].port, "credentials_file": credentials}
-            tables = {
+            name = f"partner-{part.cell}"
+            tables: dict[str, Any] = {
                 "id": name,
                 "site": SITE,
                 "model": self.materials.model.spec,
                 "state_directory": str(self.directory / name),
                 "broker": self.broker_table(name),
-                "devices": [entry],
             }
+            if part.board is None:
+                tables["data"] = str(self.materials.directory / "calibration.npz")
+            else:
+                tables["devices"] = [self._device_entry(part)]
             write_toml(self.directory / f"{name}.toml", tables)
             self.fleet.start(name, "partner", self.directory / f"{name}.toml")
+
+    def _device_entry(self, part: Part) -> dict[str, str]:
+        """What a partner's file says about its device."""
+        device = f"device-{part.cell}"
+        if part.link == "mqtt":
+            return {"id": device, "link": "mqtt"}
+        credentials = str(self.broker.files.credentials_file(device))
+        return {"id": device, "link": "serial", "port": self.devices[part.cell].port, "credentials_file": credentials}
 
     def write_config(self, rounds: int) -> Path:
         path = self.directory / "coordinator.toml"

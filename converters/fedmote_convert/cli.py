@@ -12,6 +12,10 @@ from fedmote.errors import ConfigError
 from fedmote.package.boards import Board, board_names
 
 SUMMARY = "convert a torch model into an int8 encoder, a float head and a package for each board"
+EXAMPLES = """examples:
+  fedmote convert mypackage.nets:build --calibration calibration.npz --boards stm32f405,posix -o converted
+  fedmote convert fedmote.lab.models:digits_cnn --weights trained.safetensors --calibration digits.npz --boards posix -o out
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

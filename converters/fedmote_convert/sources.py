@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import sys
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
+from fedmote.arrays import load_npz
 from fedmote.errors import ConfigError
 
 
@@ -96,9 +96,7 @@ def load_calibration(path: Path) -> Calibration:
     Raises:
         ConfigError: no such file, no `x`, or arrays of an unsuitable type or length.
     """
-    arrays = _read_npz(path)
-    if "x" not in arrays:
-        raise ConfigError(f"--calibration {path}: key x is missing; expected x (N, ...)")
+    arrays = load_npz(path, ("x",), ("y",), "--calibration")
     x = arrays["x"]
     if x.ndim < 2 or not len(x) or not np.issubdtype(x.dtype, np.floating):
         raise ConfigError(f"--calibration {path}: x is {x.dtype} {x.shape}; expected floats (N, ...), as the module reads them")
@@ -112,14 +110,3 @@ def load_calibration(path: Path) -> Calibration:
     if y.shape != (len(x),) or not np.issubdtype(y.dtype, np.integer):
         raise ConfigError(f"--calibration {path}: y is {y.dtype} {y.shape}; expected integers ({len(x)},), one for each of x")
     return Calibration(x, y.astype(np.int64))
-
-
-def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
-    try:
-        loaded = np.load(path, allow_pickle=False)
-        if not isinstance(loaded, np.lib.npyio.NpzFile):
-            raise ConfigError(f"--calibration {path}: one array; expected an .npz file with x (N, ...)")
-        with loaded as file:
-            return {name: file[name] for name in ("x", "y") if name in file.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise ConfigError(f"--calibration {path}: no .npz file that can be read ({error})") from error

@@ -110,6 +110,12 @@ static void erase(struct fedmote_client *client) {
     client->fetch = FEDMOTE_FETCH_MODEL;
 }
 
+/* Whether another fetch of the same bytes would end the same way: their checksum was right. */
+static bool is_lasting(int32_t status) {
+    return status == FEDMOTE_ERR_PACKAGE_SECTION || status == FEDMOTE_ERR_PACKAGE_OPERATOR ||
+           status == FEDMOTE_ERR_PACKAGE_BOUNDS || status == FEDMOTE_ERR_PACKAGE_HEAD || status == FEDMOTE_ERR_ARENA;
+}
+
 /* Everything is checked, the arena too, before the old package loses its place. */
 static void install(struct fedmote_client *client) {
     const struct fedmote_plan *plan = &client->round.plan;
@@ -121,8 +127,8 @@ static void install(struct fedmote_client *client) {
         status = fedmote_store_commit(&client->store, plan->model_size);
     }
     if (status != FEDMOTE_OK) {
-        if (status == FEDMOTE_ERR_ARENA) {
-            client->has_misfit = true;
+        if (is_lasting(status)) {
+            client->misfit = status;
             memcpy(client->misfit_hash, plan->model_hash, sizeof client->misfit_hash);
             client->misfit_samples = client->port->sample_count(client->port->context);
         }
@@ -143,34 +149,31 @@ static void finish_head(struct fedmote_client *client) {
     begin_round(client);
 }
 
-/* Whether the wanted package is known not to fit. */
-static bool is_misfit(const struct fedmote_client *client) {
-    return client->has_misfit && client->misfit_samples == client->port->sample_count(client->port->context) &&
-           memcmp(client->misfit_hash, client->round.plan.model_hash, sizeof client->misfit_hash) == 0;
+/* Why the wanted package need not be fetched; FEDMOTE_OK where it is worth it. */
+static int32_t find_obstacle(const struct fedmote_client *client) {
+    uint32_t sample_count = client->port->sample_count(client->port->context);
+    if (sample_count == 0) {
+        return FEDMOTE_ERR_NO_SAMPLES;
+    }
+    bool is_misfit = client->misfit_samples == sample_count &&
+                     memcmp(client->misfit_hash, client->round.plan.model_hash, sizeof client->misfit_hash) == 0;
+    return is_misfit ? client->misfit : FEDMOTE_OK;
 }
 
 /* The wanted package is already there, or room is made for it. */
 static void begin_fetch(struct fedmote_client *client) {
     const uint8_t *hash = fedmote_store_hash(&client->store);
     const struct fedmote_plan *plan = &client->round.plan;
-    bool is_there = hash && memcmp(hash, plan->model_hash, sizeof plan->model_hash) == 0;
-    if (!is_there && is_misfit(client)) {
-        fedmote_client_fail(client, FEDMOTE_ERR_ARENA, "fetch", true);
-        return;
-    }
-    if (!is_there) {
-        erase(client);
-        return;
-    }
-    int32_t status = fedmote_store_reopen(&client->store, &client->round.package);
-    if (status == FEDMOTE_OK) {
-        status = check_fit(client);
-    }
+    bool is_there = hash && memcmp(hash, plan->model_hash, sizeof plan->model_hash) == 0 &&
+                    fedmote_store_reopen(&client->store, &client->round.package) == FEDMOTE_OK;
+    int32_t status = is_there ? check_fit(client) : find_obstacle(client);
     if (status != FEDMOTE_OK) {
-        fedmote_client_fail(client, status, "package", true);
-        return;
+        fedmote_client_fail(client, status, is_there ? "package" : "fetch", true);
+    } else if (is_there) {
+        begin_head(client);
+    } else {
+        erase(client);
     }
-    begin_head(client);
 }
 
 static bool work_fetch(struct fedmote_client *client) {
@@ -216,6 +219,9 @@ static void enter_phase(struct fedmote_client *client) {
     } else if (round->work == FEDMOTE_WORK_DONE) {
         fedmote_offer_open(&client->update, fedmote_update_size(round), round->update_crc, client->now);
         fedmote_client_go(client, FEDMOTE_STATE_REPORT);
+        if (client->is_round_closed) {
+            fedmote_client_back_off(client); /* nobody may want it any more: hello as well, as at the deadline */
+        }
     }
 }
 

@@ -50,9 +50,10 @@ struct fedmote_client {
     struct fedmote_timer hello, deadline;
     uint32_t backoff_ms;
 
-    /* The package that was fetched last and did not fit the arena. Without this, a coordinator that insists on it would
-     * have a slot erased and written at every hello, and wear the flash out. */
-    bool has_misfit;
+    /* The package that was fetched whole last and cannot be used here: its operators, bounds or head, or the arena.
+     * Without this, a coordinator that insists on it would have a slot erased and written at every hello, and wear the
+     * flash out. */
+    int32_t misfit; /* why; FEDMOTE_OK: there is none */
     uint8_t misfit_hash[32];
     uint32_t misfit_samples; /* the number of samples that it did not fit with */
 

@@ -68,6 +68,9 @@ static void set_deadline(struct fedmote_client *client, uint32_t remaining_ms) {
 static void begin_plan(struct fedmote_client *client, const struct fedmote_message *message) {
     client->update.is_open = false;
     client->samples.is_open = false;
+    if (client->is_refusal_of_round) {
+        client->refusal = FEDMOTE_OK; /* it would be said in the name of the new round */
+    }
     client->is_round_finished = false;
     client->has_plan = true;
     client->error = FEDMOTE_OK;
@@ -179,14 +182,15 @@ static void hear_ack(struct fedmote_client *client, uint8_t channel, const struc
     fedmote_client_hello_in(client, 0);
 }
 
-/* Whether a refusal speaks of this handle, or, where it names none, of the current round. */
+/* Whether a refusal speaks of this handle, or, where it names none, of the current round. One that names neither, such
+ * as the answer to an unknown kind, costs no update. */
 static bool is_about(const struct fedmote_client *client, const struct fedmote_message *message, uint32_t handle) {
     if (fedmote_message_has(message, FEDMOTE_FIELD_HANDLE)) {
         return message->number[FEDMOTE_FIELD_HANDLE] == handle;
     }
     bool is_other_run = fedmote_message_has(message, FEDMOTE_FIELD_RUN) && !is_current_run(client, message);
-    uint32_t round = client->round.plan.round;
-    return !is_other_run && fedmote_message_get(message, FEDMOTE_FIELD_ROUND, round) == round;
+    return !is_other_run && fedmote_message_has(message, FEDMOTE_FIELD_ROUND) &&
+           message->number[FEDMOTE_FIELD_ROUND] == client->round.plan.round;
 }
 
 static void hear_refuse(struct fedmote_client *client, uint8_t channel, const struct fedmote_message *message) {

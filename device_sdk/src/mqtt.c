@@ -510,7 +510,11 @@ static void mqtt_open(struct fedmote_line *line) {
 }
 
 static uint32_t mqtt_wake_ms(const struct fedmote_line *line, uint32_t now) {
-    return fedmote_until(line->as.mqtt.deadline, now);
+    const struct fedmote_mqtt *mqtt = &line->as.mqtt;
+    if (mqtt->is_ping_owed || mqtt->small_size > 0) {
+        return 1; /* a broker that waits for these would hang up before the next timer */
+    }
+    return fedmote_until(mqtt->deadline, now);
 }
 
 const struct fedmote_link fedmote_mqtt_link = {mqtt_open, mqtt_poll, mqtt_send, mqtt_wake_ms};

@@ -57,6 +57,12 @@ static bool is_scaling(int32_t multiplier, int32_t shift) { return multiplier >=
 /* A finite float above zero, told from its bits: sign clear, exponent not all ones, not zero. */
 static bool is_scale(uint32_t bits) { return bits > 0U && bits < 0x7F800000U; }
 
+/* The pieces of an operator, and that none costs more than it says: the bound of a step rests on it. `macs` is a
+ * product of a row in memory and at most 2^16 taps: no overflow in 64 bits. */
+static bool is_unit(const struct fedmote_op *op, uint32_t units, uint64_t macs) {
+    return op->units == units && op->unit_macs >= macs;
+}
+
 /* s8[count] at an offset of the encoder's arena. */
 static bool is_tensor(const struct bounds *bounds, uint32_t offset, uint64_t count) {
     return offset % ALIGNMENT == 0U && count >= 1U && is_inside(offset, count, bounds->encoder_bytes);
@@ -112,28 +118,30 @@ static bool is_conv(const struct fedmote_conv *op, const struct bounds *bounds, 
                      : op->depth_multiplier != 0U) {
         return false;
     }
-    return op->op.units == op->out_h && is_image(bounds, op->op.input_offset, op->in_h, op->in_w, op->in_c) &&
+    return is_unit(&op->op, op->out_h, (uint64_t)op->out_w * op->out_c * products) &&
+           is_image(bounds, op->op.input_offset, op->in_h, op->in_w, op->in_c) &&
            is_image(bounds, op->op.output_offset, op->out_h, op->out_w, op->out_c) &&
            are_channels(bounds, &op->channels, products * op->out_c, op->out_c) && is_int8(op->input_zero_point) &&
            is_int8(op->output_zero_point) && is_activation(op->activation_min, op->activation_max);
 }
 
 static bool is_dense(const struct fedmote_dense *op, const struct bounds *bounds) {
-    return is_dimension(op->in_n) && is_dimension(op->out_n) && op->op.units == op->out_n &&
+    return is_dimension(op->in_n) && is_dimension(op->out_n) && is_unit(&op->op, op->out_n, op->in_n) &&
            is_tensor(bounds, op->op.input_offset, op->in_n) && is_tensor(bounds, op->op.output_offset, op->out_n) &&
            are_channels(bounds, &op->channels, (uint64_t)op->in_n * op->out_n, op->out_n) &&
            is_int8(op->input_zero_point) && is_int8(op->output_zero_point) &&
            is_activation(op->activation_min, op->activation_max);
 }
 
-static bool are_blocks(uint32_t units, uint32_t count) {
-    return units == count / FEDMOTE_BLOCK + (count % FEDMOTE_BLOCK != 0U);
+static bool are_blocks(const struct fedmote_op *op, uint32_t count) {
+    return is_unit(op, count / FEDMOTE_BLOCK + (count % FEDMOTE_BLOCK != 0U),
+                   count < FEDMOTE_BLOCK ? count : FEDMOTE_BLOCK);
 }
 
 /* Left shifts of at most 22 keep 255 << left_shift within 31 bits, and right shifts keep the sum of two of them there.
  */
 static bool is_sum(const struct fedmote_sum *op, const struct bounds *bounds) {
-    return are_blocks(op->op.units, op->count) && is_tensor(bounds, op->op.input_offset, op->count) &&
+    return are_blocks(&op->op, op->count) && is_tensor(bounds, op->op.input_offset, op->count) &&
            is_tensor(bounds, op->input2_offset, op->count) && is_tensor(bounds, op->op.output_offset, op->count) &&
            is_int8(op->input1_zero_point) && is_int8(op->input2_zero_point) && is_int8(op->output_zero_point) &&
            op->left_shift <= 22U && is_scaling(op->multiplier1, op->shift1) && op->shift1 <= 0 &&
@@ -147,7 +155,8 @@ static bool is_pool(const struct fedmote_pool *op, const struct bounds *bounds) 
            is_axis(op->out_w, op->kernel_w, op->stride_w, 1U, op->pad_left) &&
            op->kernel_h * op->kernel_w <= DIMENSION_MAX &&
            meets_input(op->in_h, op->out_h, op->kernel_h, op->stride_h, op->pad_top) &&
-           meets_input(op->in_w, op->out_w, op->kernel_w, op->stride_w, op->pad_left) && op->op.units == op->out_h &&
+           meets_input(op->in_w, op->out_w, op->kernel_w, op->stride_w, op->pad_left) &&
+           is_unit(&op->op, op->out_h, (uint64_t)op->out_w * op->channels * (op->kernel_h * op->kernel_w)) &&
            is_image(bounds, op->op.input_offset, op->in_h, op->in_w, op->channels) &&
            is_image(bounds, op->op.output_offset, op->out_h, op->out_w, op->channels) &&
            is_activation(op->activation_min, op->activation_max);
@@ -155,7 +164,8 @@ static bool is_pool(const struct fedmote_pool *op, const struct bounds *bounds) 
 
 static bool is_mean(const struct fedmote_mean *op, const struct bounds *bounds) {
     return are_dimensions(op->in_h, op->in_w, op->channels) && op->in_h * op->in_w <= DIMENSION_MAX &&
-           op->op.units == op->channels && is_image(bounds, op->op.input_offset, op->in_h, op->in_w, op->channels) &&
+           is_unit(&op->op, op->channels, op->in_h * op->in_w) &&
+           is_image(bounds, op->op.input_offset, op->in_h, op->in_w, op->channels) &&
            is_tensor(bounds, op->op.output_offset, op->channels) && is_scaling(op->multiplier, op->shift) &&
            is_int8(op->input_zero_point) && is_int8(op->output_zero_point);
 }
@@ -163,12 +173,13 @@ static bool is_mean(const struct fedmote_mean *op, const struct bounds *bounds) 
 static bool is_padding(const struct fedmote_pad *op, const struct bounds *bounds) {
     return are_dimensions(op->in_h, op->in_w, op->channels) && is_dimension(op->out_h) && is_dimension(op->out_w) &&
            is_inside(op->pad_top, op->in_h, op->out_h) && is_inside(op->pad_left, op->in_w, op->out_w) &&
-           op->op.units == op->out_h && is_image(bounds, op->op.input_offset, op->in_h, op->in_w, op->channels) &&
+           is_unit(&op->op, op->out_h, (uint64_t)op->out_w * op->channels) &&
+           is_image(bounds, op->op.input_offset, op->in_h, op->in_w, op->channels) &&
            is_image(bounds, op->op.output_offset, op->out_h, op->out_w, op->channels) && is_int8(op->value);
 }
 
 static bool is_relu(const struct fedmote_relu *op, const struct bounds *bounds) {
-    return are_blocks(op->op.units, op->count) && is_tensor(bounds, op->op.input_offset, op->count) &&
+    return are_blocks(&op->op, op->count) && is_tensor(bounds, op->op.input_offset, op->count) &&
            is_tensor(bounds, op->op.output_offset, op->count) && is_scaling(op->multiplier, op->shift) &&
            is_int8(op->input_zero_point) && is_int8(op->output_zero_point) &&
            is_activation(op->activation_min, op->activation_max);

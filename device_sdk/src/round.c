@@ -8,7 +8,6 @@
 #include "update.h"
 
 enum {
-    CLASSES_MAX = 65536,
     MACS_PER_DRAW = 128,   /* what one group costs, three powers, in multiply-accumulates of a core with an FPU */
     FLOATS_PER_PIECE = 64, /* of the update's checksum */
 };
@@ -62,9 +61,6 @@ int32_t fedmote_round_layout(struct fedmote_round *round, const struct fedmote_p
     round->port = port;
     round->arena = arena;
     round->sample_count = count < FEDMOTE_SAMPLES_MAX ? count : FEDMOTE_SAMPLES_MAX;
-    if (round->package.head_outputs > CLASSES_MAX) {
-        return FEDMOTE_ERR_PACKAGE_HEAD;
-    }
     return fedmote_layout_compute(&round->layout, &round->package, round->sample_count, arena_bytes);
 }
 
@@ -221,6 +217,8 @@ static int32_t work_group(struct fedmote_round *round) {
         group_sample(round, round->cursor);
     }
     begin_phase(round, FEDMOTE_WORK_LIMIT);
+    const uint32_t most = fedmote_samples_most(round);
+    round->plan.max_send = round->plan.max_send < most ? round->plan.max_send : most;
     round->low = 0;
     round->high = round->sample_count;
     return FEDMOTE_OK;

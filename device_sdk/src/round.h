@@ -73,7 +73,7 @@ struct fedmote_round {
 };
 
 /* Lays out the arena for round->package and sample_count samples and computes nothing else.
- * Errors: FEDMOTE_ERR_ARENA, FEDMOTE_ERR_NO_SAMPLES, FEDMOTE_ERR_PACKAGE_HEAD for more than 65536 classes. */
+ * Errors: FEDMOTE_ERR_ARENA, FEDMOTE_ERR_NO_SAMPLES. */
 FEDMOTE_MUST_CHECK int32_t fedmote_round_layout(struct fedmote_round *round, const struct fedmote_port *port,
                                                 uint8_t *arena, uint32_t arena_bytes);
 

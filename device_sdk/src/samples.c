@@ -29,6 +29,10 @@ static void write_record_head(const struct fedmote_round *round, uint32_t sample
     }
 }
 
+uint32_t fedmote_samples_most(const struct fedmote_round *round) {
+    return (uint32_t)((UINT32_MAX - PREFIX_MAX) / ((uint64_t)RECORD_HEAD + round->package.input_count));
+}
+
 uint32_t fedmote_samples_size(const struct fedmote_round *round) {
     uint8_t prefix[PREFIX_MAX];
     return write_prefix(round, prefix) + round->sent * record_bytes(round);

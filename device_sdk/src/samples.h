@@ -9,7 +9,10 @@
 
 #include "round.h"
 
-/* Bytes of the blob. The product of count and record is below 2^32: both lie in the device's own memory map. */
+/* How many samples a blob can hold: its size has 32 bits, and a port may read large samples from a card. */
+uint32_t fedmote_samples_most(const struct fedmote_round *round);
+
+/* Bytes of the blob. */
 uint32_t fedmote_samples_size(const struct fedmote_round *round);
 
 /* Copies blob bytes [offset, offset + size) to `out`; the range lies inside the blob. Error: FEDMOTE_ERR_SAMPLE_IO. */

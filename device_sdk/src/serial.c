@@ -12,7 +12,7 @@
 #include "link.h"
 #include "little_endian.h"
 
-enum { GROUP = 254, HEADER = FEDMOTE_LIMIT_FRAME_HEADER, CRC = FEDMOTE_LIMIT_FRAME_CRC };
+enum { GROUP = 254, HEADER = FEDMOTE_LIMIT_FRAME_HEADER, CRC = FEDMOTE_LIMIT_FRAME_CRC, RETRY_MS = 500 };
 
 static void store16(uint8_t *bytes, uint32_t value) {
     bytes[0] = (uint8_t)value;
@@ -195,9 +195,8 @@ static void serial_open(struct fedmote_line *line) {
 }
 
 static uint32_t serial_wake_ms(const struct fedmote_line *line, uint32_t now) {
-    (void)line;
     (void)now;
-    return UINT32_MAX;
+    return line->is_up ? UINT32_MAX : RETRY_MS; /* a peer that waits for our hello sends nothing that could wake us */
 }
 
 const struct fedmote_link fedmote_serial_link = {serial_open, serial_poll, serial_send, serial_wake_ms};

@@ -70,11 +70,13 @@ const uint8_t *fedmote_store_hash(const struct fedmote_store *store) {
     return store->is_installed ? base(store, store->slot) + HASH_AT : NULL;
 }
 
-int32_t fedmote_store_reopen(const struct fedmote_store *store, struct fedmote_package *package) {
+int32_t fedmote_store_reopen(struct fedmote_store *store, struct fedmote_package *package) {
     if (!store->is_installed) {
         return FEDMOTE_ERR_NO_PACKAGE;
     }
-    return fedmote_package_open(package, store->port, base(store, store->slot), fedmote_store_room(store));
+    int32_t status = fedmote_package_open(package, store->port, base(store, store->slot), fedmote_store_room(store));
+    store->is_installed = status == FEDMOTE_OK;
+    return status;
 }
 
 int32_t fedmote_store_begin(struct fedmote_store *store, uint32_t size) {

@@ -29,8 +29,9 @@ const uint8_t *fedmote_store_hash(const struct fedmote_store *store);
 /* Bytes that a slot has for a package. */
 uint32_t fedmote_store_room(const struct fedmote_store *store);
 
-/* Opens the installed package once more. Errors: FEDMOTE_ERR_NO_PACKAGE, FEDMOTE_ERR_PACKAGE_*. */
-FEDMOTE_MUST_CHECK int32_t fedmote_store_reopen(const struct fedmote_store *store, struct fedmote_package *package);
+/* Opens the installed package once more; one that the flash has lost meanwhile is installed no longer. Errors:
+ * FEDMOTE_ERR_NO_PACKAGE, FEDMOTE_ERR_PACKAGE_*. */
+FEDMOTE_MUST_CHECK int32_t fedmote_store_reopen(struct fedmote_store *store, struct fedmote_package *package);
 
 /* Erases the other slot for a package of `size` bytes. Errors: FEDMOTE_ERR_SLOT where it does not fit,
  * FEDMOTE_ERR_PACKAGE_SIZE where it cannot be a package, FEDMOTE_ERR_SLOT_IO. */

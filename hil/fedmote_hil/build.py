@@ -18,12 +18,14 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 
 from fedmote.errors import RigError
 from fedmote.package.boards import Board, sdk_root
 
 CROSS_COMPILER = "arm-none-eabi-gcc"
+CRYPTO_RELEASE = "pymonocypher-4.0.3.4"
 # How to get a tool that is missing: the command for Debian and its relatives, and PyPI where it is there.
 _SOURCES = {
     CROSS_COMPILER: "apt-get install gcc-arm-none-eabi libnewlib-arm-none-eabi",
@@ -44,6 +46,15 @@ _SOURCE_PATTERNS = (
 )
 
 
+class Program(StrEnum):
+    """The programs of a board: the federated device, `fedmote run`, and the two of `fedmote bench`."""
+
+    DEVICE = "fedmote-device"
+    RUN = "fedmote-run"
+    BENCH_KERNELS = "fedmote-bench-kernels"
+    BENCH_HEAD = "fedmote-bench-head"
+
+
 @dataclass(frozen=True)
 class Image:
     """A built program of a board.
@@ -61,6 +72,14 @@ class Image:
     build_directory: Path
 
 
+@dataclass(frozen=True)
+class _Options:
+    """What makes two builds of one board differ."""
+
+    is_checked: bool
+    crypto: Path | None
+
+
 def find_tool(name: str) -> str:
     """Path of a tool, looked for beside this Python and then on the search path.
 
@@ -74,43 +93,43 @@ def find_tool(name: str) -> str:
     return found
 
 
-def build(board: Board | str, *, is_run_image: bool = False, is_checked: bool = False) -> Image:
+def build(board: Board | str, program: Program = Program.DEVICE, *, is_checked: bool = False, has_crypto: bool = True) -> Image:
     """Builds, or finds, an image.
 
     Args:
         board: the board or its name.
-        is_run_image: the inference program of `fedmote run` instead of the federated device.
+        program: which of its programs; not every board has those of `fedmote bench`.
         is_checked: mistakes end the program with a report: on a process by the compiler's sanitizers, on an emulated board by
             semihosting instead of a blinking light; such an image needs an emulator.
+        has_crypto: let the image check hashes where `fedmote_hil.crypto` has fetched the library for it.
 
     Raises:
         RigError: a tool is missing, or the build fails; then with the compiler's words.
         ConfigError: no such board.
     """
     board = Board.load(board) if isinstance(board, str) else board
-    directory = _build_once(board, is_checked)
-    name = "fedmote-run" if is_run_image else "fedmote-device"
+    directory = _build_once(board, _Options(is_checked, crypto_sources() if has_crypto else None))
     if _is_host(board):
-        return Image(board, directory / name, None, directory)
-    return Image(board, directory / f"{name}.elf", directory / f"{name}.bin", directory)
+        return Image(board, directory / program, None, directory)
+    return Image(board, directory / f"{program}.elf", directory / f"{program}.bin", directory)
 
 
 def _is_host(board: Board) -> bool:
     return board.core == "host"
 
 
-def _build_once(board: Board, is_checked: bool) -> Path:
+def _build_once(board: Board, options: _Options) -> Path:
     """The directory of the finished build."""
     compiler = find_tool("gcc" if _is_host(board) else CROSS_COMPILER)
     cache = cache_directory()
-    directory = cache / f"{board.name}-{_key(board, is_checked, compiler)}"
+    directory = cache / f"{board.name}-{_key(board, options, compiler)}"
     done = directory / "done"
     if done.exists():
         done.touch()  # still in use: see _drop_old()
         return directory
     with _locked(cache / f"{directory.name}.lock"):
         if not done.exists():
-            _configure_and_build(board, is_checked, compiler, directory)
+            _configure_and_build(board, options, compiler, directory)
             done.touch()
             _drop_old(cache)
     return directory
@@ -132,13 +151,19 @@ def cache_directory() -> Path:
     raise RigError(f"no place for builds: neither {candidates[0]} nor {candidates[1]} can be written; set XDG_CACHE_HOME")
 
 
-def _key(board: Board, is_checked: bool, compiler: str) -> str:
+def crypto_sources() -> Path | None:
+    """Folder of Monocypher's two files, or None where `python -m fedmote_hil.crypto` has not put them there."""
+    folder = cache_directory() / CRYPTO_RELEASE
+    return folder if (folder / "monocypher.c").is_file() and (folder / "monocypher.h").is_file() else None
+
+
+def _key(board: Board, options: _Options, compiler: str) -> str:
     """Hash of everything that decides what the image is."""
     digest = hashlib.blake2b(digest_size=12)
     root = sdk_root()
     version = subprocess.run([compiler, "--version"], capture_output=True, check=False).stdout
     # The place counts as well: CMake refuses a build directory whose sources are elsewhere.
-    for part in (board.name, str(is_checked), str(root)):
+    for part in (board.name, str(options), str(root)):
         digest.update(part.encode() + b"\0")
     digest.update(version)
     for pattern in _SOURCE_PATTERNS:
@@ -158,12 +183,13 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-def _configure_and_build(board: Board, is_checked: bool, compiler: str, directory: Path) -> None:
+def _configure_and_build(board: Board, options: _Options, compiler: str, directory: Path) -> None:
     root = sdk_root()
     cmake, ninja = find_tool("cmake"), find_tool("ninja")
     shutil.rmtree(directory, ignore_errors=True)  # a build that was interrupted
     configure = [cmake, "-S", str(root), "-B", str(directory), "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
-    configure += [f"-DFEDMOTE_BOARD={board.name}", f"-DFEDMOTE_CHECKED={'ON' if is_checked else 'OFF'}"]
+    configure += [f"-DFEDMOTE_BOARD={board.name}", f"-DFEDMOTE_CHECKED={'ON' if options.is_checked else 'OFF'}"]
+    configure.append(f"-DFEDMOTE_MONOCYPHER={options.crypto or ''}")
     # Another compiler's warnings are not a reason to refuse a user's build; our own tests build strictly.
     configure += ["-DFEDMOTE_STRICT=OFF"]
     if _is_host(board):

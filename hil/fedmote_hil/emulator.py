@@ -40,7 +40,15 @@ def _escaped(path: str) -> str:
 class Emulator(Child):
     """A running emulated board."""
 
-    def __init__(self, board: Board, image: Path, regions: Mapping[str, Path], link: str, directory: Path) -> None:
+    def __init__(
+        self,
+        board: Board,
+        image: Path,
+        regions: Mapping[str, Path],
+        link: str,
+        directory: Path,
+        is_counting: bool = False,
+    ) -> None:
         """Starts it.
 
         Args:
@@ -49,6 +57,8 @@ class Emulator(Child):
             regions: files by the board's names of its regions ("identity", "samples", ...), loaded before the core starts.
             link: see serial_device().
             directory: for its output files.
+            is_counting: time passes by instructions, 1 ns for each, so that the board's timers count them, instead of by the
+                clock on the wall.
 
         Raises:
             RigError: no emulator for this board, QEMU is missing, or a file is larger than its region.
@@ -59,6 +69,8 @@ class Emulator(Child):
         command += ["-display", "none", "-monitor", "none", "-nodefaults"]
         command += ["-semihosting-config", "enable=on,target=native"]
         command += ["-chardev", f"{self._chardev(link)}", "-serial", "chardev:line"]
+        if is_counting:
+            command += ["-icount", "shift=0"]
         for name, path in regions.items():
             region, size = board.region(name), path.stat().st_size
             if size > region.bytes:

@@ -3,28 +3,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
-import socket
 import tempfile
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmote.errors import ConfigError, DeviceError, DoesNotFitError, RemoteWireError
+from fedmote.errors import ConfigError, DeviceError, DoesNotFitError
 from fedmote.package.boards import Board
 from fedmote.package.file import Package
 from fedmote.package.planner import round_up
-from fedmote.wire import codec
-from fedmote.wire.frame import FrameDecoder
 from fedmote.wire.regions import samples_region
-from fedmote.wire.schema import Kind, Status
-from fedmote_hil.build import build
-from fedmote_hil.emulator import Emulator
+from fedmote_hil.build import Program, build
 from fedmote_hil.process import Child
+from fedmote_hil.results import collect_results, refused
 
-_SILENCE_S = 60.0  # an emulated board that says nothing for so long has stopped
 _PROCESS_S = 600.0
 
 
@@ -102,7 +96,7 @@ def _files(directory: Path, package: bytes, x: NDArray[np.int8]) -> dict[str, Pa
 def _run_process(board: Board, package: bytes, x: NDArray[np.int8], record_bytes: int, directory: Path) -> bytes:
     files = _files(directory, package, x)
     output = directory / "output.bin"
-    image = build(board, is_run_image=True)
+    image = build(board, Program.RUN)
     child = Child([str(image.path), str(files["package"]), str(files["samples"]), str(output)], directory)
     try:
         if child.wait(_PROCESS_S) != 0:
@@ -118,53 +112,9 @@ def _run_process(board: Board, package: bytes, x: NDArray[np.int8], record_bytes
 def _refusal(board: Board, said: str) -> DeviceError:
     """The error of a program that ended with "...: status -21"."""
     found = re.search(r"status -(\d+)$", said)
-    return DeviceError(f"board {board.name}: {said}") if found is None else _refused(board, int(found[1]))
-
-
-def _refused(board: Board, number: int) -> DeviceError:
-    try:
-        status = Status(number)
-    except ValueError:  # of a newer schema
-        return DeviceError(f"board {board.name} refused: status {number}")
-    return DeviceError(f"board {board.name} refused: {status.name.lower().replace('_', '-')}", status)
+    return DeviceError(f"board {board.name}: {said}") if found is None else refused(board, int(found[1]))
 
 
 def _run_emulated(board: Board, package: bytes, x: NDArray[np.int8], record_bytes: int, directory: Path) -> bytes:
-    files = _files(directory, package, x)
-    image = build(board, is_run_image=True, is_checked=True)
-    path = directory / "line"
-    with contextlib.closing(socket.socket(socket.AF_UNIX)) as server:
-        server.bind(str(path))
-        server.listen(1)
-        server.settimeout(_SILENCE_S)
-        emulator = Emulator(board, image.path, files, f"unix:{path}", directory)
-        try:
-            connection, _ = server.accept()
-            with contextlib.closing(connection):
-                connection.settimeout(_SILENCE_S)
-                return _receive(board, connection, len(x) * record_bytes)
-        except (TimeoutError, EOFError) as error:
-            said = emulator.text() or "it says nothing"
-            raise DeviceError(f"board {board.name} stopped: {said}") from error
-        finally:
-            emulator.kill()
-            path.unlink()
-
-
-def _receive(board: Board, connection: socket.socket, size: int) -> bytes:
-    """The blob that the board sends, chunk after chunk."""
-    decoder = FrameDecoder()
-    blob = bytearray()
-    while len(blob) < size:
-        received = connection.recv(65536)
-        if not received:
-            raise EOFError
-        for frame in decoder.feed(received):
-            message = codec.decode(frame.kind, frame.body)
-            if message.kind is Kind.REFUSE:
-                raise _refused(board, message["status"])
-            if message.kind is Kind.DATA:
-                if message["offset"] != len(blob):
-                    raise RemoteWireError(Status.FRAME_LENGTH, f"results from {message['offset']} on, {len(blob)} expected")
-                blob += message["data"]
-    return bytes(blob)
+    image = build(board, Program.RUN, is_checked=True)
+    return collect_results(image, _files(directory, package, x), len(x) * record_bytes, directory)

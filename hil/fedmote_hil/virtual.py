@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Self
 from urllib.parse import urlsplit
 
-from fedmote.errors import ConfigError, RigError
+from fedmote.errors import ConfigError, RigError, TransportError
 from fedmote.package.boards import Board
 from fedmote_hil.build import build
 from fedmote_hil.emulator import Emulator
@@ -64,6 +64,7 @@ class VirtualDevice:
         Raises:
             DoesNotFitError: the package is larger than a slot.
             ConfigError: no such board, or a link that cannot be read.
+            TransportError: no such serial port.
         """
         self.board = Board.load(board) if isinstance(board, str) else board
         self.id = id
@@ -171,6 +172,8 @@ def _stream_options(link: str) -> list[str]:
     if link == "pty":
         return ["--pty"]
     if "://" not in link:
+        if not Path(link).is_char_device():
+            raise TransportError(f"link {link!r}: no such serial port; expected a port of this machine, or pty for a new one")
         return ["--serial", link]
     try:
         parts = urlsplit(link)

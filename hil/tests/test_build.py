@@ -27,7 +27,7 @@ def test_a_build_without_the_cross_compiler_is_refused_before_anything_is_made(c
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(RigError, match="arm-none-eabi-gcc is missing"):
         build("stm32f405")
-    assert not cache.exists()
+    assert not list(cache.rglob("build.ninja"))
 
 
 def test_parallel_callers_share_one_build(cache):

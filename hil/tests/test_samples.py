@@ -4,7 +4,7 @@ import pytest
 
 from fedmote.errors import ConfigError
 from fedmote.package.quantize import quantize_input
-from fedmote_hil.samples import board_samples, load_array, load_data
+from fedmote_hil.samples import board_samples, load_data
 
 from .rig import small_package
 
@@ -30,15 +30,6 @@ def test_samples_of_another_size_are_refused():
     package = small_package(3, "posix")
     with pytest.raises(ConfigError, match="the package's input"):
         board_samples(np.zeros((2, 3), np.int8), package)
-
-
-def test_files_that_are_not_arrays_are_refused(tmp_path):
-    path = tmp_path / "x.npy"
-    path.write_bytes(b"nonsense")
-    with pytest.raises(ConfigError, match=r"not a \.npy file"):
-        load_array(path)
-    with pytest.raises(ConfigError, match=r"not a \.npz file"):
-        load_data(path)
 
 
 def test_data_whose_labels_do_not_match_is_refused(tmp_path):

@@ -22,6 +22,8 @@ from fedmote.errors import ConfigError
 
 # Named float32 tensors of a checkpoint, by their torch state_dict names.
 Tensors = dict[str, NDArray[np.float32]]
+# Name of an activation -> (minimum, maximum) that were observed there, in real units.
+Ranges = dict[str, tuple[float, float]]
 
 _LENGTH_BYTES = 8
 # The format asks for values at a multiple of 8; the header is padded with spaces.

@@ -19,7 +19,8 @@ add_executable(fedmote-minimal examples/minimal/main.c ports/template/port.c)
 target_include_directories(fedmote-minimal PRIVATE ports/template)
 
 foreach(program fedmote-device fedmote-run fedmote-minimal)
-    target_include_directories(${program} PRIVATE "${FEDMOTE_GENERATED}" ports/posix ports/region src)
+    target_include_directories(${program} PRIVATE "${FEDMOTE_GENERATED}" ports/posix ports/region
+                               ports/monocypher src)
     target_compile_options(${program} PRIVATE ${FEDMOTE_WARNINGS} ${posix_options})
-    target_link_libraries(${program} PRIVATE fedmote::device)
+    target_link_libraries(${program} PRIVATE fedmote::device fedmote_crypto)
 endforeach()

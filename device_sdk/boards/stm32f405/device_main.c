@@ -3,8 +3,11 @@
  * The federated device on an STM32F405: the whole image. Identity and samples are regions of flash outside the image,
  * so that one image serves a fleet.
  */
+#include <stddef.h>
+
 #include "fedmote/fedmote.h"
 #include "fedmote_board.h"
+#include "monocypher_port.h"
 #include "samples_region.h"
 #include "stm32f4.h"
 
@@ -56,6 +59,7 @@ static const struct fedmote_port port = {
     .slot_base = stm32_slot_base,
     .slot_erase = stm32_slot_erase,
     .slot_write = stm32_slot_write,
+    .hash = FEDMOTE_PORT_HASH,
 };
 
 /* A status as decimal digits; its name is in fedmote_schema.h. */

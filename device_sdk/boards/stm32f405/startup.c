@@ -91,8 +91,23 @@ __attribute__((naked, used)) static void fault_handler(void) {
 void unexpected_handler(void);
 __attribute__((naked)) void unexpected_handler(void) { __asm volatile("b fault_handler"); }
 
+void systick_handler(void) WEAK_HANDLER;
+void usart1_handler(void) WEAK_HANDLER;
+
+typedef void (*handler)(void);
+
+/* 16 vectors of the core, then 82 of the part; number 37 is USART1, number 81 the FPU. */
+struct vectors {
+    uint32_t *stack;
+    handler core[15];
+    handler interrupts[82];
+};
+extern const struct vectors image_vectors;
+
 __attribute__((noreturn)) void reset_handler(void);
 __attribute__((noreturn)) void reset_handler(void) {
+    /* The part maps flash or its boot loader to address 0: interrupts find this table whoever started the image. */
+    SCB_VTOR = (uint32_t)(uintptr_t)&image_vectors;
     SCB_CPACR |= 0xFU << 20; /* before anything that the compiler may do with float registers */
     __asm volatile("dsb\nisb" ::: "memory");
     const uint32_t *from = image_data_load;
@@ -108,22 +123,9 @@ __attribute__((noreturn)) void reset_handler(void) {
     }
 }
 
-void systick_handler(void) WEAK_HANDLER;
-void usart1_handler(void) WEAK_HANDLER;
-
 #define UNUSED_4 unexpected_handler, unexpected_handler, unexpected_handler, unexpected_handler
 #define UNUSED_16 UNUSED_4, UNUSED_4, UNUSED_4, UNUSED_4
 
-typedef void (*handler)(void);
-
-/* 16 vectors of the core, then 82 of the part; number 37 is USART1, number 81 the FPU. */
-struct vectors {
-    uint32_t *stack;
-    handler core[15];
-    handler interrupts[82];
-};
-
-extern const struct vectors image_vectors;
 __attribute__((section(".vectors"), used)) const struct vectors image_vectors = {
     .stack = image_stack_top,
     .core =

@@ -18,17 +18,22 @@ struct fedmote_port {
     /* Entropy for the boot nonce and for jitter; not for keys. */
     uint32_t (*random)(void *context);
 
-    /* The byte stream: UART, socket, modem. Both return the number of bytes moved, 0 where none could be moved now. */
+    /* The byte stream: UART, socket, modem. Both return the number of bytes moved, 0 where none could be moved now, or
+     * an error, once for each loss, where the stream broke: the link then begins afresh with the next bytes that move.
+     */
     int32_t (*stream_read)(void *context, uint8_t *bytes, uint32_t capacity);
     int32_t (*stream_write)(void *context, const uint8_t *bytes, uint32_t size);
 
-    /* The local samples, in the encoder's input quantization. `label` is a class index. Returns 0 or an error. */
+    /* The local samples, in the encoder's input quantization, channels last. `label` is a class index. From the first
+     * read of a round to its end an index means the same sample; samples that come meanwhile go behind the others.
+     * Returns 0 or an error. */
     uint32_t (*sample_count)(void *context);
     int32_t (*sample_read)(void *context, uint32_t index, int8_t *x, uint32_t x_bytes, uint32_t *label);
 
     /* Two package slots (0 and 1) of slot_bytes each, readable in place at slot_base, at an address that is a
-     * multiple of 16. Erased bytes read as 0xFF or 0x00. Writes start and end at multiples of 8, or at the slot's end,
-     * and each byte is written at most once between erases. Both return 0 or an error. */
+     * multiple of 16; no erasable sector belongs to both. Erased bytes read as 0xFF or 0x00. Writes start and end at
+     * multiples of 8, or at the slot's end, and each byte is written at most once between erases. A write returns when
+     * the bytes can be read back. Both return 0 or an error. */
     uint32_t slot_bytes;
     const uint8_t *(*slot_base)(void *context, uint32_t slot);
     int32_t (*slot_erase)(void *context, uint32_t slot);

@@ -12,6 +12,7 @@
 
 #include "fedmote/fedmote.h"
 #include "fedmote_board.h"
+#include "monocypher_port.h"
 #include "posix.h"
 #include "samples_region.h"
 
@@ -220,6 +221,7 @@ int main(int count, char **arguments) {
         .slot_base = port_slot_base,
         .slot_erase = port_slot_erase,
         .slot_write = port_slot_write,
+        .hash = FEDMOTE_PORT_HASH,
         .event = options.is_telling ? port_event : NULL,
     };
     const int32_t status = fedmote_init(&device, &port, &identity, arena, sizeof arena);

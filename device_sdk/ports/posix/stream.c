@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * One byte stream that is opened again whenever it breaks. Nothing here blocks: a TCP connection is begun and
- * finished by poll(), and while there is none reads and writes move no bytes.
+ * One byte stream that is opened again whenever it breaks. A TCP connection is begun and finished by poll(), and while
+ * there is none reads and writes move no bytes. Nothing here blocks but the resolver, for a host that is a name.
  */
 #define _DEFAULT_SOURCE
 #define _XOPEN_SOURCE 700

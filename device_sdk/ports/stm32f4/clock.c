@@ -18,7 +18,6 @@
 
 static uint32_t core_hz = RESET_CLOCK_HZ;
 static uint32_t peripheral_hz = RESET_CLOCK_HZ;
-static bool is_emulated;
 
 static bool wait_for(volatile uint32_t *flags, uint32_t mask, uint32_t value) {
     for (uint32_t turn = 0; turn < WAIT_TURNS; turn++) {
@@ -51,7 +50,6 @@ void stm32_clock_start(void) {
     /* On the part the reset oscillator runs here. Zero means that nothing models the controller: QEMU's core and tick
      * then run at the full clock from the start. */
     if ((RCC_CR & RCC_CR_HSIRDY) == 0U) {
-        is_emulated = true;
         core_hz = FULL_CLOCK_HZ;
         peripheral_hz = FULL_CLOCK_HZ / 2U;
         return;
@@ -61,6 +59,7 @@ void stm32_clock_start(void) {
     }
     /* Wait states and bus dividers first: flash answers at 30 MHz, the buses bear 42 and 84 MHz. */
     FLASH_ACR = FLASH_ACR_LATENCY_5 | FLASH_ACR_PREFETCH | FLASH_ACR_INSTRUCTION_CACHE | FLASH_ACR_DATA_CACHE;
+    (void)FLASH_ACR; /* the reference manual: read back that the wait states count before the clock rises */
     RCC_CFGR |= RCC_CFGR_APB1_BY_4 | RCC_CFGR_APB2_BY_2;
     RCC_CFGR = (RCC_CFGR & ~RCC_CFGR_SWITCH_MASK) | RCC_CFGR_SWITCH_PLL;
     if (wait_for(&RCC_CFGR, RCC_CFGR_STATUS_MASK, RCC_CFGR_STATUS_PLL)) {
@@ -75,8 +74,6 @@ void stm32_clock_start(void) {
 uint32_t stm32_core_hz(void) { return core_hz; }
 
 uint32_t stm32_peripheral_hz(void) { return peripheral_hz; }
-
-bool stm32_is_emulated(void) { return is_emulated; }
 
 void stm32_start(void) {
     stm32_clock_start();

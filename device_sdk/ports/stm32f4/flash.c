@@ -28,8 +28,6 @@ void stm32_slots_start(void) {
     }
 }
 
-bool stm32_slots_are_flash(void) { return is_flash; }
-
 static uintptr_t slot_address(uint32_t slot) {
     if (!is_flash) {
         return (uintptr_t)FEDMOTE_BOARD_REGIONS_RAM_SLOTS_ADDRESS + slot * (uintptr_t)FEDMOTE_BOARD_SLOT_BYTES;

@@ -19,7 +19,6 @@ void stm32_start(void);
 void stm32_clock_start(void);
 uint32_t stm32_core_hz(void);       /* of the core, after stm32_clock_start() */
 uint32_t stm32_peripheral_hz(void); /* of USART1's bus */
-bool stm32_is_emulated(void);       /* the clock controller does not answer: an emulator without it */
 
 /* tick.c */
 void stm32_tick_start(void);
@@ -37,7 +36,6 @@ void stm32_uart_say(const char *message); /* waits until all is out; for message
 /* flash.c: two package slots. On the part they are flash sectors; where the flash controller does not answer they are
  * the board's ram_slots. Prototypes as in struct fedmote_port. */
 void stm32_slots_start(void);
-bool stm32_slots_are_flash(void);
 const uint8_t *stm32_slot_base(void *context, uint32_t slot);
 int32_t stm32_slot_erase(void *context, uint32_t slot);
 int32_t stm32_slot_write(void *context, uint32_t slot, uint32_t offset, const uint8_t *bytes, uint32_t size);

@@ -11,9 +11,13 @@ from pathlib import Path
 
 from fedmote.errors import ConfigError
 from fedmote.package.boards import Board, board_names
-from fedmote_hil.build import build
+from fedmote_hil.build import Program, build
 
 SUMMARY = "build the federated device's image for a board"
+EXAMPLES = """examples:
+  fedmote build --board stm32f405 -o image.bin          raw bytes, and the command that flashes them
+  fedmote build --board posix -o fedmote-device         a program of this machine: fedmote-device --help
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Builds, or finds the finished build, and copies the image."""
     board = Board.load(options.board)
-    image = build(board, is_run_image=options.inference)
+    image = build(board, Program.RUN if options.inference else Program.DEVICE)
     source = image.path
     if options.output.suffix == ".bin":
         if image.binary is None:

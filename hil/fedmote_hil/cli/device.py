@@ -17,6 +17,10 @@ from fedmote_hil.samples import board_samples, load_data
 from fedmote_hil.virtual import VirtualDevice
 
 SUMMARY = "run a virtual device: a process or an emulated board"
+EXAMPLES = """examples:
+  fedmote device --board posix --id a --data x.npz --package m.fmp --credentials a.toml --broker mqtt://localhost:1883
+  fedmote device --board stm32f405 --id b --data x.npz --package m.fmp --credentials b.toml --serial pty
+"""
 _POLL_S = 0.2  # how soon the end of the process is noticed; the device itself does not wait for it
 
 
@@ -59,7 +63,7 @@ def _device(options: argparse.Namespace) -> VirtualDevice:
         raise ConfigError(f"{options.credentials}: these are the credentials of {credentials.id!r}, not of {options.id!r}")
     package = None if options.package is None else Package.read(options.package)
     x, y = load_data(options.data)
-    samples = samples_region(board_samples(x, package), y)
+    samples = samples_region(board_samples(x, package, options.data), y)
     if len(x) > board.max_samples:
         raise ConfigError(f"{options.data}: {len(x)} samples, board {board.name} takes {board.max_samples}")
     identity = identity_region(

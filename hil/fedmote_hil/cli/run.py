@@ -5,23 +5,26 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
 
+from fedmote.arrays import load_npy
 from fedmote.errors import ConfigError
-from fedmote.package import tflite_reader
 from fedmote.package.boards import Board, board_names
-from fedmote.package.file import Package, build_package
-from fedmote.package.graph import HeadLayer
+from fedmote.package.file import Package
 from fedmote.package.importer import import_tflite
+from fedmote_hil.models import read_model, whole_encoder
 from fedmote_hil.run import run_on_board
-from fedmote_hil.samples import board_samples, load_array
+from fedmote_hil.samples import board_samples
 
 SUMMARY = "run a package or a .tflite file on a board: features or logits of every sample"
+EXAMPLES = """examples:
+  fedmote run model.fmp --board stm32f405 --input x.npy --output features.npy
+  fedmote run kws.tflite --board posix --input x.npy --output logits.npy --logits
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,8 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Runs the samples and writes the results."""
     board = Board.load(options.board)
-    package = _import(options.model, board, options.logits) if options.model.suffix == ".tflite" else Package.read(options.model)
-    x = board_samples(load_array(options.input), package)
+    package = _package(options.model, board, options.logits)
+    x = board_samples(load_npy(options.input), package, options.input)
     started = time.monotonic()
     y = run_on_board(board, package.device_form(), x, options.logits)
     seconds = time.monotonic() - started
@@ -66,22 +69,8 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _import(path: Path, board: Board, is_for_logits: bool) -> Package:
-    """The package that a `.tflite` file compiles to.
-
-    For logits the last dense layer becomes the float head. For int8 outputs the whole file is the encoder, up to the SOFTMAX if
-    it ends with one, and the head is one that nobody asks for.
-    """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from error
-    if is_for_logits:
-        return import_tflite(content, path.name, board, path.stem)[0]
-    has_softmax = tflite_reader.has_softmax(content, path.name)
-    if has_softmax:
-        sys.stderr.write(f"{path.name}: the output is that in front of the SOFTMAX at the end\n")
-    graph = tflite_reader.read(content, path.name, is_softmax_dropped=has_softmax)
-    features = math.prod(graph.activations[graph.output].shape)
-    head = {"weight": np.zeros((1, features), np.float32), "bias": np.zeros(1, np.float32)}
-    return build_package(None, graph, [HeadLayer("weight", "bias", features, 1)], head, {}, board, path.stem, 0)
+def _package(path: Path, board: Board, is_for_logits: bool) -> Package:
+    """The package of a file; of a `.tflite` file all is encoder, or for logits all but its last dense layer, the head."""
+    if path.suffix != ".tflite":
+        return Package.read(path)
+    return import_tflite(read_model(path), path.name, board, path.stem)[0] if is_for_logits else whole_encoder(path, board)

@@ -3,6 +3,8 @@
 
 Ranges calibrate the int8 encoder for the new weights. They are not averaged: a mean of maxima clips the participant with
 the largest activations. They are not widened over rounds either, because a range that only grows loses resolution for ever.
+A layer that died in training (all zeros behind its ReLU) has a range of one point, which no int8 scale can express: it keeps
+the range that it had, until somebody sees it alive again.
 """
 
 from __future__ import annotations
@@ -10,17 +12,20 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 
-from fedmote.errors import RoundError
+import numpy as np
 
-# Name of an activation to (minimum, maximum), in real units.
-Ranges = dict[str, tuple[float, float]]
+from fedmote.errors import RoundError
+from fedmote.tensors import Ranges as Ranges
+
+# 255 steps of the smallest normal float32 scale, and a little for the rounding of the scale.
+_SMALLEST_WIDTH = 256 * float(np.finfo(np.float32).tiny)
 
 
 def merge_ranges(old: Mapping[str, tuple[float, float]], seen: Iterable[Mapping[str, tuple[float, float]]]) -> Ranges:
     """Take the minimum of minima and the maximum of maxima of one round.
 
     Args:
-        old: ranges of the base checkpoint; kept for activations that nobody reports.
+        old: ranges of the base checkpoint; kept for activations that nobody reports, or that were constant in this round.
         seen: one mapping per partner, each of names that `old` has.
 
     Returns:
@@ -37,7 +42,12 @@ def merge_ranges(old: Mapping[str, tuple[float, float]], seen: Iterable[Mapping[
         for name, (low, high) in one.items():
             before = found.get(name, (low, high))
             found[name] = (min(before[0], low), max(before[1], high))
-    return {name: found.get(name, bounds) for name, bounds in old.items()}
+    return {name: found[name] if name in found and _has_scale(*found[name]) else bounds for name, bounds in old.items()}
+
+
+def _has_scale(low: float, high: float) -> bool:
+    """Whether int8 can express the range, with zero in it."""
+    return low < high and max(high, 0.0) - min(low, 0.0) >= _SMALLEST_WIDTH
 
 
 def range_complaint(known: Mapping[str, tuple[float, float]], seen: Mapping[str, tuple[float, float]]) -> str | None:

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The `fedmote` command: finds the verb, runs it, turns errors into one line and an exit code.
 
-Verbs are modules named in the entry-point group `fedmote.verbs`, with `SUMMARY`, `add_arguments(parser)` and
-`run(options) -> int`. Only the verb that is asked for is imported. `fedmote --help` lists the summaries without importing
-anything: it reads them from the modules' sources, so that torch is not loaded to print a line about it.
+Verbs are modules named in the entry-point group `fedmote.verbs`, with `SUMMARY`, `EXAMPLES` (the end of the help),
+`add_arguments(parser)` and `run(options) -> int`. Only the verb that is asked for is imported. `fedmote --help` lists the
+summaries without importing anything: it reads them from the modules' sources, so that torch is not loaded to print a line
+about it.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import fedmote
 from fedmote.errors import FedmoteError
 
 GROUP = "fedmote.verbs"
+EXIT_REFUSED = 1
 EXIT_USAGE = 2
 EXIT_BUG = 4
 EXIT_INTERRUPTED = 130
@@ -32,6 +34,7 @@ class Verb(Protocol):
     """What a verb's module has."""
 
     SUMMARY: str
+    EXAMPLES: str
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Declare its arguments."""
@@ -66,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reader went away; what is left must not complain at exit
-        return 0
+        return EXIT_REFUSED  # whether the verb would have reached its goal, nobody knows
     except Exception as error:  # the last line of defence: anything that ends here is a bug of ours
         _complain(f"our bug: {type(error).__name__}: {error} ({_place(error)}); FEDMOTE_TRACE=1 shows the whole trace")
         if os.environ.get("FEDMOTE_TRACE"):
@@ -82,7 +85,12 @@ def _run_verb(name: str, point: EntryPoint, given: Sequence[str]) -> int:
             raise
         _complain(f"{name} needs {error.name}, which is not installed; see `fedmote doctor`")
         return EXIT_USAGE
-    parser = argparse.ArgumentParser(prog=f"fedmote {name}", description=verb.SUMMARY)
+    parser = argparse.ArgumentParser(
+        prog=f"fedmote {name}",
+        description=verb.SUMMARY,
+        epilog=verb.EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     verb.add_arguments(parser)
     return verb.run(parser.parse_args(given))
 

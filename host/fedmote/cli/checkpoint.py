@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from pathlib import Path
+from typing import Any
 
 from fedmote.cli.state import add_state_arguments, ledger_of, partition_directory, state_directory
 from fedmote.cli.table import say, write_json, write_table
@@ -15,13 +16,21 @@ from fedmote.store import Checkpoint, CheckpointEntry, Checkpoints
 from fedmote.store.durable import store_errors, write_durably
 
 SUMMARY = "list the checkpoints of a run, or export one"
+EXAMPLES = """examples:
+  fedmote checkpoint list
+  fedmote checkpoint export 7 -o model.safetensors      tensors alone
+  fedmote checkpoint export 7 -o model-7                a directory with the packages of every board
+"""
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Declare the verb's arguments."""
+    help_style: dict[str, Any] = {"epilog": EXAMPLES, "formatter_class": RawDescriptionHelpFormatter}
     verbs = parser.add_subparsers(dest="what", required=True, metavar="list|export")
-    listing = verbs.add_parser("list", help="all checkpoints, one line each")
-    exporting = verbs.add_parser("export", help="write a checkpoint as .safetensors, or a directory with its packages")
+    listing = verbs.add_parser("list", help="all checkpoints, one line each", **help_style)
+    exporting = verbs.add_parser(
+        "export", help="write a checkpoint as .safetensors, or a directory with its packages", **help_style
+    )
     exporting.add_argument("number", type=int, metavar="N")
     exporting.add_argument("-o", "--output", type=Path, required=True, metavar="F.safetensors|DIR")
     for verb in (listing, exporting):

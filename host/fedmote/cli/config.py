@@ -14,6 +14,10 @@ from fedmote.config import CoordinatorConfig, Credentials, Loaded, PartnerConfig
 from fedmote.errors import ConfigError
 
 SUMMARY = "show the effective values of a configuration file and their origin, or check it"
+EXAMPLES = """examples:
+  fedmote config show coordinator.toml --set run.rounds=5   every value, and where it came from
+  fedmote config check coordinator.toml partner.toml        exit 2 with the first thing that is wrong
+"""
 
 KINDS: dict[str, type[Table]] = {"coordinator": CoordinatorConfig, "partner": PartnerConfig, "credentials": Credentials}
 # A key that only this kind has, at the top level.
@@ -24,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments of the verb."""
     verbs = parser.add_subparsers(dest="action", required=True, metavar="show|check")
     for name, words in (("show", "effective values and where each came from"), ("check", "say whether the files are sound")):
-        verb = verbs.add_parser(name, help=words)
+        verb = verbs.add_parser(name, help=words, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
         verb.add_argument("files", type=Path, nargs="+" if name == "check" else 1, metavar="FILE.toml")
         verb.add_argument("--kind", choices=sorted(KINDS), help="what the file is; found out by its keys where not given")
         verb.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="overrides a key of the file")

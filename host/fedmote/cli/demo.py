@@ -23,6 +23,11 @@ from fedmote.package.boards import Board, board_names
 from fedmote.transport.broker import find_mosquitto
 
 SUMMARY = "real data, three cells, emulated boards, one merge: the whole story on this machine"
+EXAMPLES = """examples:
+  fedmote demo                                          digits, three cells, two emulated boards, ten rounds
+  fedmote demo --rounds 3 --boards posix --out story    shorter, native devices, every file of the runs kept in story/
+  fedmote demo --data windows.npz --seeds 0-4 --json    other data, five seeds, for programs
+"""
 
 # Centaur's two forms. A strategy of partners alone would have nothing to train: here partners hold no data of their own.
 STRATEGIES: dict[str, Literal["alternating", "simultaneous"]] = {"centaur": "simultaneous", "centaur-alternating": "alternating"}

@@ -22,6 +22,10 @@ from fedmote.package.boards import sdk_root
 from fedmote.transport.broker import find_mosquitto
 
 SUMMARY = "say what is installed, what is missing, and how to get it"
+EXAMPLES = """examples:
+  fedmote doctor                 everything, by what it is for
+  fedmote doctor --json          the same for programs
+"""
 
 _VERSION_TIMEOUT_S = 10.0
 # What a machine can be for. A check belongs to one or more of them.
@@ -84,7 +88,7 @@ _TOOLS = (
         "mosquitto", "-h", ("serve", "demo"), "apt install mosquitto (the broker; without it: direct tcp links)", find_mosquitto
     ),
     _Tool("C compiler", "--version", ("device", "demo"), "apt install gcc", _c_compiler),
-    _Tool("arm-none-eabi-gcc", "--version", ("board", "demo"), "apt install gcc-arm-none-eabi"),
+    _Tool("arm-none-eabi-gcc", "--version", ("board", "demo"), "apt install gcc-arm-none-eabi libnewlib-arm-none-eabi"),
     _Tool("qemu-system-arm", "--version", ("board", "demo"), "apt install qemu-system-arm (without it: native devices only)"),
     _Tool("cmake", "--version", ("device", "board", "demo"), "pip install 'fedmote[build]'"),
     _Tool("ninja", "--version", ("device", "board", "demo"), "pip install 'fedmote[build]'"),

@@ -15,6 +15,10 @@ from fedmote.errors import ConfigError
 from fedmote.transport.broker import BrokerFiles, write_broker_files
 
 SUMMARY = "write configurations, credentials, a small model and data for one cell into a new directory"
+EXAMPLES = """examples:
+  fedmote new my-cell                             it says what to start there
+  fedmote new my-cell --site barn --tcp-port 1884  another fleet beside it, with a broker of its own
+"""
 
 CELL = CellConfig("desk", ("device-1",), "partner-1")
 # The boards that packages are made for: a process of any machine, and the reference board.

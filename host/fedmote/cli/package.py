@@ -22,7 +22,7 @@ from fedmote.wire.schema import Opcode, Section
 
 SUMMARY = "make a package of a .tflite file, show a package, verify it"
 
-_EXAMPLES = """examples:
+EXAMPLES = """examples:
   fedmote package import kws.tflite -o kws.fmp                    the last dense layer becomes the head that devices train
   fedmote package import kws.tflite -o kws.fmp --classes 4        ... or a new head of 4 classes behind the same encoder
   fedmote package show kws.fmp                                    sections, operators, bytes, what it costs on each board
@@ -39,8 +39,6 @@ Everything that was done is said. Rounds can train the head of such a package; n
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Adds the three verbs of packages."""
-    parser.formatter_class = RawDescriptionHelpFormatter
-    parser.epilog = _EXAMPLES
     verbs = parser.add_subparsers(dest="package_verb", required=True, metavar="import|show|verify")
     _add_import(verbs)
     for name, text in (

@@ -17,6 +17,10 @@ from fedmote.config import PartnerConfig, load
 from fedmote.errors import ConfigError
 
 SUMMARY = "run a partner: trains the whole model on what the devices of its cell select"
+EXAMPLES = """examples:
+  fedmote partner partner.toml                          until it is interrupted
+  fedmote partner partner.toml --set torch_threads=4
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from pathlib import Path
+from typing import Any
 
 from fedmote.cli.state import add_state_arguments, ledger_of, state_directory
 from fedmote.cli.table import say, write_json, write_table
@@ -13,15 +14,20 @@ from fedmote.errors import ConfigError
 from fedmote.store import Ledger
 
 SUMMARY = "list the rounds of a run, or show one"
+EXAMPLES = """examples:
+  fedmote rounds list                                   of the run that coordinator.toml here describes
+  fedmote rounds show 3 --state state --json            one round, of the run in the directory state
+"""
 
 _COLUMNS = ("round", "phase", "state", "reported", "expected", "checkpoint", "accuracy", "seconds", "missing")
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Declare the verb's arguments."""
+    help_style: dict[str, Any] = {"epilog": EXAMPLES, "formatter_class": RawDescriptionHelpFormatter}
     verbs = parser.add_subparsers(dest="what", required=True, metavar="list|show")
-    listing = verbs.add_parser("list", help="all rounds, one line each")
-    showing = verbs.add_parser("show", help="one round: who reported what, who is missing, who was refused")
+    listing = verbs.add_parser("list", help="all rounds, one line each", **help_style)
+    showing = verbs.add_parser("show", help="one round: who reported what, who is missing, who was refused", **help_style)
     showing.add_argument("number", type=int, metavar="N")
     for verb in (listing, showing):
         add_state_arguments(verb)

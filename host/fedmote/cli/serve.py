@@ -18,6 +18,11 @@ from fedmote.transport.link import LinkServer
 from fedmote.transport.mqtt import CoordinatorMqtt
 
 SUMMARY = "run the coordinator of a fleet; goes on where it stopped"
+EXAMPLES = """examples:
+  fedmote serve coordinator.toml                        until the run has all its rounds, or an interrupt
+  fedmote serve coordinator.toml --set run.rounds=20    goes on where it stopped, to round 20
+  fedmote serve coordinator.toml --fresh --json         begins another run; its result for programs
+"""
 
 _COLUMNS = ("round", "phase", "state", "reported", "expected", "accuracy", "seconds", "missing")
 

@@ -54,6 +54,8 @@ class StrategyConfig(Table):
         epochs, batch, learning_rate, momentum: of a device's head training.
         partner_epochs, partner_batch, partner_learning_rate, partner_momentum: of a partner's training. A partner sees few
             and hard samples: with momentum 0.9 its model runs away from the others', and the mean is worse than each.
+        partner_max_examples: a partner whose update claims more examples is refused: it bounds what one liar weighs. A
+            device is refused where it claims more than its board can hold.
         server_learning_rate: the merged delta is scaled by it.
         uncovered: who counts where a coordinate was not trained: "ignore" averages over those who trained it, "old" and
             "zero" count the others with a zero delta or a zero value.
@@ -79,6 +81,7 @@ class StrategyConfig(Table):
     partner_batch: Annotated[int, Bounds(1, 1024)] = 16
     partner_learning_rate: Annotated[float, Bounds(0, 10)] = 0.03
     partner_momentum: Annotated[float, Bounds(0, 1, is_high_open=True)] = 0.0
+    partner_max_examples: Annotated[int, Bounds(1, 2**32 - 1)] = 65_536
     server_learning_rate: Annotated[float, Bounds(0, 100, is_low_open=True)] = 1.0
     uncovered: Literal["ignore", "old", "zero"] = "ignore"
     weights: Literal["examples", "one"] = "examples"

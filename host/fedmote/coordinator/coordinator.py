@@ -75,7 +75,7 @@ class Coordinator:
         self._clock = clock
         self._passing = passing or (lambda place: None)
         self._inbox: asyncio.Queue[tuple[Transport, Received] | None] = asyncio.Queue(INBOX_MESSAGES)
-        self._failure: TransportError | None = None
+        self._failure: Exception | None = None
         self._num_reading = 0
         self.is_stopping = False
         self._talk_at = 0.0
@@ -127,6 +127,10 @@ class Coordinator:
         except TransportError as error:
             log.warning("transport failed: %s", error)
             self._num_reading -= 1
+            self._failure = self._failure or error
+            await self._inbox.put(None)
+        except Exception as error:  # our bug: a coordinator that no longer listens must not look like one that does
+            self._num_reading = 0
             self._failure = error
             await self._inbox.put(None)
 
@@ -185,7 +189,7 @@ class Coordinator:
             case Kind.DATA:
                 await self._data(run, who, message)
             case Kind.REPORT:
-                await self._handle(run, _reported(who, message))
+                await self._handle(run, _reported(run, who, message))
             case Kind.REFUSE:
                 await self._refused(run, who, message)
             case Kind.STATE:
@@ -254,7 +258,7 @@ def _hello_complaint(run: Run, who: str, hello: Message) -> tuple[Status, str] |
     return None
 
 
-def _reported(who: str, report: Message) -> Reported:
+def _reported(run: Run, who: str, report: Message) -> Reported:
     return Reported(
         id=who,
         handle=report["handle"],
@@ -265,5 +269,6 @@ def _reported(who: str, report: Message) -> Reported:
         version=report["version"],
         num_examples=report["num_examples"],
         attempt=report.get("attempt"),
+        max_examples=run.max_examples(who) if run.machine.is_member(who) else 0,
         numbers={name: report.fields[name] for name in _NUMBERS if name in report},  # type: ignore[misc]  # all are integers
     )

@@ -7,17 +7,18 @@ the test set are kept as long as the encoder stays the same, so that a device ro
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedmote.aggregation.ranges import Ranges
+from fedmote.arrays import load_npz
 from fedmote.errors import ConfigError
+from fedmote.package.boards import Board
+from fedmote.package.head import head_bytes, head_matrix, head_tensors
 from fedmote.package.partition import Partition, run_features
 from fedmote.strategies import ModelShape
-from fedmote.strategies.f32 import flatten_head
 from fedmote.tensors import Tensors, checksum, load_safetensors
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -61,27 +62,37 @@ class DeployedPartition:
     def shape(self, tensors: Tensors, ranges: Ranges) -> ModelShape:
         """Names of head and input."""
         name = self._partition.template.input if self._has_template else ""
-        return ModelShape(tensors, self._partition.head_tensor_names, ranges, name)
+        return ModelShape(tensors, self._partition.head, ranges, name)
 
     def device_form(self, board: str, tensors: Tensors, ranges: Ranges, version: int) -> tuple[bytes, bytes]:
         """The package of a board; that of the first model is the converted file, which boards may be provisioned with."""
         package = self._push(tensors, ranges, version).packages[board]
         return package.device_form(), package.hash
 
+    def max_samples(self, board: str) -> int:
+        """Of its budget in the SDK: nothing that the device says of itself."""
+        return Board.load(board).max_samples
+
     def manifest(self) -> str:
         """Of any board: what partners read of it is the same in all."""
         return self._partition.package.host.to_bytes().decode()
 
     def evaluate(self, tensors: Tensors, ranges: Ranges, version: int) -> float | None:
-        """Accuracy of the deployed form, 0 to 1; None without test data."""
+        """Accuracy of the deployed form, 0 to 1; None without test data.
+
+        Raises:
+            ConversionError: no package can be made of the model, which is therefore not to be committed.
+        """
+        key = self._encoder_key(tensors, ranges)
         if self._data is None:
+            if self._pushed is None or self._pushed[0] != key:
+                self._push(tensors, ranges, version)
             return None
         x, y = self._data
-        key = self._encoder_key(tensors, ranges)
         if self._features is None or self._features[0] != key:
             self._features = (key, run_features(self._push(tensors, ranges, version).package, x))
-        layer = self._partition.head[0]
-        logits = self._features[1] @ tensors[layer.weight].T + tensors[layer.bias]
+        weights, bias = head_matrix(self._partition.head[0], tensors)
+        logits = self._features[1] @ weights.T + bias
         return float((logits.argmax(axis=1) == y).mean())
 
     def packages(self, tensors: Tensors, ranges: Ranges, version: int) -> Partition:
@@ -110,16 +121,16 @@ class DeployedPartition:
 
     def _read_checkpoint(self, path: Path) -> Tensors:
         """The conversion's checkpoint; of imported packages the head alone."""
-        layer = self._partition.head[0]
         weight, bias = self._partition.package.head()
+        packed = np.concatenate([weight.ravel(), bias])
         if not self._has_template:
-            return {layer.weight: weight, layer.bias: bias}
+            return head_tensors(self._partition.head, packed)
         tensors = load_safetensors(path)
-        names = self._partition.head_tensor_names
-        missing = [name for name in (*self._partition.encoder_tensor_names, *names) if name not in tensors]
+        needed = (*self._partition.encoder_tensor_names, *self._partition.head_tensor_names)
+        missing = [name for name in needed if name not in tensors]
         if missing:
             raise ConfigError(f"{path}: tensor {missing[0]} is missing, the packages beside it need it")
-        if flatten_head(tensors, names) != weight.tobytes() + bias.tobytes():
+        if head_bytes(self._partition.head, tensors) != packed.astype("<f4").tobytes():
             raise ConfigError(f"{path}: its head is not that of the packages beside it; convert the model again")
         return tensors
 
@@ -130,13 +141,7 @@ def read_data(path: Path) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     Raises:
         ConfigError: the file cannot be read, lacks `x` or `y`, or they do not agree.
     """
-    try:
-        with np.load(path, allow_pickle=False) as data:
-            arrays: Mapping[str, NDArray[np.generic]] = {name: data[name] for name in data.files}
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: cannot be read as .npz ({error})") from error
-    if not {"x", "y"} <= set(arrays):
-        raise ConfigError(f"{path}: holds {', '.join(sorted(arrays)) or 'nothing'}, expected x and y")
+    arrays = load_npz(path)
     x, y = arrays["x"], arrays["y"]
     if not len(x) or y.shape != (len(x),):
         raise ConfigError(f"{path}: x of shape {x.shape} and y of shape {y.shape}, expected (N, ...) and (N,) with N above 0")

@@ -9,6 +9,7 @@ that a restarted coordinator builds the same bytes.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import zlib
 from collections.abc import Callable
@@ -16,9 +17,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from fedmote.aggregation.ranges import Ranges
+from fedmote.errors import ConversionError, PackageError
+from fedmote.package.graph import HeadLayer
+from fedmote.package.head import head_bytes
 from fedmote.store import Checkpoint
 from fedmote.strategies import ModelShape
-from fedmote.strategies.f32 import flatten_head
 from fedmote.tensors import Tensors
 from fedmote.wire.schema import Role
 from fedmote.wire.transfer import BlobSource, handle_of
@@ -44,12 +47,19 @@ class Partition(Protocol):
         """The package of a board in device form, and its 32-byte hash; the same arguments give the same bytes."""
         ...
 
+    def max_samples(self, board: str) -> int:
+        """Samples that a board can hold."""
+        ...
+
     def manifest(self) -> str:
         """The host manifest as JSON: template, input quantization and layout, which partners train and observe by."""
         ...
 
     def evaluate(self, tensors: Tensors, ranges: Ranges, version: int) -> float | None:
-        """Accuracy of the deployed form on the host test set, 0 to 1; None where there is none."""
+        """Accuracy of the deployed form on the host test set, 0 to 1; None where there is none.
+
+        ConversionError where the model cannot be deployed: it is not committed then.
+        """
         ...
 
 
@@ -110,8 +120,11 @@ class Forms:
 
     def all_planned(self) -> list[PlannedModel]:
         """Every form: a restarted coordinator is asked for blobs before it heard who wants which."""
-        devices = [self.planned(Role.DEVICE, board) for board in self._partition.boards]
-        return [*devices, self.planned(Role.PARTNER, "")]
+        planned = [self.planned(Role.PARTNER, "")]
+        for board in self._partition.boards:
+            with contextlib.suppress(ConversionError, PackageError):  # a board without a package asks for none
+                planned.append(self.planned(Role.DEVICE, board))
+        return planned
 
     def _for_partner(self) -> PlannedModel:
         assert self._checkpoint is not None  # shown before the first round
@@ -120,14 +133,14 @@ class Forms:
 
     def _for_device(self, board: str) -> PlannedModel:
         assert self._checkpoint is not None  # shown before the first round
-        names = self._partition.shape(self._checkpoint.tensors, self._checkpoint.ranges).head
+        layers = self._partition.shape(self._checkpoint.tensors, self._checkpoint.ranges).layers
         if self._packages.get(board, (-1,))[0] != self._encoder_version:
-            self._packages[board] = self._build(board, names)
+            self._packages[board] = self._build(board, layers)
         _, package, package_hash, packed_head = self._packages[board]
-        head = flatten_head(self._checkpoint.tensors, names)
+        head = head_bytes(layers, self._checkpoint.tensors)
         return PlannedModel(package_hash, package, None if head == packed_head else head)
 
-    def _build(self, board: str, names: tuple[str, ...]) -> tuple[int, bytes, bytes, bytes]:
+    def _build(self, board: str, layers: tuple[HeadLayer, ...]) -> tuple[int, bytes, bytes, bytes]:
         base = self._load(self._encoder_version)
         package, package_hash = self._partition.device_form(board, base.tensors, base.ranges, self._encoder_version)
-        return self._encoder_version, package, package_hash, flatten_head(base.tensors, names)
+        return self._encoder_version, package, package_hash, head_bytes(layers, base.tensors)

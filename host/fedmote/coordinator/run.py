@@ -39,10 +39,10 @@ from fedmote.rounds.events import (
     Stop,
 )
 from fedmote.store import Checkpoint, CheckpointEntry, PlanEntry, RunEntry, State, UpdateEntry
+from fedmote.store.checkpoints import file_hash
 from fedmote.strategies import cells_of, load_strategy
-from fedmote.tensors import shape_complaint
 from fedmote.wire.codec import Message
-from fedmote.wire.schema import Kind, Status
+from fedmote.wire.schema import Kind, Role, Status
 
 # Lines per round about updates that came: a thousand participants are no reason for a thousand lines.
 _PROGRESS_LINES = 10
@@ -119,11 +119,12 @@ class Run:
         return run
 
     def _refuse_another_model(self) -> None:
-        first = self.state.checkpoints.load(0).tensors
-        if set(first) != set(self.checkpoint.tensors) or shape_complaint(first, self.checkpoint.tensors):
+        """By the hash of the first checkpoint: another conversion of the same module reads samples in other ranges."""
+        first = self.state.ledger.checkpoints()[0]
+        if file_hash(self.checkpoint.to_bytes()) != first.hash:
             raise ConfigError(
-                f"{self.state.directory}: the run there trains another model than {self.config.run.partition_directory}; "
-                "point to its partition directory, or start anew with --fresh"
+                f"{self.state.directory}: the run there began with another model or conversion than the one in "
+                f"{self.config.run.partition_directory}; point to its partition directory, or start anew with --fresh"
             )
 
     def _show_newest(self) -> None:
@@ -166,6 +167,13 @@ class Run:
     def boards(self) -> tuple[str, ...]:
         """Boards that a device may have."""
         return self._partition.boards
+
+    def max_examples(self, who: str) -> int:
+        """The largest weight that is believed of a member: what its board can hold, or what the configuration allows partners."""
+        if self.machine.role_of(who) is Role.PARTNER:
+            return self.config.strategy.partner_max_examples
+        board = self.exchange.peers[who].board
+        return self._partition.max_samples(board) if board in self.boards else 0
 
     def offer_everything(self) -> None:
         """A participant goes on pulling after a restart: offer whatever this round may have offered before."""

@@ -2,8 +2,8 @@
 """The partition package: from a graph and its tensors to the bytes that a device runs, with NumPy alone.
 
     graph.py          the one type between all stages          specimen.py       random graphs, for proofs
-    fold.py           template + tensors -> float graph        ranges.py         merging what participants observed
-    quantize.py       float graph + ranges -> int8 graph       geometry.py       windows and shapes
+    fold.py           template + tensors -> float graph        geometry.py       windows and shapes
+    quantize.py       float graph + ranges -> int8 graph
     fixed_point.py    multipliers, shifts, clamps: their only home
     execute.py        float and integer executors, the second bit-exact with TensorFlow Lite Micro
     tflite_writer.py  int8 graph -> .tflite                    tflite_reader.py  .tflite, whoever made it -> int8 graph

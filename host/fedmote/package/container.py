@@ -60,10 +60,13 @@ def split_sections(data: bytes) -> dict[int, bytes]:
     size, count = _check_header(data)
     data = data[:size]
     (crc,) = struct.unpack_from("<I", data, 12)
-    if crc != zlib.crc32(data[_HASH_START:], zlib.crc32(data[:12])):
-        raise PackageError("the checksum differs: the file is damaged", Status.PACKAGE_CRC)
-    if data[_HASH_START:HEADER_BYTES] != package_hash(data[:12], data[HEADER_BYTES:]):
-        raise PackageError("the hash differs: the file was changed", Status.PACKAGE_HASH)
+    expected = zlib.crc32(data[_HASH_START:], zlib.crc32(data[:12]))
+    if crc != expected:
+        raise PackageError(f"checksum {crc:08x} at byte 12, expected {expected:08x}: the file is damaged", Status.PACKAGE_CRC)
+    found, digest = data[_HASH_START:HEADER_BYTES], package_hash(data[:12], data[HEADER_BYTES:])
+    if found != digest:
+        words = f"hash {found.hex()[:8]}... at byte {_HASH_START}, expected {digest.hex()[:8]}...: the file was changed"
+        raise PackageError(words, Status.PACKAGE_HASH)
     return _read_table(data, count)
 
 
@@ -77,7 +80,7 @@ def _check_header(data: bytes) -> tuple[int, int]:
     if form != FORMAT:
         raise PackageError(f"package format {form}, this version reads {FORMAT}", Status.PACKAGE_VERSION)
     if size > len(data) or size < HEADER_BYTES or size % 16:
-        raise PackageError(f"the header says {size} bytes, the file has {len(data)}", Status.PACKAGE_SIZE)
+        raise PackageError(f"the file has {len(data)} bytes, its header expects {size}", Status.PACKAGE_SIZE)
     return size, count
 
 

@@ -28,7 +28,7 @@ from fedmote.package.boards import Board
 from fedmote.package.budget import Cost, check_cost, cost
 from fedmote.package.compile import Plan, compile_graph
 from fedmote.package.graph import Graph, HeadLayer, Ranges, Tensors
-from fedmote.package.head import head_blob
+from fedmote.package.head import head_bytes
 from fedmote.package.host_manifest import HostManifest
 from fedmote.package.plan_check import check_head, check_plan
 from fedmote.package.records import PlanHeader
@@ -250,7 +250,7 @@ def _head_section(layers: Sequence[HeadLayer], tensors: Tensors, features: int) 
     layer = layers[0]
     if layer.inputs != features:
         raise PackageError(f"the head reads {layer.inputs} features, the encoder makes {features}", Status.PACKAGE_HEAD)
-    return HEAD_HEADER.pack(1, layer.inputs, layer.outputs, 0, 0) + head_blob(layers, tensors).astype("<f4").tobytes()
+    return HEAD_HEADER.pack(1, layer.inputs, layer.outputs, 0, 0) + head_bytes(layers, tensors)
 
 
 def _manifest(graph: Graph, plan: Plan, layer: HeadLayer, board: Board, host: HostManifest, tflite: bytes) -> dict[str, Any]:

@@ -20,6 +20,9 @@ from enum import StrEnum
 import numpy as np
 from numpy.typing import NDArray
 
+from fedmote.tensors import Ranges as Ranges
+from fedmote.tensors import Tensors as Tensors
+
 
 class OpKind(StrEnum):
     """Operators of the graph; the value is the TFLite operator they are written as."""
@@ -165,9 +168,3 @@ class HeadLayer:
     inputs: int
     outputs: int
     chw: tuple[int, int, int] | None = None
-
-
-# Ranges: name of an activation -> (minimum, maximum) that were observed there, in real units.
-Ranges = dict[str, tuple[float, float]]
-# Named float32 tensors of a checkpoint, by their torch state_dict names.
-Tensors = dict[str, NDArray[np.float32]]

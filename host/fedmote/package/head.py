@@ -53,6 +53,18 @@ def head_blob(layers: Sequence[HeadLayer], tensors: Tensors) -> NDArray[np.float
     return np.concatenate(runs).astype(np.float32)
 
 
+def head_bytes(layers: Sequence[HeadLayer], tensors: Tensors) -> bytes:
+    """Return `head_blob` as it is written: float32, little endian."""
+    return head_blob(layers, tensors).astype("<f4").tobytes()
+
+
+def head_matrix(layer: HeadLayer, tensors: Tensors) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return weights (outputs, inputs) for a device's features, and bias (outputs,), of one layer; errors as `head_blob`."""
+    blob = head_blob([layer], tensors)
+    count = layer.outputs * layer.inputs
+    return blob[:count].reshape(layer.outputs, layer.inputs), blob[count:]
+
+
 def head_tensors(layers: Sequence[HeadLayer], blob: NDArray[np.float32]) -> Tensors:
     """Return the checkpoint tensors of a head from a device's parameters: the inverse of `head_blob`.
 

@@ -134,7 +134,7 @@ def _head_tensors(graph: Graph, encoder: Graph, edge: str, dense: Op | None, nam
         )
     if dense.activation is not Activation.NONE:
         raise UnsupportedOpError(
-            dense.name,
+            f"{name}: {dense.name}",
             f"the last layer has a fused {dense.activation.value}, a head has none",
             "add `--classes N` for a new head",
         )

@@ -22,10 +22,9 @@ from fedmote.package.execute import run_int8
 from fedmote.package.file import Package, seal_package
 from fedmote.package.fold import bind, parameter_names
 from fedmote.package.graph import Graph, HeadLayer, Ranges, Tensors
-from fedmote.package.head import head_blob
+from fedmote.package.head import head_matrix
 from fedmote.package.inputs import arrange
 from fedmote.package.quantize import dequantize_values, observation_points, quantize, quantize_input
-from fedmote.package.ranges import freeze
 from fedmote.wire.schema import Status
 
 
@@ -84,10 +83,18 @@ def push(package: Package, tensors: Tensors, ranges: Ranges | None, version: int
     host = package.host
     if host.template is None:
         raise PackageError("this package was imported from a .tflite file: it does not know where its weights come from")
-    merged = freeze(ranges or {}, host.ranges, [host.template.input])
+    merged = with_frozen_input(ranges or {}, host.ranges, host.template.input)
     board = Board.load(host.board)
     made = assemble(host.template, host.head, tensors, merged, [board], host.model_id, version, host.input_layout)
     return made[board.name]
+
+
+def with_frozen_input(ranges: Ranges, known: Ranges, name: str) -> Ranges:
+    """`ranges`, with that of the input `name` and all that are missing taken from `known`.
+
+    The range of the model's input is frozen for the life of a task: devices store their samples as int8 in its quantization.
+    """
+    return known | {point: limits for point, limits in ranges.items() if point != name}
 
 
 def head_tensor_names(package: Package) -> tuple[str, ...]:
@@ -124,8 +131,7 @@ def evaluate(package: Package, x: NDArray[np.float32], y: NDArray[np.int64], ten
         raise ConversionError(f"{len(x)} samples and {len(y)} labels: accuracy needs as many of both, at least one")
     weights, bias = package.head()
     if tensors is not None:
-        values = head_blob(package.host.head, tensors)
-        weights, bias = values[: weights.size].reshape(weights.shape), values[weights.size :]
+        weights, bias = head_matrix(package.host.head[0], tensors)
     logits = run_features(package, x) @ weights.T + bias
     return float((logits.argmax(axis=1) == y).mean())
 
@@ -224,7 +230,7 @@ class Partition:
     def push(self, tensors: Tensors, ranges: Ranges | None, version: int) -> Partition:
         """A new checkpoint for all boards; encoder work is done once. See `push`."""
         template = self.template
-        merged = freeze(ranges or {}, self.ranges, [template.input])
+        merged = with_frozen_input(ranges or {}, self.ranges, template.input)
         boards = [Board.load(name) for name in self.packages]
         layout = self.package.host.input_layout
         return Partition(assemble(template, self.head, tensors, merged, boards, self.model_id, version, layout))

@@ -158,6 +158,11 @@ def _meets_input(size: int, out: int, kernel: int, stride: int, pad: int) -> boo
     return pad < kernel and (out - 1) * stride < size + pad
 
 
+def _is_unit(v: Values, units: int, macs: int) -> bool:
+    """The pieces of an operator, and that none costs more than it says: the bound of a device's step rests on it."""
+    return v["units"] == units and v["unit_macs"] >= macs
+
+
 def _is_conv(v: Values, bounds: _Bounds, is_depthwise: bool) -> bool:
     if not _are_dimensions(*(v[name] for name in ("in_h", "in_w", "in_c", "out_h", "out_w", "out_c"))):
         return False
@@ -171,7 +176,7 @@ def _is_conv(v: Values, bounds: _Bounds, is_depthwise: bool) -> bool:
     return (
         products <= _DIMENSION_MAX
         and is_grouped
-        and v["units"] == v["out_h"]
+        and _is_unit(v, v["out_h"], v["out_w"] * v["out_c"] * products)
         and _are_images(v, bounds, "in_c", "out_c")
         and _are_channels(v, bounds, products * v["out_c"], v["out_c"])
         and _are_int8(v["input_zero_point"], v["output_zero_point"])
@@ -182,7 +187,7 @@ def _is_conv(v: Values, bounds: _Bounds, is_depthwise: bool) -> bool:
 def _is_dense(v: Values, bounds: _Bounds) -> bool:
     return (
         _are_dimensions(v["in_n"], v["out_n"])
-        and v["units"] == v["out_n"]
+        and _is_unit(v, v["out_n"], v["in_n"])
         and _is_tensor(bounds, v["input_offset"], v["in_n"])
         and _is_tensor(bounds, v["output_offset"], v["out_n"])
         and _are_channels(v, bounds, v["in_n"] * v["out_n"], v["out_n"])
@@ -193,7 +198,7 @@ def _is_dense(v: Values, bounds: _Bounds) -> bool:
 
 def _are_blocks(v: Values, bounds: _Bounds) -> bool:
     """Elementwise operators: blocks of 64, input and output of one size."""
-    return v["units"] == -(-v["count"] // _BLOCK) and all(
+    return _is_unit(v, -(-v["count"] // _BLOCK), min(v["count"], _BLOCK)) and all(
         _is_tensor(bounds, v[name], v["count"]) for name in ("input_offset", "output_offset")
     )
 
@@ -221,7 +226,7 @@ def _is_pool(v: Values, bounds: _Bounds) -> bool:
         and v["kernel_h"] * v["kernel_w"] <= _DIMENSION_MAX
         and _meets_input(v["in_h"], v["out_h"], v["kernel_h"], v["stride_h"], v["pad_top"])
         and _meets_input(v["in_w"], v["out_w"], v["kernel_w"], v["stride_w"], v["pad_left"])
-        and v["units"] == v["out_h"]
+        and _is_unit(v, v["out_h"], v["out_w"] * v["channels"] * v["kernel_h"] * v["kernel_w"])
         and _are_images(v, bounds, "channels", "channels")
         and _is_activation(v)
     )
@@ -231,7 +236,7 @@ def _is_mean(v: Values, bounds: _Bounds) -> bool:
     return (
         _are_dimensions(v["in_h"], v["in_w"], v["channels"])
         and v["in_h"] * v["in_w"] <= _DIMENSION_MAX
-        and v["units"] == v["channels"]
+        and _is_unit(v, v["channels"], v["in_h"] * v["in_w"])
         and _is_tensor(bounds, v["input_offset"], v["in_h"] * v["in_w"] * v["channels"])
         and _is_tensor(bounds, v["output_offset"], v["channels"])
         and _is_scaling(v["multiplier"], v["shift"])
@@ -244,7 +249,7 @@ def _is_pad(v: Values, bounds: _Bounds) -> bool:
         _are_dimensions(*(v[name] for name in ("in_h", "in_w", "channels", "out_h", "out_w")))
         and _is_inside(v["pad_top"], v["in_h"], v["out_h"])
         and _is_inside(v["pad_left"], v["in_w"], v["out_w"])
-        and v["units"] == v["out_h"]
+        and _is_unit(v, v["out_h"], v["out_w"] * v["channels"])
         and _are_images(v, bounds, "channels", "channels")
         and _are_int8(v["value"])
     )

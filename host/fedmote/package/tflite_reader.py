@@ -45,8 +45,8 @@ def read(data: bytes, name: str, *, is_softmax_dropped: bool = False) -> Graph:
     try:
         graph = _Reader(data, name, is_softmax_dropped).graph()
         check_shapes(graph)
-    except UnsupportedOpError:
-        raise
+    except UnsupportedOpError as error:
+        raise UnsupportedOpError(f"{name}: {error.node}", error.reason, error.hint) from error
     except ConversionError as error:
         raise PackageError(f"{name}: {error}") from error
     return graph

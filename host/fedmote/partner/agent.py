@@ -8,6 +8,7 @@ that was being trained is trained again, with the same result, after a restart.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
 import threading
@@ -137,6 +138,8 @@ class PartnerAgent:
         self._links = Links(config, boot)
         devices = [device.id for device in config.devices]
         self._session = Session(config.id, devices, boot, f"fedmote {__version__}", self._state.load())
+        self._is_training = False
+        self._next_training: Train | None = None
         self._trainings: asyncio.Queue[tuple[Message, Trained | FedmoteError]] = asyncio.Queue()
 
     async def run(self) -> None:
@@ -171,11 +174,15 @@ class PartnerAgent:
 
     def _handle(self, received: Received) -> list[Action]:
         if received.message.kind is Kind.REFUSE:
-            reason = Status(received.message["status"]).name.lower()
-            log.warning("refused by=%s status=%s reason=%s", received.id, reason, received.message.get("reason", ""))
+            number = received.message["status"]
+            status = Status(number).name.lower() if number in tuple(Status) else str(number)  # of a newer peer
+            log.warning("refused by=%s status=%s reason=%s", received.id, status, received.message.get("reason", ""))
         return self._session.handle(received, time.monotonic())
 
     def _finish(self, plan: Message, result: Trained | FedmoteError) -> list[Action]:
+        self._is_training, order, self._next_training = False, self._next_training, None
+        if order is not None:
+            self._begin_training(order)
         if isinstance(result, Trained):
             self.num_updates += 1
             log.info("trained round=%d examples=%d", plan["round"], result.numbers["num_examples"])
@@ -204,6 +211,11 @@ class PartnerAgent:
                     self._begin_training(action)
 
     def _begin_training(self, order: Train) -> None:
+        """Train in a thread, one at a time: while one runs whose round is over, only the newest order waits for its end."""
+        if self._is_training:
+            self._next_training = order
+            return
+        self._is_training = True
         loop = asyncio.get_running_loop()
 
         def work() -> None:
@@ -215,7 +227,7 @@ class PartnerAgent:
             except Exception as error:  # the thread's only way to say so; the plan is refused, the partner lives on
                 log.exception("training failed round=%d", order.plan["round"])
                 result = ConfigError(f"training failed: {type(error).__name__}: {error}")
-            if not loop.is_closed():
+            with contextlib.suppress(RuntimeError):  # the loop was closed: the partner has ended
                 loop.call_soon_threadsafe(self._trainings.put_nowait, (order.plan, result))
 
         threading.Thread(target=work, name=f"train {self._id}", daemon=True).start()

@@ -39,6 +39,8 @@ COLLECT_SHARE = 0.5
 HELLO_FIRST_S = 1.0
 HELLO_LAST_S = 60.0
 REPORT_REPEAT_S = 2.0
+# A device that sends no chunk for so long has forgotten its offer, or is gone: it offers again when it is back.
+PULL_PATIENCE_S = 60.0
 # Bodies that a partner accepts: whole windows of 32 KB keep a checkpoint at a handful of messages.
 MAX_BODY = 32 * 1024
 
@@ -184,6 +186,7 @@ class Session:
         self._plan: Message | None = None
         self._sink: BlobSink | None = None
         self._pulls: dict[str, tuple[Message, BlobSink]] = {}
+        self._pulled_at: dict[str, float] = {}
         self._hello_at = 0.0
         self._hello_s = HELLO_FIRST_S
         self._report_at = math.inf
@@ -211,7 +214,10 @@ class Session:
     def tick(self, now: float) -> list[Action]:
         """React to the passing of time."""
         actions: list[Action] = []
-        for device, (_, sink) in self._pulls.items():
+        for device, (_, sink) in list(self._pulls.items()):
+            if now >= self._pulled_at[device] + PULL_PATIENCE_S:
+                del self._pulls[device]
+                continue
             actions += [Send(device, Channel.CELL, message) for message in sink.poll(now)]
         if self.stage in (Stage.FETCH, Stage.COLLECT, Stage.TRAIN) and now >= self._deadline:
             self._leave_plan(now)
@@ -447,12 +453,15 @@ class Session:
         except RemoteWireError as error:
             refuse = Message.of(Kind.REFUSE, status=error.status, handle=samples["handle"])
             return [Send(device, Channel.CELL, refuse)]
-        self._pulls[device] = (samples, sink)
+        self._pulls[device], self._pulled_at[device] = (samples, sink), now
         return [Send(device, Channel.CELL, message) for message in sink.start(now)]
 
     def _pulled(self, device: str, data: Message, now: float) -> list[Action]:
         samples, sink = self._pulls[device]
+        before = sink.progress
         gets = sink.accept(data, now)
+        if sink.progress > before:
+            self._pulled_at[device] = now
         if not sink.is_complete:
             return [Send(device, Channel.CELL, message) for message in gets]
         del self._pulls[device]

@@ -11,11 +11,12 @@ Samples are personal data: the directory is the owner's alone (0700), the files 
 from __future__ import annotations
 
 import logging
-import os
 from pathlib import Path
 
 from fedmote.errors import ConfigError, RemoteWireError
 from fedmote.partner.session import Offer, Pending, Standing, blob_hash
+from fedmote.store.durable import remove_leftovers, write_durably
+from fedmote.wire.blobs import decode_selected_samples
 from fedmote.wire.codec import Message, decode, encode
 from fedmote.wire.schema import Kind
 
@@ -30,7 +31,8 @@ class PartnerState:
     """The directory of one partner.
 
     Raises:
-        ConfigError: the directory cannot be made or written.
+        ConfigError: the directory cannot be made.
+        StoreError: later, from every writing method: the disk is full, read-only or failing.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -38,6 +40,8 @@ class PartnerState:
         try:
             (directory / _SAMPLES).mkdir(parents=True, exist_ok=True, mode=0o700)
             directory.chmod(0o700)
+            for folder in (directory, directory / _SAMPLES):  # half a file of samples is personal data as well
+                remove_leftovers(folder)
         except OSError as error:
             raise ConfigError(f"state_directory {directory}: {error.strerror}") from error
 
@@ -50,12 +54,12 @@ class PartnerState:
 
     def keep_checkpoint(self, blob: bytes) -> None:
         """Replace the checkpoint."""
-        _write(self.directory / _CHECKPOINT, blob)
+        write_durably(self.directory / _CHECKPOINT, blob)
 
     def keep_pending(self, pending: Pending) -> None:
         """Replace the pending update."""
         report = encode(pending.report)
-        _write(self.directory / _PENDING, len(report).to_bytes(_LENGTH_BYTES, "little") + report + pending.blob)
+        write_durably(self.directory / _PENDING, len(report).to_bytes(_LENGTH_BYTES, "little") + report + pending.blob)
 
     def drop_pending(self) -> None:
         """Forget the pending update."""
@@ -64,7 +68,7 @@ class PartnerState:
     def keep_offer(self, offer: Offer) -> None:
         """Replace a device's samples."""
         head = offer.run + offer.round.to_bytes(_LENGTH_BYTES, "little")
-        _write(self.directory / _SAMPLES / f"{offer.device}.offer", head + offer.blob)
+        write_durably(self.directory / _SAMPLES / f"{offer.device}.offer", head + offer.blob)
 
     def drop_offers(self, devices: tuple[str, ...]) -> None:
         """Delete samples."""
@@ -94,23 +98,10 @@ class PartnerState:
     def _load_offer(self, path: Path) -> Offer | None:
         content = path.read_bytes()
         start = _RUN_BYTES + _LENGTH_BYTES
-        if len(content) < start:
-            log.warning("ignored %s: %d bytes", path, len(content))
+        try:
+            decode_selected_samples(content[start:])
+        except RemoteWireError as error:
+            log.warning("removed %s: %s", path, error)
+            path.unlink()
             return None
         return Offer(path.stem, content[:_RUN_BYTES], int.from_bytes(content[_RUN_BYTES:start], "little"), content[start:])
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Durably, whole or not at all, for the owner alone."""
-    temporary = path.with_name(path.name + ".part")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

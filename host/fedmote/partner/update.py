@@ -11,12 +11,12 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from fedmote.arrays import load_npz
 from fedmote.errors import ConfigError, PackageError, RemoteWireError
 from fedmote.package.execute import observe
 from fedmote.package.fold import bind
@@ -80,11 +80,8 @@ def load_own_samples(path: Path) -> Samples:
     Raises:
         ConfigError: no such file, or not of this form.
     """
-    try:
-        with np.load(path, allow_pickle=False) as data:
-            x, y = data["x"].astype(np.float32), data["y"].astype(np.int64)
-    except (OSError, ValueError, KeyError, BadZipFile) as error:
-        raise ConfigError(f"{path}: {error}; an .npz with x (n, ...) and y (n,) is expected") from error
+    arrays = load_npz(path)
+    x, y = arrays["x"].astype(np.float32), arrays["y"].astype(np.int64)
     if y.ndim != 1 or len(x) != len(y):
         raise ConfigError(f"{path}: x {x.shape} and y {y.shape} do not belong together")
     return Samples.of_all_epochs(x, y)

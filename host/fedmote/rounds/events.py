@@ -43,6 +43,7 @@ class Reported:
         run, round, version: what the update belongs to, and its base.
         attempt: of the plan that it answers; None where the participant does not say.
         num_examples: its weight.
+        max_examples: the largest weight that is believed of it; None: any.
         numbers: what else the report says (losses, counts), for the journal.
     """
 
@@ -55,6 +56,7 @@ class Reported:
     version: int
     num_examples: int
     attempt: int | None = None
+    max_examples: int | None = None
     numbers: Mapping[str, int] = field(default_factory=dict)
 
 

@@ -332,8 +332,8 @@ class RoundMachine:
         complaint = self._complaint(report)
         if complaint is not None:
             status, reason = complaint
-            if status is Status.UPDATE_SHAPE:
-                self._progress[report.id].fail("update refused: update-shape")  # it would only train the same again
+            if status in (Status.UPDATE_SHAPE, Status.FIELD_RANGE):
+                self._progress[report.id].fail(f"update refused: {_word(status)}")  # it would only say the same again
             return [SendRefuse(report.id, status, reason, report.handle, report.round)]
         progress = self._progress[report.id]
         running = progress.report
@@ -362,6 +362,8 @@ class RoundMachine:
         limit = self.rules.max_update_bytes(progress.member.role)
         if not 0 < report.size <= limit:
             return Status.UPDATE_SHAPE, f"{report.size} bytes, at most {limit}"
+        if report.max_examples is not None and report.num_examples > report.max_examples:
+            return Status.FIELD_RANGE, f"{report.num_examples} examples, at most {report.max_examples}"
         return None
 
     def _arrived(self, event: BlobArrived) -> list[Action]:

@@ -201,8 +201,10 @@ class Ledger:
     def add_refusal(self, number: int, participant: str, side: str, status: Status, reason: str) -> None:
         """Count a no."""
         with self._transaction():
-            if self._one("SELECT count(*) FROM refusal") == (_MAX_REFUSAL_ROWS,):
-                reason = "others"
+            known = "SELECT 1 FROM refusal WHERE (round, participant, side, status, reason) = (?, ?, ?, ?, ?)"
+            (rows,) = self._one("SELECT count(*) FROM refusal") or (0,)
+            if rows >= _MAX_REFUSAL_ROWS and self._one(known, number, participant, side, int(status), reason) is None:
+                number, participant, reason = 0, "others", "others"
             self._write(
                 "INSERT INTO refusal VALUES (?, ?, ?, ?, ?, 1) "
                 "ON CONFLICT (round, participant, side, status, reason) DO UPDATE SET count = count + 1",

@@ -50,7 +50,7 @@ class State:
             StoreError: another coordinator has it, or it cannot be written.
         """
         with store_errors(directory):
-            directory.mkdir(parents=True, exist_ok=True)
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)  # updates tell about the data they were trained on
             lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT, 0o600)
         try:
             try:

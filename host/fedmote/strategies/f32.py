@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Codec: plain float32.
 
-A device writes a head update (CBOR, section 6 of the protocol): every head parameter, new minus received. A partner
+A device writes a head update (CBOR, section 6 of the protocol): every head parameter, new minus received, in the order of
+the device, which `fedmote.package.head` turns into that of the checkpoint. A partner
 writes a safetensors file: under a tensor's own name the delta of that tensor, for every tensor that it trained, and under
 `range/<activation>` minimum and maximum of an activation, shape (2,).
 """
@@ -11,10 +12,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fedmote.aggregation.ranges import Ranges, range_complaint
 from fedmote.errors import ConfigError, RemoteWireError
+from fedmote.package.head import head_tensors
 from fedmote.strategies.seams import Decoded, ModelShape
 from fedmote.tensors import Tensors, finite_complaint, load_safetensors, shape_complaint
 from fedmote.wire.blobs import decode_head_update
@@ -52,23 +53,7 @@ class Float32:
 
 def _decode_head(blob: bytes, model: ModelShape) -> Decoded:
     values = decode_head_update(blob, model.num_head_parameters)
-    return Decoded(unflatten_head(values, model), {})
-
-
-def unflatten_head(values: NDArray[np.float32], model: ModelShape) -> Tensors:
-    """Cut a flat head (num_head_parameters,) into its tensors."""
-    tensors: Tensors = {}
-    start = 0
-    for name in model.head:
-        shape, size = model.tensors[name].shape, int(model.tensors[name].size)
-        tensors[name] = np.array(values[start : start + size], dtype=np.float32).reshape(shape)
-        start += size
-    return tensors
-
-
-def flatten_head(tensors: Tensors, head: tuple[str, ...]) -> bytes:
-    """A head blob of a plan: the head's values in order, float32 little endian."""
-    return b"".join(np.asarray(tensors[name], dtype="<f4").tobytes() for name in head)
+    return Decoded(head_tensors(model.layers, values), {})
 
 
 def _decode_full(blob: bytes, model: ModelShape) -> Decoded:

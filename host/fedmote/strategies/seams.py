@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 
 from fedmote.aggregation import Update
 from fedmote.aggregation.ranges import Ranges
+from fedmote.package.graph import HeadLayer
+from fedmote.package.head import parameter_count
 from fedmote.tensors import Tensors
 from fedmote.wire.schema import Phase, Role
 
@@ -139,20 +141,25 @@ class ModelShape:
 
     Attributes:
         tensors: names and shapes of all tensors (the values do not matter).
-        head: names of the head's tensors, layer by layer, weights and then bias: the order of a head update.
+        layers: the head, first layer first: what a head update holds, and in which order.
         ranges: activation ranges by name.
         input: name of the encoder's input, whose range is frozen: the samples on the devices are quantized with it.
     """
 
     tensors: Mapping[str, NDArray[np.float32]]
-    head: tuple[str, ...]
+    layers: tuple[HeadLayer, ...]
     ranges: Ranges
     input: str = ""
 
     @property
+    def head(self) -> tuple[str, ...]:
+        """Names of the head's tensors, layer by layer, weights and then bias."""
+        return tuple(name for layer in self.layers for name in (layer.weight, layer.bias))
+
+    @property
     def num_head_parameters(self) -> int:
         """Floats of a head update."""
-        return sum(int(self.tensors[name].size) for name in self.head)
+        return parameter_count(self.layers)
 
 
 @dataclass(frozen=True)

@@ -158,7 +158,16 @@ def test_scaling_all_weights_changes_nothing(updates, factor):
 
 def test_ranges_take_the_minimum_of_minima_and_the_maximum_of_maxima():
     old = {"a": (-1.0, 1.0), "b": (0.0, 6.0)}
-    assert merge_ranges(old, [{"a": (-2.0, 0.5)}, {"a": (-1.0, 3.0)}]) == {"a": (-2.0, 3.0), "b": (0.0, 6.0)}
+    seen = [{"a": (-2.0, 0.5)}, {"a": (-1.0, 3.0)}]
+    assert merge_ranges(old, seen) == merge_ranges(old, reversed(seen)) == {"a": (-2.0, 3.0), "b": (0.0, 6.0)}
+    assert merge_ranges(old, [{"a": (-0.5, 0.5)}])["a"] == (-0.5, 0.5)  # of this round alone: ranges can shrink
+
+
+@pytest.mark.parametrize("dead", [(0.0, 0.0), (2.0, 2.0), (-0.0, 1e-40)])
+def test_activation_that_was_constant_in_the_round_keeps_its_range(dead):
+    old = {"a": (-1.0, 1.0), "b": (0.0, 6.0)}
+    assert merge_ranges(old, [{"b": dead}, {"b": dead}]) == old
+    assert merge_ranges(old, [{"b": (0.0, 0.0)}, {"b": (0.0, 3.0)}])["b"] == (0.0, 3.0)  # alive for one partner
 
 
 @pytest.mark.parametrize("bad", [{"c": (0.0, 1.0)}, {"a": (1.0, 0.0)}, {"a": (0.0, float("inf"))}])

@@ -2,9 +2,10 @@
 """The command itself: help, version, exit codes, one-line errors."""
 
 import io
+import os
 import subprocess
 import sys
-from importlib.metadata import EntryPoint
+from importlib.metadata import EntryPoint, entry_points
 
 import pytest
 
@@ -32,7 +33,8 @@ def verb(monkeypatch, tmp_path):
 
     def make(error=None, summary="an example"):
         (tmp_path / "example_verb.py").write_text(
-            f"SUMMARY = {summary!r}\nERROR = None\ndef add_arguments(parser): parser.add_argument('--x')\n"
+            f"SUMMARY = {summary!r}\nEXAMPLES = 'fedmote example'\nERROR = None\n"
+            "def add_arguments(parser): parser.add_argument('--x')\n"
             "def run(options):\n    if ERROR is not None: raise ERROR\n    return 7\n"
         )
         monkeypatch.syspath_prepend(str(tmp_path))
@@ -63,6 +65,20 @@ def test_rounds_and_checkpoint_do_not_import_torch(tmp_path):
         assert done.returncode == 2
         assert done.stderr.endswith("False")
         assert "no run is kept here" in done.stderr
+
+
+@pytest.mark.parametrize("name", sorted(point.name for point in entry_points(group=cli.GROUP)))
+def test_help_of_every_verb_ends_with_examples(name, capsys):
+    with pytest.raises(SystemExit) as done:
+        cli.main([name, "--help"])
+    assert done.value.code == 0
+    assert f"\n  fedmote {name} " in capsys.readouterr().out
+
+
+def test_reader_that_goes_away_is_no_success(verb, monkeypatch):
+    verb(BrokenPipeError())
+    monkeypatch.setattr(os, "dup2", lambda *files: None)
+    assert cli.main(["example"]) == 1
 
 
 def test_nothing_asked_is_usage():

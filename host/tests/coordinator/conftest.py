@@ -11,6 +11,7 @@ import pytest
 
 from fedmote.config import CellConfig, CoordinatorConfig, RunConfig, StrategyConfig, WindowsConfig
 from fedmote.coordinator import Coordinator
+from fedmote.package.graph import HeadLayer
 from fedmote.strategies import ModelShape
 from fedmote.tensors import dump_safetensors
 from fedmote.transport.memory import MemoryNetwork
@@ -25,6 +26,7 @@ TENSORS = {
     "head.bias": np.zeros(2, np.float32),
 }
 RANGES = {"input": (-1.0, 1.0), "act": (0.0, 1.0)}
+LAYERS = (HeadLayer("head.weight", "head.bias", 3, 2),)
 HEAD = ("head.weight", "head.bias")
 CELLS = (CellConfig("home-1", ("board-1", "board-2"), "phone-1"), CellConfig("home-2", ("board-3",), "phone-2"))
 
@@ -41,12 +43,15 @@ class TinyPartition:
         return {name: values.copy() for name, values in TENSORS.items()}, dict(RANGES)
 
     def shape(self, tensors, ranges):
-        return ModelShape(tensors, HEAD, ranges, "input")
+        return ModelShape(tensors, LAYERS, ranges, "input")
 
     def device_form(self, board, tensors, ranges, version):
         self.num_builds += 1
         blob = dump_safetensors(tensors, {"board": board, "version": str(version), "ranges": str(ranges)})
         return blob, hashlib.blake2b(blob, digest_size=32).digest()
+
+    def max_samples(self, board):
+        return 256
 
     def manifest(self):
         return "{}"
@@ -75,6 +80,7 @@ class Actor:
     acks: list = field(default_factory=list)
     blob_of: object = None
     max_body: int = 512
+    num_examples: int | None = None
     tensors: dict = field(default_factory=lambda: TENSORS)
     head: tuple = HEAD
     activations: tuple = ("act", "input")
@@ -86,7 +92,9 @@ class Actor:
         await self.hello()
         while True:
             try:
-                received = await asyncio.wait_for(self.end.receive(), self.hello_s)
+                # Not `wait_for`: in Python 3.11 it swallows a cancellation that meets an arriving message.
+                async with asyncio.timeout(self.hello_s):
+                    received = await self.end.receive()
             except TimeoutError:
                 await self.repeat()
                 continue
@@ -155,9 +163,10 @@ class Actor:
             return
         blob = (self.blob_of or self.learn)(self)
         plan = self.plan
+        num_examples = 3 + len(self.id) % 5 if self.num_examples is None else self.num_examples
         report = Message.of(
             Kind.REPORT, handle=handle_of(blob), run=plan["run"], round=plan["round"], size=len(blob), crc=zlib.crc32(blob),
-            num_examples=3 + len(self.id) % 5, version=plan["version"], attempt=plan["attempt"], trained=9,
+            num_examples=num_examples, version=plan["version"], attempt=plan["attempt"], trained=9,
         )  # fmt: skip
         self.update = (report, blob)
         await self.send(report)

@@ -181,6 +181,17 @@ def test_partner_round_of_garbage_alone_is_abandoned_and_the_model_stays(site):
     assert result.rounds[-1].state == "abandoned"
 
 
+@pytest.mark.parametrize(("who", "most"), [("board-2", 256), ("phone-1", 1000)])
+def test_participant_that_claims_more_examples_than_it_can_hold_is_refused(site, who, most):
+    strategy = StrategyConfig(form="simultaneous", partner_max_examples=1000)
+    for claim, is_taken in ((most, True), (most + 1, False), (2**32 - 1, False)):
+        one = site(f"claim-{claim}", rounds=1, strategy=strategy)
+        one.actors[who].num_examples = claim
+        result = one.serve()
+        assert result.rounds[0].reported == (5 if is_taken else 4)
+        assert refusals(one.actors[who]) == ([] if is_taken else [Status.FIELD_RANGE])
+
+
 def test_strangers_boards_without_package_and_wrong_protocol_are_refused(site):
     one = site(rounds=1)
     strangers = [Actor("mallory", Role.DEVICE), Actor("board-1x", Role.PARTNER)]

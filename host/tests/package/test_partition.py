@@ -9,8 +9,7 @@ from fedmote.package.file import Package
 from fedmote.package.fold import bind
 from fedmote.package.importer import import_tflite
 from fedmote.package.inputs import arrange, graph_shape, layout_of
-from fedmote.package.partition import Partition, evaluate, push, run_features
-from fedmote.package.ranges import freeze, merge
+from fedmote.package.partition import Partition, evaluate, push, run_features, with_frozen_input
 from fedmote.package.specimen import random_int8_graph
 from fedmote.package.tflite_writer import write
 
@@ -132,15 +131,7 @@ def test_samples_of_torch_are_turned_to_channels_last(sample, layout, shape):
         arrange(x[..., :-1], layout, shape)
 
 
-def test_ranges_merge_to_the_minimum_of_minima_and_maximum_of_maxima_in_any_order():
-    observed = [{"a": (0.0, 1.0), "b": (-1.0, 0.0)}, {"a": (-2.0, 0.5)}, {"a": (-1.0, 3.0), "c": (0.0, 1.0)}]
-    expected = {"a": (-2.0, 3.0), "b": (-1.0, 0.0), "c": (0.0, 1.0)}
-    assert merge(observed) == merge(reversed(observed)) == expected
-    with pytest.raises(ConversionError, match="activation a"):
-        merge([{"a": (0.0, float("nan"))}])
-
-
-def test_frozen_ranges_win_and_fill_gaps():
-    assert freeze({"a": (0.0, 9.0), "b": (0.0, 8.0)}, {"a": (0.0, 1.0), "c": (0.0, 2.0)}, ["a"]) == {
+def test_range_of_the_input_stays_and_missing_ones_are_kept():
+    assert with_frozen_input({"a": (0.0, 9.0), "b": (0.0, 8.0)}, {"a": (0.0, 1.0), "c": (0.0, 2.0)}, "a") == {
         "a": (0.0, 1.0), "b": (0.0, 8.0), "c": (0.0, 2.0),
     }  # fmt: skip

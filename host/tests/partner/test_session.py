@@ -266,6 +266,29 @@ def test_lost_chunks_are_asked_for_again():
     assert Kind.GET in kinds(desk.tick(0.6), Channel.CELL)
 
 
+def test_a_device_that_went_away_in_the_middle_of_its_samples_is_not_asked_for_ever():
+    desk = Desk()
+    desk.tick()
+    blob = samples_blob(200)
+    (get,) = [one.message for one in desk.device(offer_of(blob)) if isinstance(one, Send)]
+    desk.now += 50.0  # the first chunk comes late; the patience begins anew with it
+    desk.device(BlobSource(get["handle"], blob).answer(get, 65_535)[0])
+    num_asked = 0
+    for _ in range(200):
+        num_asked += kinds(desk.tick(1.0), Channel.CELL).count(Kind.GET)
+    assert num_asked == machine.PULL_PATIENCE_S - 1
+    assert only(desk.offer_samples(blob), KeepOffer).offer.blob == blob  # it is back, and offers again
+
+
+def test_samples_outlive_a_restart_between_device_round_and_partner_round():
+    before = Desk()
+    before.tick()
+    offer = only(before.offer_samples(number=1), KeepOffer).offer
+    after = Desk(standing=Standing(offers={offer.device: offer}))
+    after.tick()
+    assert only(after.give_plan(plan(number=2, phase=Phase.PARTNER)), Train).offers == (offer,)
+
+
 def test_a_report_is_repeated_until_it_is_answered():
     desk = trained_desk()
     assert kinds(desk.tick(machine.REPORT_REPEAT_S)) == [Kind.REPORT]

@@ -129,8 +129,7 @@ def test_the_coordinators_codec_takes_the_update(case):
     factory, manifest, x, y = case
     checkpoint = checkpoint_of(factory, manifest)
     made = Trainer(factory, None, 0).update("p", plan(), checkpoint, [offer_of(manifest, x, y, np.full(len(x), 1))])
-    head = tuple(name for layer in manifest.head for name in (layer.weight, layer.bias))
-    shape = ModelShape(load_safetensors(checkpoint), head, manifest.ranges, manifest.template.input)
+    shape = ModelShape(load_safetensors(checkpoint), manifest.head, manifest.ranges, manifest.template.input)
     codec = Float32()
     assert len(made.blob) <= codec.max_bytes(Role.PARTNER, shape)
     decoded = codec.decode(Role.PARTNER, made.blob, shape)

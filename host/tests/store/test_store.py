@@ -32,6 +32,24 @@ def update(who="board-1", **changes):
     return UpdateEntry(who, **(fields | changes))
 
 
+def test_refusals_are_bounded_whatever_strangers_say(tmp_path, monkeypatch):
+    monkeypatch.setattr("fedmote.store.ledger._MAX_REFUSAL_ROWS", 5)
+    with begun(tmp_path / "ledger") as ledger:
+        ledger.add_refusal(0, "phone-1", "coordinator", Status.CRC, "known")
+        for number in range(50):
+            ledger.add_refusal(0, f"stranger-{number}", "coordinator", Status.NOT_EXPECTED, f"reason {number}")
+        ledger.add_refusal(0, "phone-1", "coordinator", Status.CRC, "known")
+        found = ledger.refusals()
+        assert len(found) == 6
+        assert {one.participant: one.count for one in found}["others"] == 46
+        assert {one.participant: one.count for one in found}["phone-1"] == 2
+
+
+def test_directory_of_a_run_is_its_owners_alone(tmp_path):
+    with State.open(tmp_path / "state"):
+        assert (tmp_path / "state").stat().st_mode & 0o077 == 0
+
+
 # ---- files -----------------------------------------------------------------------------------------------------------
 
 

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from fedmote.aggregation import Update, merge
 from fedmote.config import CellConfig, StrategyConfig
 from fedmote.errors import ConfigError, RemoteWireError, RoundError
+from fedmote.package.graph import HeadLayer
 from fedmote.strategies import ModelShape, Previous, cells_of, load_strategy
 from fedmote.strategies.covered_mean import CoveredMean
-from fedmote.strategies.f32 import Float32, flatten_head, unflatten_head
+from fedmote.strategies.f32 import Float32
 from fedmote.tensors import dump_safetensors
 from fedmote.wire.blobs import encode_head_update
 from fedmote.wire.codec import Message, encode
@@ -22,7 +23,7 @@ ALONE = cells_of((CellConfig("a", ("d1",)),))
 PARTNERS = cells_of((CellConfig("a", (), "p1"),))
 MODEL = ModelShape(
     {"w": np.zeros((2, 2), np.float32), "h": np.zeros((2, 3), np.float32), "b": np.zeros(2, np.float32)},
-    ("h", "b"),
+    (HeadLayer("h", "b", 3, 2),),
     {"x": (-1.0, 1.0), "f": (0.0, 1.0)},
     "x",
 )
@@ -79,11 +80,14 @@ def test_plan_with_published_numbers_fits_the_smallest_body():
     assert len(encode(Message(Kind.PLAN, fields | training.fields()))) <= LIMIT_BODY_FLOOR
 
 
-def test_heads_survive_flattening():
-    head = {"h": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.array([7, 8], np.float32)}
-    flat = np.frombuffer(flatten_head(head, MODEL.head), "<f4")
-    back = unflatten_head(flat, MODEL)
-    assert all(np.array_equal(back[name], head[name]) for name in head)
+def test_head_update_of_a_device_is_turned_into_the_checkpoints_order():
+    # Two channels of 1 x 3 behind a flatten: the device has the columns channels last, the checkpoint channels first.
+    layer = HeadLayer("h", "b", 6, 1, chw=(2, 1, 3))
+    model = ModelShape({"h": np.zeros((1, 6), np.float32), "b": np.zeros(1, np.float32)}, (layer,), {})
+    blob = encode_head_update(np.array([0, 10, 1, 11, 2, 12, 7], np.float32))
+    decoded = Float32().decode(Role.DEVICE, blob, model).tensors
+    np.testing.assert_array_equal(decoded["h"], [[0, 1, 2, 10, 11, 12]])
+    np.testing.assert_array_equal(decoded["b"], [7])
 
 
 def test_honest_updates_fit_their_bound_and_are_read():

@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedmote.arrays import load_npz as load_arrays
 from fedmote.errors import ConfigError
 from fedmote.lab.demo.settings import SplitSettings
 
@@ -107,18 +107,12 @@ def load_npz(path: Path) -> DataSet:
     (H, W) becomes (1, H, W), (H, W, C) with at most four channels becomes (C, H, W). Of two axes the longer one is time where
     the other is at most 16 long, so that (128, 9) becomes (9, 128). Whole numbers are taken as bytes and scaled to [0, 1].
     """
-    try:
-        with np.load(path, allow_pickle=False) as content:
-            keys = set(content.files)
-            if missing := {"x", "y"} - keys:
-                raise ConfigError(f"{path}: key {sorted(missing)[0]!r} is missing; x (N, ...) and y (N,) are expected")
-            x, y = content["x"], content["y"]
-            owner_key = next((key for key in OWNER_KEYS if key in keys), None)
-            if owner_key is None:
-                raise ConfigError(f"{path}: no key says whose a sample is; one of {', '.join(OWNER_KEYS)} is expected")
-            owner = content[owner_key]
-    except (OSError, ValueError, BadZipFile, AttributeError) as error:
-        raise ConfigError(f"{path}: cannot be read as .npz: {error}") from error
+    content = load_arrays(path, optional=OWNER_KEYS)
+    x, y = content["x"], content["y"]
+    owner_key = next((key for key in OWNER_KEYS if key in content), None)
+    if owner_key is None:
+        raise ConfigError(f"{path}: no key says whose a sample is; one of {', '.join(OWNER_KEYS)} is expected")
+    owner = content[owner_key]
     if x.ndim < 2 or not len(x) or y.shape != (len(x),) or owner.shape != (len(x),):
         raise ConfigError(f"{path}: x {x.shape}, y {y.shape} and {owner_key} {owner.shape} do not belong together")
     if not np.issubdtype(y.dtype, np.integer) or int(y.min()) < 0 or int(y.max()) >= _MAX_CLASSES:

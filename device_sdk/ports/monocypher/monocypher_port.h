@@ -1,0 +1,14 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Cryptography of a port by Monocypher (https://monocypher.org, BSD-2-Clause or CC0). Its two files are not part of
+ * this SDK: give their folder to the build as FEDMOTE_MONOCYPHER. */
+#ifndef FEDMOTE_MONOCYPHER_PORT_H
+#define FEDMOTE_MONOCYPHER_PORT_H
+
+#include <stdint.h>
+
+/* BLAKE2b-256 of two spans after each other, as port->hash. Some 400 bytes of stack. */
+void monocypher_hash(void *context, const uint8_t *first, uint32_t first_size, const uint8_t *second,
+                     uint32_t second_size, uint8_t digest[32]);
+
+#endif

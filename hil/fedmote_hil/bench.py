@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Instruction counts of encoders and of the head's training step, from an emulated board.
+
+Two timers of the board tick once per executed instruction, whatever this machine is busy with. Every run counts loops of known
+length first, every inference is counted once by each timer, and the features are compared with those of the host: a number that
+comes out of here is one of a correct inference, counted correctly. Instructions are not cycles: never quote them as time.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fedmote.errors import ConfigError, DeviceError, DoesNotFitError
+from fedmote.package.boards import Board, board_names, sdk_root
+from fedmote.package.compile import compile_graph
+from fedmote.package.execute import run_int8
+from fedmote.package.file import Package
+from fedmote.package.specimen import random_samples
+from fedmote.wire.regions import samples_region
+from fedmote.wire.schema import Opcode
+from fedmote_hil.build import Image, Program, build
+from fedmote_hil.results import collect_results
+from fedmote_hil.sizes import read_map
+
+# What bench_validate() of the images counts: two timers each, two instructions for each turn of a loop.
+_LOOPS = (1, 1001, 100001)
+_EXPECTED = tuple(2 * turns for turns in _LOOPS for _timer in range(2))
+_KERNEL_WORDS = 8
+_HEAD_ROWS = 6
+_HEAD_WORDS = 5
+_LAST_HEAD_BYTES = 4 * (256 * 10 + 10)
+# What an encoder needs of the SDK besides the kernels of its operators. Kernels that others share begin with "dot" or
+# "requantize", whichever variant the board has.
+_RUNTIME_FILES = ("package.c", "crc32.c", "encoder.c")
+_SHARED_KERNELS = re.compile(r"(dot|requantize)\w*\.c")
+
+
+@dataclass(frozen=True)
+class KernelCounts:
+    """One inference.
+
+    Attributes:
+        kernels: variant of the inner loops: "portable" or a core's name.
+        instructions: of one inference.
+        macs: multiply-accumulates of it.
+        operators: (name, opcode, instructions) of each operator alone.
+        verification: instructions of opening the package: CRC-32 and every bound; a hash would come on top.
+        startup: instructions from the verified package to the first operator.
+        arena_bytes: the encoder's arena and the two structs beside it.
+        flash_bytes: package reader, encoder, the kernels in use and the C library.
+        stack_bytes: deepest stack of one inference.
+    """
+
+    kernels: str
+    instructions: int
+    macs: int
+    operators: tuple[tuple[str, Opcode, int], ...]
+    verification: int
+    startup: int
+    arena_bytes: int
+    flash_bytes: int
+    stack_bytes: int
+
+
+@dataclass(frozen=True)
+class HeadCounts:
+    """Steps of SGD of one head.
+
+    Attributes:
+        inputs, outputs: of the dense layer.
+        batch: samples of one step.
+        instructions: of the whole step.
+        extra_ram_bytes: needed beyond the parameters.
+    """
+
+    inputs: int
+    outputs: int
+    batch: int
+    instructions: int
+    extra_ram_bytes: int
+
+
+def counting_boards() -> list[str]:
+    """Boards on which instructions can be counted."""
+    return [name for name in board_names() if (sdk_root() / "boards" / name / "bench_main.c").is_file()]
+
+
+def count_kernels(board: Board | str, package: Package) -> KernelCounts:
+    """Counts one inference of a package with its host sections.
+
+    Raises:
+        ConfigError: instructions cannot be counted on this board.
+        DoesNotFitError: the package is too large for it.
+        DeviceError: the board refused, miscounted, or computed other features than the host.
+        RigError: a tool is missing, or the build fails.
+    """
+    board = _counting_board(board)
+    _check_fit(board, package)
+    x = random_samples(package.graph, 1, 0)
+    units = compile_graph(package.graph).units
+    words_bytes = 4 * (len(_EXPECTED) + _KERNEL_WORDS + len(units))
+    image = build(board, Program.BENCH_KERNELS, is_checked=True, has_crypto=False)
+    content = {"package": package.device_form(), "samples": samples_region(x.reshape(1, -1), np.zeros(1, np.int64))}
+    blob = _measure(image, content, words_bytes + package.features)
+    verification, startup, first, second, stack, arena, structs, op_count, *each = _checked_words(board, blob[:words_bytes])
+    if first != second:
+        raise DeviceError(f"board {board.name} miscounts: one inference has {first} and {second} instructions")
+    if op_count != len(units):
+        raise DeviceError(f"board {board.name} counted {op_count} operators of {len(units)}")
+    if blob[words_bytes:] != run_int8(package.graph, x).tobytes():
+        raise DeviceError(f"board {board.name} computed other features than the host; nothing was measured")
+    return KernelCounts(
+        kernels=_variant(image),
+        instructions=first,
+        macs=package.header.macs,
+        operators=tuple((name, opcode, count) for (name, opcode, _, _), count in zip(units, each, strict=True)),
+        verification=verification,
+        startup=startup,
+        arena_bytes=arena + structs,
+        flash_bytes=runtime_flash(image, {opcode for _, opcode, _, _ in units}),
+        stack_bytes=stack,
+    )
+
+
+def count_head(board: Board | str) -> list[HeadCounts]:
+    """Counts training steps of heads with 64, 128 and 256 inputs and 10 outputs, batch 1 and 8.
+
+    Raises:
+        ConfigError, DeviceError, RigError: as `count_kernels`.
+    """
+    board = _counting_board(board)
+    words_bytes = 4 * (len(_EXPECTED) + _HEAD_ROWS * _HEAD_WORDS)
+    image = build(board, Program.BENCH_HEAD, is_checked=True, has_crypto=False)
+    blob = _measure(image, {}, words_bytes + _LAST_HEAD_BYTES)
+    if not np.all(np.isfinite(np.frombuffer(blob[words_bytes:], "<f4"))):
+        raise DeviceError(f"board {board.name} trained a head that is not finite; nothing was measured")
+    words = _checked_words(board, blob[:words_bytes])
+    return [HeadCounts(*words[start : start + _HEAD_WORDS]) for start in range(0, len(words), _HEAD_WORDS)]
+
+
+def runtime_flash(image: Image, opcodes: set[Opcode]) -> int:
+    """Bytes of flash of what an encoder with these operators needs, from the linker's map of an image."""
+    sizes = read_map((image.build_directory / f"{Program.BENCH_KERNELS}.map").read_text(encoding="utf-8"))
+    files = {*_RUNTIME_FILES, *(f"{opcode.name.lower()}.c" for opcode in opcodes)}
+    return sum(
+        size
+        for (owner, file), size in sizes.flash.items()
+        if owner == "library" or (owner == "sdk" and (file in files or _SHARED_KERNELS.fullmatch(file)))
+    )
+
+
+def _variant(image: Image) -> str:
+    """The variant of the inner loops, from the names of the files in the image: dot.c, dot_CORE.c."""
+    sizes = read_map((image.build_directory / f"{Program.BENCH_KERNELS}.map").read_text(encoding="utf-8"))
+    found = {match[1] for _, file in sizes.flash if (match := re.fullmatch(r"dot_?(\w*)\.c", file))}
+    return ", ".join(sorted(name.replace("_", "-") or "portable" for name in found))
+
+
+def _counting_board(board: Board | str) -> Board:
+    board = Board.load(board) if isinstance(board, str) else board
+    if board.name not in counting_boards():
+        raise ConfigError(f"board {board.name} cannot count instructions; these can: {', '.join(counting_boards())}")
+    return board
+
+
+def _check_fit(board: Board, package: Package) -> None:
+    needs = {
+        "arena": (package.header.encoder_bytes, board.run_arena_bytes),
+        "flash": (len(package.device_form()), board.region("package").bytes),
+        "samples": (package.header.input_count + 20, board.region("samples").bytes),
+    }
+    for what, (needed, available) in needs.items():
+        if needed > available:
+            raise DoesNotFitError(board.name, what, needed, available)
+
+
+def _measure(image: Image, content: dict[str, bytes], size: int) -> bytes:
+    with tempfile.TemporaryDirectory(prefix="fedmote-bench-") as name:
+        directory = Path(name)
+        files = {region: directory / f"{region}.bin" for region in content}
+        for region, data in content.items():
+            files[region].write_bytes(data)
+        return collect_results(image, files, size, directory, is_counting=True)
+
+
+def _checked_words(board: Board, data: bytes) -> tuple[int, ...]:
+    """The words behind those of the known loops, if these were counted right."""
+    words = struct.unpack(f"<{len(data) // 4}I", data)
+    if words[: len(_EXPECTED)] != _EXPECTED:
+        raise DeviceError(f"board {board.name} miscounts loops of {_EXPECTED} instructions: {words[: len(_EXPECTED)]}")
+    return words[len(_EXPECTED) :]

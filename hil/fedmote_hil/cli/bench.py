@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`fedmote bench`: instruction counts of kernels and of the head, beside those of others."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from fedmote.errors import DoesNotFitError
+from fedmote.package.boards import Board
+from fedmote.package.file import Package
+from fedmote_hil.bench import HeadCounts, KernelCounts, count_head, count_kernels, counting_boards
+from fedmote_hil.models import REFERENCE_MODELS, encoder_package, example_encoders, reference_directory, whole_encoder
+from fedmote_hil.peers import HEAD, KERNELS, NO_FIGURE, Figure
+
+SUMMARY = "count instructions of the kernels or of the head on an emulated board"
+_DEFAULT_BOARD = "stm32f405"
+
+Row = dict[str, Any]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the arguments of the verb."""
+    subjects = parser.add_subparsers(dest="subject", required=True, metavar="kernels|head")
+    kernels = subjects.add_parser("kernels", help="one inference of MLPerf Tiny and example models, or of one model")
+    kernels.add_argument("--model", type=Path, metavar="FILE.tflite|X.fmp", help="this model alone")
+    kernels.add_argument("--per-op", action="store_true", help="the operators of each model as well")
+    head = subjects.add_parser("head", help="training steps of the head")
+    for subject in (kernels, head):
+        subject.add_argument("--board", default=_DEFAULT_BOARD, metavar="BOARD", help=", ".join(counting_boards()))
+        subject.add_argument("--json", action="store_true", help="one JSON object on standard output")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Counts and prints."""
+    board = Board.load(options.board)
+    skipped: list[str] = []
+    if options.subject == "head":
+        rows = [_head_row(board, counts) for counts in count_head(board)]
+    else:
+        rows = [_kernel_row(board, name, counts) for name, counts in _count_models(options.model, board, skipped)]
+    if options.json:
+        sys.stdout.write(json.dumps({"rows": rows, "skipped": skipped}) + "\n")
+        return 0
+    sys.stdout.write("\n".join(_text(rows, options.subject, getattr(options, "per_op", False), skipped)) + "\n")
+    return 0
+
+
+def _count_models(model: Path | None, board: Board, skipped: list[str]) -> Iterator[tuple[str, KernelCounts]]:
+    """Names and counts of one model or of all; those that are absent or too large are named in `skipped`."""
+    if model is not None:
+        package = Package.read(model) if model.suffix == ".fmp" else whole_encoder(model, board)
+        yield model.stem, count_kernels(board, package)
+        return
+    for name, package in _default_models(board, skipped):
+        try:
+            yield name, count_kernels(board, package)
+        except DoesNotFitError as error:
+            skipped.append(f"{name}: {error}")
+
+
+def _default_models(board: Board, skipped: list[str]) -> Iterator[tuple[str, Package]]:
+    for name in REFERENCE_MODELS:
+        path = reference_directory() / f"{name}.tflite"
+        if path.is_file():
+            yield name, whole_encoder(path, board)
+        else:
+            skipped.append(f"{name}: there is no {path}")
+    for name, graph in example_encoders().items():
+        yield name, encoder_package(graph, board, name)
+
+
+def _kernel_row(board: Board, model: str, counts: KernelCounts) -> Row:
+    figures = KERNELS.get(model, {})
+    values = {
+        "instructions": counts.instructions,
+        "verification_instructions": counts.verification,
+        "startup_instructions": counts.startup,
+        "arena_bytes": counts.arena_bytes,
+        "flash_bytes": counts.flash_bytes,
+        "stack_bytes": counts.stack_bytes,
+    }
+    return {
+        "model": model,
+        "board": board.name,
+        "kernels": counts.kernels,
+        "macs": counts.macs,
+        "instructions_per_mac": round(counts.instructions / counts.macs, 3) if counts.macs else None,
+        **values,
+        "operators": [
+            {"name": name, "operator": opcode.name.lower(), "instructions": count} for name, opcode, count in counts.operators
+        ],
+        "peer_instructions": figures.get("instructions", NO_FIGURE).peer,
+        "figures": _compare(values, figures),
+    }
+
+
+def _head_row(board: Board, counts: HeadCounts) -> Row:
+    figures = HEAD.get((counts.inputs, counts.outputs, counts.batch), {})
+    values = {
+        "instructions_per_sample": round(counts.instructions / counts.batch),
+        "extra_ram_bytes": counts.extra_ram_bytes,
+    }
+    return {
+        "board": board.name,
+        "inputs": counts.inputs,
+        "outputs": counts.outputs,
+        "batch": counts.batch,
+        "arithmetic": "float32",
+        **values,
+        "peer_instructions": figures.get("instructions_per_sample", NO_FIGURE).peer,
+        "figures": _compare(values, figures),
+    }
+
+
+def _compare(values: Mapping[str, int], figures: Mapping[str, Figure]) -> list[Row]:
+    """Ours beside the peer's and the targets, for every value that has any."""
+    return [
+        {
+            "what": what,
+            "ours": values[what],
+            "peer": figure.peer,
+            "ratio": None if (ratio := figure.ratio(values[what])) is None else round(ratio, 3),
+            "required": figure.required,
+            "aim": figure.aim,
+            "verdict": figure.verdict(values[what]),
+        }
+        for what, figure in figures.items()
+    ]
+
+
+_KERNEL_COLUMNS = (
+    *("model", "kernels", "macs", "instructions", "instructions_per_mac", "verification_instructions", "startup_instructions"),
+    *("arena_bytes", "flash_bytes", "stack_bytes"),
+)
+_HEAD_COLUMNS = ("inputs", "outputs", "batch", "arithmetic", "instructions_per_sample", "extra_ram_bytes")
+_FIGURE_COLUMNS = ("of", "what", "ours", "peer", "ratio", "required", "aim", "verdict")
+_NOTES = {
+    "kernels": (
+        "Peer: TensorFlow Lite Micro with CMSIS-NN, whole model with its SOFTMAX; ours end in front of it.",
+        "Verification: CRC-32 and all bounds, once per package. Start-up: from there to the first operator.",
+    ),
+    "head": ("Peer: AIfES, dense softmax layer of the same size.",),
+}
+
+
+def _text(rows: list[Row], subject: str, is_per_op: bool, skipped: list[str]) -> list[str]:
+    """Tables for people."""
+    columns = _HEAD_COLUMNS if subject == "head" else _KERNEL_COLUMNS
+    lines = [f"board {rows[0]['board']}: executed instructions, counted in the emulator; not cycles"] if rows else []
+    lines += [*_NOTES[subject], "", *_table(columns, rows)]
+    compared = [{"of": _name(row), **figure} for row in rows for figure in row["figures"]]
+    if compared:
+        lines += ["", *_table(_FIGURE_COLUMNS, compared)]
+    if is_per_op:
+        for row in rows:
+            lines += ["", row["model"], *_table(("name", "operator", "instructions"), row["operators"])]
+    return [*lines, *(f"skipped: {reason}" for reason in skipped)]
+
+
+def _name(row: Row) -> str:
+    return row["model"] if "model" in row else f"{row['inputs']} -> {row['outputs']}, batch {row['batch']}"
+
+
+def _table(columns: tuple[str, ...], rows: list[Row]) -> list[str]:
+    """Columns as wide as their widest cell, numbers to the right."""
+    heads = [column.replace("_", " ") for column in columns]
+    cells = [[_cell(row[column]) for column in columns] for row in rows]
+    widths = [max(len(line[index]) for line in [heads, *cells]) for index in range(len(columns))]
+    is_number = [any(isinstance(row[column], int | float) for row in rows) for column in columns]
+    return [
+        "  ".join(
+            text.rjust(width) if right else text.ljust(width) for text, width, right in zip(line, widths, is_number, strict=True)
+        ).rstrip()
+        for line in [heads, *cells]
+    ]
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.2f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)

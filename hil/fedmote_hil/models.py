@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Models to measure or to run whole: `.tflite` files as packages, and encoders of the example models without torch."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from fedmote.errors import ConfigError
+from fedmote.package import tflite_reader
+from fedmote.package.boards import Board, sdk_root
+from fedmote.package.execute import observe
+from fedmote.package.file import Package, build_package
+from fedmote.package.geometry import output_shape
+from fedmote.package.graph import Activation, Activations, Graph, HeadLayer, Op, OpKind
+from fedmote.package.quantize import quantize
+
+# The MLPerf Tiny models that are measured, by the names of their files.
+REFERENCE_MODELS = ("kws_ref_model", "pretrainedResnet_quant", "ad01_int8")
+
+
+def reference_directory() -> Path:
+    """Where the MLPerf Tiny models are looked for: below FEDMOTE_SHARED, or below `shared` beside the checkout."""
+    return Path(os.environ.get("FEDMOTE_SHARED", sdk_root().parents[1] / "shared")) / "models" / "mlperf_tiny"
+
+
+def read_model(path: Path) -> bytes:
+    """The bytes of a model's file.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from error
+
+
+def whole_encoder(path: Path, board: Board) -> Package:
+    """The package whose encoder is a whole `.tflite` file, up to the SOFTMAX if it ends with one.
+
+    Raises:
+        ConfigError: the file cannot be read.
+        PackageError, UnsupportedOpError: it cannot be understood.
+    """
+    content = read_model(path)
+    has_softmax = tflite_reader.has_softmax(content, path.name)
+    if has_softmax:
+        sys.stderr.write(f"{path.name}: the output is that in front of the SOFTMAX at the end\n")
+    graph = tflite_reader.read(content, path.name, is_softmax_dropped=has_softmax)
+    return encoder_package(graph, board, path.stem)
+
+
+def encoder_package(graph: Graph, board: Board, model_id: str) -> Package:
+    """A package of an int8 encoder, with a head of zeros that nobody asks for."""
+    features = math.prod(graph.activations[graph.output].shape)
+    head = {"weight": np.zeros((1, features), np.float32), "bias": np.zeros(1, np.float32)}
+    return build_package(None, graph, [HeadLayer("weight", "bias", features, 1)], head, {}, board, model_id, 0)
+
+
+def example_encoders() -> dict[str, Graph]:
+    """Int8 encoders of the shapes of `fedmote.lab.models`, random weights: what they cost depends on the shapes alone."""
+    digits = _Chain((1, 8, 8, 1)).conv(8, (3, 3)).conv(16, (3, 3)).pool((2, 2)).conv(48, (3, 3)).pool((2, 2))
+    windows = _Chain((1, 1, 128, 9))
+    for outputs in (16, 32, 64):
+        windows = windows.conv(outputs, (1, 5)).pool((1, 2))
+    return {"digits_cnn": digits.averaged(), "har_cnn": windows.averaged()}
+
+
+@dataclass
+class _Chain:
+    """A float graph to which layers are appended."""
+
+    shape: tuple[int, ...]
+    ops: list[Op] = field(default_factory=list)
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
+
+    def __post_init__(self) -> None:
+        self.shapes["x"] = self.shape
+
+    @property
+    def last(self) -> str:
+        return self.ops[-1].output if self.ops else "x"
+
+    def conv(self, outputs: int, kernel: tuple[int, int]) -> _Chain:
+        """SAME padding, ReLU."""
+        weights = self.rng.normal(0, 0.2, (outputs, *kernel, self.shape[3])).astype(np.float32)
+        bias = self.rng.normal(0, 0.1, outputs).astype(np.float32)
+        op = self._op(OpKind.CONV_2D)
+        return self._add(replace(op, kernel=kernel, padding="SAME", activation=Activation.RELU, weights=weights, bias=bias))
+
+    def pool(self, window: tuple[int, int]) -> _Chain:
+        """The largest of each window, windows beside each other."""
+        return self._add(replace(self._op(OpKind.MAX_POOL_2D), kernel=window, stride=window, padding="VALID"))
+
+    def averaged(self) -> Graph:
+        """The finished graph: the mean over height and width of what there is, in int8."""
+        self._add(self._op(OpKind.MEAN), (1, self.shape[3]))
+        graph = Graph("x", self.last, {name: Activations(name, shape) for name, shape in self.shapes.items()}, tuple(self.ops))
+        return quantize(graph, observe(graph, self.rng.normal(size=(16, *self.shapes["x"][1:])).astype(np.float32)))
+
+    def _op(self, kind: OpKind) -> Op:
+        name = f"{kind.value.lower()}{len(self.ops)}"
+        return Op(kind, name, (self.last,), name)
+
+    def _add(self, op: Op, declared: tuple[int, ...] = ()) -> _Chain:
+        self.shape = self.shapes[op.output] = output_shape(op, self.shapes, declared)
+        self.ops.append(op)
+        return self

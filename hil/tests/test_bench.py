@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+import argparse
+import json
+import struct
+
+import numpy as np
+import pytest
+
+from fedmote.errors import ConfigError, DeviceError, DoesNotFitError
+from fedmote.package.boards import Board
+from fedmote.package.specimen import random_int8_graph
+from fedmote.wire.schema import Opcode
+from fedmote_hil import bench
+from fedmote_hil.build import Program, build
+from fedmote_hil.cli import bench as bench_verb
+from fedmote_hil.models import REFERENCE_MODELS, encoder_package, example_encoders
+from fedmote_hil.peers import Figure
+from fedmote_hil.results import collect_results
+
+from .rig import emulator_test
+
+BOARD = "stm32f405"
+
+
+def _package(seed=3):
+    return encoder_package(random_int8_graph(seed), Board.load(BOARD), "specimen")
+
+
+def _said(*arguments):
+    parser = argparse.ArgumentParser()
+    bench_verb.add_arguments(parser)
+    return bench_verb.run(parser.parse_args(list(arguments)))
+
+
+@emulator_test
+def test_both_timers_count_a_loop_of_known_length_exactly_and_two_runs_agree(tmp_path):
+    image = build(BOARD, Program.BENCH_HEAD, is_checked=True, has_crypto=False)
+    blobs = [collect_results(image, {}, 4 * 36, tmp_path, is_counting=True) for _ in range(2)]
+    assert struct.unpack("<6I", blobs[0][:24]) == (2, 2, 2002, 2002, 200002, 200002)
+    assert blobs[0] == blobs[1]
+
+
+@emulator_test
+def test_counts_of_one_package_do_not_change_and_operators_add_up():
+    counts = bench.count_kernels(BOARD, _package())
+    assert counts == bench.count_kernels(BOARD, _package())
+    alone = sum(count for _, _, count in counts.operators)
+    # Stopping in front of the next operator costs a call and a reading of its record.
+    assert 0 <= alone - counts.instructions <= 400 * len(counts.operators)
+
+
+@emulator_test
+def test_a_clock_that_is_not_driven_by_instructions_is_noticed(monkeypatch):
+    def by_the_wall(*arguments, is_counting):
+        assert is_counting
+        return collect_results(*arguments)
+
+    monkeypatch.setattr(bench, "collect_results", by_the_wall)
+    with pytest.raises(DeviceError, match="miscounts loops"):
+        bench.count_kernels(BOARD, _package())
+
+
+@emulator_test
+def test_an_inference_with_other_features_is_not_measured(monkeypatch):
+    monkeypatch.setattr(bench, "run_int8", lambda graph, x: np.zeros(1, np.int8))
+    with pytest.raises(DeviceError, match="other features"):
+        bench.count_kernels(BOARD, _package())
+
+
+@emulator_test
+def test_flash_counts_only_the_kernels_of_the_operators_in_use():
+    image = build(BOARD, Program.BENCH_KERNELS, is_checked=True, has_crypto=False)
+    dense = bench.runtime_flash(image, {Opcode.FULLY_CONNECTED})
+    both = bench.runtime_flash(image, {Opcode.FULLY_CONNECTED, Opcode.CONV_2D})
+    assert 2000 < dense < both < 12000
+
+
+@emulator_test
+def test_the_head_is_counted_for_all_sizes_and_batches():
+    counts = bench.count_head(BOARD)
+    assert [(c.inputs, c.outputs, c.batch) for c in counts] == [(n, 10, batch) for n in (64, 128, 256) for batch in (1, 8)]
+    assert all(c.instructions > 2 * c.batch * c.inputs * c.outputs for c in counts)
+
+
+def test_a_board_that_cannot_count_is_refused_with_those_that_can():
+    with pytest.raises(ConfigError, match="posix cannot count instructions; these can: stm32f405"):
+        bench.count_head("posix")
+
+
+def test_a_model_too_large_for_the_board_is_refused_before_anything_is_built():
+    package = _package()
+    package.header.__dict__["encoder_bytes"] = 1 << 20
+    with pytest.raises(DoesNotFitError, match="arena needs 1048576 bytes"):
+        bench.count_kernels(BOARD, package)
+
+
+@emulator_test
+def test_absent_and_too_large_models_are_named_and_the_rest_is_counted(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("FEDMOTE_SHARED", str(tmp_path))
+
+    def refuse_windows(board, package):
+        if package.header.input_count > 64:
+            raise DoesNotFitError(board.name, "arena", 2, 1)
+        return bench.count_kernels(board, package)
+
+    monkeypatch.setattr(bench_verb, "count_kernels", refuse_windows)
+    assert _said("kernels", "--json") == 0
+    said = json.loads(capsys.readouterr().out)
+    assert [row["model"] for row in said["rows"]] == ["digits_cnn"]
+    assert [reason.split(":")[0] for reason in said["skipped"]] == [*REFERENCE_MODELS, "har_cnn"]
+
+
+@emulator_test
+def test_one_model_is_counted_by_operator_and_printed(tmp_path, capsys):
+    (tmp_path / "digits.fmp").write_bytes(encoder_package(example_encoders()["digits_cnn"], Board.load(BOARD), "d").to_bytes())
+    assert _said("kernels", "--model", str(tmp_path / "digits.fmp"), "--per-op") == 0
+    said = capsys.readouterr().out
+    assert "max_pool_2d" in said
+    assert said.startswith(f"board {BOARD}")
+
+
+@pytest.mark.parametrize(
+    ("figure", "value", "verdict"),
+    [
+        (Figure(100, 50, 10), 10, "aim met"),
+        (Figure(100, 50, 10), 50, "required met"),
+        (Figure(100, 50, 10), 51, "MISSED"),
+        (Figure(100), 99, "below peer"),
+        (Figure(100), 100, "ABOVE PEER"),
+        (Figure(), 1, ""),
+    ],
+)
+def test_a_value_is_judged_by_its_targets_or_else_by_the_peer(figure, value, verdict):
+    assert figure.verdict(value) == verdict
+    assert figure.ratio(value) == (None if figure.peer is None else value / 100)
