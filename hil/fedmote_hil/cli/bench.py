@@ -18,6 +18,11 @@ from fedmote_hil.models import REFERENCE_MODELS, encoder_package, example_encode
 from fedmote_hil.peers import HEAD, KERNELS, NO_FIGURE, Figure
 
 SUMMARY = "count instructions of the kernels or of the head on an emulated board"
+EXAMPLES = """examples:
+  fedmote bench kernels                                 MLPerf Tiny and example models, on the reference board
+  fedmote bench kernels --model X.fmp --per-op          one model, operator by operator
+  fedmote bench head --json                             training steps of the head
+"""
 _DEFAULT_BOARD = "stm32f405"
 
 Row = dict[str, Any]
