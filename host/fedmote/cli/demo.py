@@ -70,12 +70,19 @@ def run(options: argparse.Namespace) -> int:
     """Plays the demonstration. An interrupt ends every process that was started."""
     choice = check(options)
     if options.out is not None:
-        options.out.mkdir(parents=True, exist_ok=True)
+        _make(options.out)
         _play(options, choice, options.out.resolve())
     else:
         with tempfile.TemporaryDirectory(prefix="fedmote-demo-") as directory:
             _play(options, choice, Path(directory))
     return 0
+
+
+def _make(directory: Path) -> None:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--out {directory}: cannot be made ({error.strerror})") from error
 
 
 def check(options: argparse.Namespace) -> Choice:

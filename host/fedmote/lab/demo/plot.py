@@ -17,7 +17,7 @@ def draw(report: Report, path: Path) -> None:
     """Write a PNG; with several seeds the band is from the lowest to the highest.
 
     Raises:
-        ConfigError: matplotlib is not installed.
+        ConfigError: matplotlib is not installed, or the file cannot be written.
     """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -38,7 +38,10 @@ def draw(report: Report, path: Path) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
-    figure.savefig(path, dpi=120)
+    try:
+        figure.savefig(path, dpi=120)
+    except OSError as error:
+        raise ConfigError(f"the plot cannot be written to {path} ({error.strerror}); name a directory with --out") from error
 
 
 def _line(axes: object, curves: list[list[float]], label: str, colour: str, style: str) -> None:
