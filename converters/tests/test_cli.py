@@ -198,7 +198,7 @@ def test_a_full_disk_changes_nothing_that_was_there(run, tmp_path, monkeypatch):
 def test_an_output_that_is_a_file_is_refused(run, tmp_path):
     (tmp_path / "file").write_text("mine")
 
-    with pytest.raises(ConfigError, match=r"-o .*file: cannot be written"):
+    with pytest.raises(ConfigError, match=r"-o .*file: found a file, expected a directory"):
         run(output=tmp_path / "file")
 
     assert (tmp_path / "file").read_text() == "mine"
