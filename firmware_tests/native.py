@@ -126,6 +126,7 @@ def library() -> ctypes.CDLL:
     lib = ctypes.CDLL(str(compile_c("libcore.so", core_sources(), flags)))
     lib.fedmote_head_loss.restype = ctypes.c_float
     lib.fedmote_head_batch_add.restype = ctypes.c_float
+    lib.fedmote_head_step.restype = ctypes.c_float
     lib.fedmote_encoder_input.restype = ctypes.c_void_p
     lib.fedmote_encoder_features.restype = ctypes.c_void_p
     lib.fedmote_draw.restype = ctypes.c_uint32

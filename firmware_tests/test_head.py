@@ -49,6 +49,13 @@ class CHead:
         lib.fedmote_head_batch_end(head, ctypes.c_float(learning_rate))
         return losses
 
+    def single_step(self, features: np.ndarray, labels: np.ndarray, learning_rate: float) -> list[float]:
+        step = library().fedmote_head_step
+        return [
+            step(ctypes.byref(self._struct), x.tobytes(), int(y), ctypes.c_float(learning_rate))
+            for x, y in zip(features, labels, strict=True)
+        ]
+
 
 def problem(seed: int, count: int, inputs: int = 64, outputs: int = 10) -> tuple[np.ndarray, ...]:
     """Weight, bias, int8 features (count, inputs), labels (count,)."""
@@ -91,6 +98,18 @@ def test_ten_sgd_steps_equal_torch(batch: int, momentum: float) -> None:
     expected = torch.cat([layer.weight.ravel(), layer.bias]).detach().numpy()
     assert not np.allclose(expected[: weight.size], weight.ravel(), rtol=1e-3)
     assert_close(head.parameters, expected)
+
+
+@pytest.mark.parametrize("inputs", [61, 64])
+def test_single_steps_equal_mini_batches_of_one_without_momentum_and_leave_the_velocity(inputs: int) -> None:
+    weight, bias, features, labels = problem(seed=6, count=20, inputs=inputs)
+    single, batched = CHead(weight, bias), CHead(weight, bias)
+    losses = single.single_step(features, labels, 0.01)
+    expected = [batched.sgd_step(x[None], y[None], 0.01, 0.0)[0] for x, y in zip(features, labels, strict=True)]
+
+    assert losses == pytest.approx(expected, rel=1e-5)
+    assert_close(single.parameters, batched.parameters)
+    assert not single.velocity.any()
 
 
 def test_gradient_equals_differences_of_the_loss() -> None:

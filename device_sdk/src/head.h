@@ -35,4 +35,7 @@ float fedmote_head_batch_add(struct fedmote_head *head, const int8_t *features, 
 /* Closes it: parameters -= learning_rate * velocity. */
 void fedmote_head_batch_end(struct fedmote_head *head, float learning_rate);
 
+/* A mini-batch of one sample without momentum, which needs no velocity; returns the loss before it. */
+float fedmote_head_step(struct fedmote_head *head, const int8_t *features, uint32_t label, float learning_rate);
+
 #endif

@@ -324,8 +324,15 @@ static int32_t find_features(struct fedmote_round *round, const int8_t **feature
     return encode_piece(round, round->cursor);
 }
 
+/* Such a mini-batch changes the parameters at once. */
+static bool is_single(const struct fedmote_round *round) {
+    return round->batch_size == 1U && round->plan.momentum == 0.0f;
+}
+
 static void end_batch(struct fedmote_round *round) {
-    fedmote_head_batch_end(&round->head, round->plan.learning_rate);
+    if (!is_single(round)) {
+        fedmote_head_batch_end(&round->head, round->plan.learning_rate);
+    }
     if (round->epoch_left == 0) {
         round->epoch++;
     }
@@ -342,7 +349,9 @@ static int32_t train_sample(struct fedmote_round *round) {
         return status;
     }
     uint32_t label = fedmote_round_labels(round)[round->cursor];
-    round->last_loss_sum += fedmote_head_batch_add(&round->head, features, label, round->batch_size);
+    round->last_loss_sum += is_single(round)
+                                ? fedmote_head_step(&round->head, features, label, round->plan.learning_rate)
+                                : fedmote_head_batch_add(&round->head, features, label, round->batch_size);
     round->last_trained++;
     round->trained++;
     round->cursor++;
@@ -361,7 +370,9 @@ static int32_t work_train(struct fedmote_round *round) {
         }
         uint32_t batch = round->plan.batch;
         round->batch_size = round->batch_left = batch < round->epoch_left ? batch : round->epoch_left;
-        fedmote_head_batch_begin(&round->head, round->plan.momentum);
+        if (!is_single(round)) {
+            fedmote_head_batch_begin(&round->head, round->plan.momentum);
+        }
         return FEDMOTE_BUSY;
     }
     uint32_t cost = 2 * round->package.head_parameters;

@@ -8,7 +8,7 @@ comes out of here is one of a correct inference, counted correctly. Instructions
 
 from __future__ import annotations
 
-import re
+import functools
 import struct
 import tempfile
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ from fedmote.wire.regions import samples_region
 from fedmote.wire.schema import Opcode
 from fedmote_hil.build import Image, Program, build
 from fedmote_hil.results import collect_results
-from fedmote_hil.sizes import read_map
+from fedmote_hil.sizes import Sizes, read_map
 
 # What bench_validate() of the images counts: two timers each, two instructions for each turn of a loop.
 _LOOPS = (1, 1001, 100001)
@@ -35,10 +35,8 @@ _KERNEL_WORDS = 8
 _HEAD_ROWS = 6
 _HEAD_WORDS = 5
 _LAST_HEAD_BYTES = 4 * (256 * 10 + 10)
-# What an encoder needs of the SDK besides the kernels of its operators. Kernels that others share begin with "dot" or
-# "requantize", whichever variant the board has.
-_RUNTIME_FILES = ("package.c", "crc32.c", "encoder.c")
-_SHARED_KERNELS = re.compile(r"(dot|requantize)\w*\.c")
+# What an encoder needs of the SDK besides the kernels of its operators: the reader, and what kernels share.
+_RUNTIME_FILES = ("package", "crc32", "encoder", "dot", "requantize")
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,7 @@ class KernelCounts:
     """One inference.
 
     Attributes:
-        kernels: variant of the inner loops: "portable" or a core's name.
+        kernels: variant of the kernels: "portable" or the name of a folder below device_sdk/variants.
         instructions: of one inference.
         macs: multiply-accumulates of it.
         operators: (name, opcode, instructions) of each operator alone.
@@ -146,20 +144,36 @@ def count_head(board: Board | str) -> list[HeadCounts]:
 
 def runtime_flash(image: Image, opcodes: set[Opcode]) -> int:
     """Bytes of flash of what an encoder with these operators needs, from the linker's map of an image."""
-    sizes = read_map((image.build_directory / f"{Program.BENCH_KERNELS}.map").read_text(encoding="utf-8"))
-    files = {*_RUNTIME_FILES, *(f"{opcode.name.lower()}.c" for opcode in opcodes)}
+    needed = {*_RUNTIME_FILES, *(opcode.name.lower() for opcode in opcodes)}
     return sum(
         size
-        for (owner, file), size in sizes.flash.items()
-        if owner == "library" or (owner == "sdk" and (file in files or _SHARED_KERNELS.fullmatch(file)))
+        for (owner, file), size in _map_of(image).flash.items()
+        if owner == "library" or (owner == "sdk" and _without_variant(file)[0] in needed)
     )
 
 
+def _map_of(image: Image) -> Sizes:
+    return read_map((image.build_directory / f"{image.path.stem}.map").read_text(encoding="utf-8"))
+
+
+def _without_variant(file: str) -> tuple[str, str]:
+    """Name of a kernel and of its variant, from the name of its file: conv_2d.c, conv_2d_cortex_m_dsp.c."""
+    name = file.removesuffix(".c")
+    for variant in _variants():
+        if name.endswith(f"_{variant}"):
+            return name.removesuffix(f"_{variant}"), variant
+    return name, "portable"
+
+
+@functools.cache
+def _variants() -> tuple[str, ...]:
+    return tuple(sorted(path.name for path in (sdk_root() / "variants").iterdir()))
+
+
 def _variant(image: Image) -> str:
-    """The variant of the inner loops, from the names of the files in the image: dot.c, dot_CORE.c."""
-    sizes = read_map((image.build_directory / f"{Program.BENCH_KERNELS}.map").read_text(encoding="utf-8"))
-    found = {match[1] for _, file in sizes.flash if (match := re.fullmatch(r"dot_?(\w*)\.c", file))}
-    return ", ".join(sorted(name.replace("_", "-") or "portable" for name in found))
+    """The variant of the kernels in an image."""
+    found = {_without_variant(file)[1] for owner, file in _map_of(image).flash if owner == "sdk"} - {"portable"}
+    return ", ".join(sorted(found)) or "portable"
 
 
 def _counting_board(board: Board | str) -> Board:

@@ -40,6 +40,7 @@ _SOURCE_PATTERNS = (
     "cmake/**/*",
     "include/**/*",
     "src/**/*",
+    "variants/**/*",
     "ports/**/*",
     "boards/**/*",
     "examples/**/*",

@@ -8,8 +8,8 @@
  *
  * All kernels have one form: fedmote_NAME(op, weights, memory, first, end) does the units [first, end) of the operator.
  * `weights` is the section of that name, `memory` the encoder's arena. Units do not depend on each other, so that an
- * operator can be interrupted after any of them. A variant for one core (DSP, Helium) has the same prototypes, replaces
- * the file of the portable kernel in the build and passes the same tests.
+ * operator can be interrupted after any of them. A variant for one kind of core (variants/) has the same prototypes,
+ * replaces the file of the portable kernel in the build and passes the same tests.
  *
  * Shapes are NHWC with batch 1. real = scale * (q - zero_point); the scales are folded into multiplier and shift.
  */
