@@ -1,10 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Child processes that cannot outlive us.
-
-Devices and emulators are started under a few lines of shell that hold the reading end of a pipe. When the writing end closes,
-because we asked or because this process died in whatever way, the shell kills its child. Unlike the kernel's
-parent-death signal this does not depend on which thread started the child.
-"""
+"""Programs of devices and emulators: children that cannot outlive us, ended as by a power cut."""
 
 from __future__ import annotations
 
@@ -12,20 +7,8 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+from fedmote import supervised
 from fedmote.errors import RigError
-
-# stdin becomes descriptor 3, which only the watcher reads: it ends when the last writer is gone.
-_SUPERVISOR = """
-exec 3<&0 0</dev/null
-"$@" 3<&- &
-child=$!
-( read -r line <&3; kill -9 $child ) 2>/dev/null &
-watcher=$!
-wait $child
-status=$?
-kill $watcher 2>/dev/null
-exit $status
-"""
 
 
 class Child:
@@ -46,13 +29,7 @@ class Child:
         self.stdout, self.stderr = directory / "stdout.txt", directory / "stderr.txt"
         with self.stdout.open("wb") as out, self.stderr.open("wb") as err:
             try:
-                self._process = subprocess.Popen(
-                    ["/bin/sh", "-c", _SUPERVISOR, "fedmote", *command],
-                    stdin=subprocess.PIPE,
-                    stdout=out,
-                    stderr=err,
-                    start_new_session=True,  # an interrupt at the terminal is ours to handle
-                )
+                self._process = supervised.start(command, out, err)
             except OSError as error:
                 raise RigError(f"{command[0]} cannot be started: {error}") from error
 

@@ -9,12 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmote.arrays import load_npz
-from fedmote.errors import ConfigError
+from fedmote.errors import ConfigError, ConversionError
 from fedmote.package.file import Package
+from fedmote.package.inputs import arrange
 from fedmote.package.quantize import quantize_input
-
-# How axes of torch's layouts move to the graph's; what is not here keeps its order.
-_CHANNELS_LAST = {"nchw": (0, 2, 3, 1), "ncw": (0, 2, 1)}
 
 
 def load_data(path: Path) -> tuple[NDArray[np.generic], NDArray[np.int64]]:
@@ -55,8 +53,10 @@ def board_samples(x: NDArray[np.generic], package: Package | None, origin: Path 
 
 def _quantized(x: NDArray[np.float32], package: Package, origin: Path | str) -> NDArray[np.int8]:
     graph, layout = package.graph, package.host.input_layout
-    order = _CHANNELS_LAST.get(layout, tuple(range(x.ndim)))
-    shape = graph.activations[graph.input].shape[1:]
-    if x.ndim != len(order) or int(np.prod(x.shape[1:])) != int(np.prod(shape)):
-        raise ConfigError(f"{origin}: samples have shape {x.shape[1:]} ({layout}), the package's input is {shape}, channels last")
-    return quantize_input(graph, np.ascontiguousarray(x.transpose(order)).reshape(len(x), *shape))
+    shape = graph.activations[graph.input].shape
+    if layout == "as_is" and int(np.prod(x.shape[1:])) == int(np.prod(shape)):
+        x = x.reshape(len(x), *shape[1:])  # an imported model says nothing of axes: flattened samples will do
+    try:
+        return quantize_input(graph, arrange(x, layout, shape))
+    except ConversionError as error:
+        raise ConfigError(f"{origin}: {error}") from error

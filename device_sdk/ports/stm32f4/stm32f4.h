@@ -30,7 +30,6 @@ void stm32_sleep(void); /* until an interrupt, at most 1 ms */
 void stm32_uart_start(void);
 int32_t stm32_uart_read(uint8_t *bytes, uint32_t capacity);
 int32_t stm32_uart_write(const uint8_t *bytes, uint32_t size);
-uint32_t stm32_uart_lost(void);           /* bytes that found the ring full or overran the receiver since start */
 void stm32_uart_say(const char *message); /* waits until all is out; for messages before and after fedmote runs */
 
 /* flash.c: two package slots. On the part they are flash sectors; where the flash controller does not answer they are

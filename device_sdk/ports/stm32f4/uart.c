@@ -21,7 +21,6 @@ struct ring {
 };
 
 static struct ring received, sending;
-static volatile uint32_t lost;
 
 static bool ring_put(struct ring *ring, uint8_t byte) {
     if (ring->head - ring->tail == STM32_UART_RING) {
@@ -57,11 +56,9 @@ void usart1_handler(void) {
      */
     if ((flags & (USART_SR_RECEIVED | USART_SR_OVERRUN)) != 0U) {
         uint8_t byte = (uint8_t)USART1_DR;
-        if ((flags & USART_SR_OVERRUN) != 0U) {
-            lost++;
-        }
-        if ((flags & USART_SR_RECEIVED) != 0U && !ring_put(&received, byte)) {
-            lost++;
+        if ((flags & USART_SR_RECEIVED) != 0U) {
+            (void)ring_put(&received,
+                           byte); /* a full ring loses the byte; the frame that it was part of is asked for again */
         }
     }
     if ((USART1_CR1 & USART_CR1_SENDABLE_INTERRUPT) != 0U) {
@@ -104,8 +101,6 @@ int32_t stm32_uart_write(const uint8_t *bytes, uint32_t size) {
     }
     return (int32_t)count;
 }
-
-uint32_t stm32_uart_lost(void) { return lost; }
 
 void stm32_uart_say(const char *message) {
     for (; *message != '\0'; message++) {

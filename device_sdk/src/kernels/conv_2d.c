@@ -3,8 +3,8 @@
  * 2-D convolution. The taps of one kernel row are neighbours in memory, in the input as in the weights (unless the
  * kernel is dilated), so an output is a handful of long dot products.
  */
+#include "conv_rows.h"
 #include "dot.h"
-#include "requantize.h"
 
 /* All output channels of one position, four at a time while there are as many: out s8[out_c]. */
 static void convolve(const struct fedmote_conv *op, const struct fedmote_scaling *scaling,
@@ -30,19 +30,5 @@ static void convolve(const struct fedmote_conv *op, const struct fedmote_scaling
 
 void fedmote_conv_2d(const struct fedmote_conv *op, const uint8_t *weights, int8_t *memory, uint32_t first,
                      uint32_t end) {
-    const int8_t *input = memory + op->op.input_offset;
-    const int8_t *w = (const int8_t *)(weights + op->channels.weights);
-    const struct fedmote_scaling scaling =
-        fedmote_scaling_of(&op->channels, weights, op->output_zero_point, op->activation_min, op->activation_max);
-    int8_t *output = memory + op->op.output_offset + first * op->out_w * op->out_c;
-    for (uint32_t y = first; y < end; y++) {
-        const struct fedmote_window rows =
-            fedmote_window_at(y, op->stride_h, op->pad_top, op->kernel_h, op->dilation_h, op->in_h);
-        for (uint32_t x = 0; x < op->out_w; x++, output += op->out_c) {
-            const struct fedmote_window columns =
-                fedmote_window_at(x, op->stride_w, op->pad_left, op->kernel_w, op->dilation_w, op->in_w);
-            const struct fedmote_patch patch = fedmote_patch_at(op, input, op->in_c, &rows, &columns);
-            convolve(op, &scaling, &patch, w, output);
-        }
-    }
+    fedmote_conv_rows(op, weights, memory, first, end, op->in_c, convolve);
 }

@@ -50,14 +50,14 @@ def arrange(x: NDArray[Any], layout: str, shape: tuple[int, ...]) -> NDArray[Any
     """
     axes = _TRANSPOSITIONS.get(layout, tuple(range(x.ndim)))
     if x.ndim != len(axes):
-        raise ConversionError(f"samples of shape {x.shape[1:]} do not suit the layout {layout} of the model's input {shape[1:]}")
+        raise ConversionError(
+            f"samples have shape {x.shape[1:]}, which is not {layout}; the model's input is {shape[1:]}, channels last"
+        )
     arranged = x.transpose(axes)
     if layout == "ncw":
         arranged = arranged[:, None]
     if arranged.shape[1:] != shape[1:]:
-        raise ConversionError(
-            f"samples of shape {x.shape[1:]} ({layout}) do not suit the model's input {shape[1:]}, channels last"
-        )
+        raise ConversionError(f"samples have shape {x.shape[1:]} ({layout}), the model's input is {shape[1:]}, channels last")
     return np.ascontiguousarray(arranged)
 
 

@@ -27,6 +27,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from fedmote import supervised
 from fedmote.config import CellConfig, Credentials, load
 from fedmote.errors import ConfigError, TransportError
 from fedmote.wire.schema import Channel
@@ -41,18 +42,6 @@ _SALT_BYTES = 12
 _PASSWORD_BYTES = 24
 _PORT_ATTEMPTS = 5
 _PLACES = ("/usr/sbin", "/usr/local/sbin", "/opt/homebrew/sbin")  # not on everybody's PATH
-
-# The broker under a shell that listens to a pipe: a line on it asks for an orderly end, its end (ours, in whatever way)
-# kills. Unlike the kernel's parent-death signal this does not depend on the thread that started it.
-_UNDER_WATCH = """
-exec 3<&0 </dev/null
-"$@" 3<&- &
-broker=$!
-{ if read -r line <&3; then kill "$broker"; else kill -9 "$broker"; fi; } 2>/dev/null &
-watch=$!
-wait "$broker"
-kill "$watch" 2>/dev/null
-"""
 
 
 def find_mosquitto() -> Path | None:
@@ -225,7 +214,7 @@ class PrivateBroker:
         is_first = self._files is None
         for _ in range(_PORT_ATTEMPTS if is_first else 1):
             if is_first:  # another process may take a port between our look and the broker's
-                self._files = write_broker_files(self._directory, self._site, self._cells, tcp_port=_free_tcp_port())
+                self._files = write_broker_files(self._directory, self._site, self._cells, tcp_port=supervised.free_tcp_port())
             self._launch(program)
             if self._is_accepting():
                 return
@@ -262,14 +251,7 @@ class PrivateBroker:
 
     def _launch(self, program: Path) -> None:
         with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                ["/bin/sh", "-c", _UNDER_WATCH, "fedmote", program, "-c", self.files.configuration],
-                bufsize=0,
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,  # Ctrl-C is ours to handle
-            )
+            self._process = supervised.start([program, "-c", self.files.configuration], log, log)
 
     def _is_accepting(self) -> bool:
         host, tcp_port = self.url.removeprefix("mqtt://").split(":")
@@ -316,9 +298,3 @@ def _configuration(files: BrokerFiles, host: str, tcp_port: int) -> str:
         "log_type notice",
     ]
     return "\n".join(lines) + "\n"
-
-
-def _free_tcp_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

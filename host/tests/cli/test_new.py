@@ -70,7 +70,8 @@ def test_bad_arguments_leave_nothing_behind(tmp_path, arguments):
 @pytest.mark.broker
 @pytest.mark.skipif(find_mosquitto() is None, reason="mosquitto is not installed")
 def test_broker_coordinator_partner_and_device_start_from_it_and_merge_rounds(tmp_path):
-    from fedmote.lab.demo.fleet import Fleet, free_tcp_port
+    from fedmote.lab.demo.fleet import Fleet
+    from fedmote.supervised import free_tcp_port
 
     port = free_tcp_port()
     target = tmp_path / "desk"

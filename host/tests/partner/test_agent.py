@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from fedmote.config import PartnerConfig, PartnerDevice
-from fedmote.lab.demo.fleet import free_tcp_port
 from fedmote.lab.models import digits_cnn
 from fedmote.package.boards import Board
 from fedmote.partner.agent import PartnerAgent
@@ -16,6 +15,7 @@ from fedmote.partner.session import blob_hash
 from fedmote.partner.state import PartnerState
 from fedmote.partner.training import read_tensors
 from fedmote.partner.update import MANIFEST_KEY, Trainer
+from fedmote.supervised import free_tcp_port
 from fedmote.tensors import dump_safetensors, load_safetensors
 from fedmote.transport.link import LinkServer, SerialLink
 from fedmote.wire.blobs import encode_selected_samples

@@ -21,9 +21,10 @@ from typing import Any, Literal
 from fedmote.config import CellConfig
 from fedmote.errors import DeviceError
 from fedmote.lab.demo.data import CELLS
-from fedmote.lab.demo.fleet import Fleet, Process, free_tcp_port
+from fedmote.lab.demo.fleet import Fleet, Process
 from fedmote.lab.demo.prepare import Materials
 from fedmote.lab.demo.settings import DemoSettings
+from fedmote.supervised import free_tcp_port
 from fedmote.transport.broker import PrivateBroker
 
 SITE = "demo"

@@ -1,15 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Processes of the demonstration: the real commands, in a work directory, none of which can outlive the demonstration.
 
-Each process runs under a few lines of shell that watch a pipe to us. When the pipe closes, because we are done or because we
-died in whatever way, the shell ends its process: politely, then at once. So an interrupt leaves no broker, no emulator and no
-partner behind, and needs no list of process ids.
+Each is supervised: when we are done, or died in whatever way, it is ended, politely first. So an interrupt leaves no broker, no
+emulator and no partner behind.
 """
 
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -18,21 +16,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from fedmote import supervised
 from fedmote.errors import DeviceError, FedmoteError, RoundError
 
-# Descriptor 3 is the pipe. A process that ignores SIGTERM for so long is killed.
+# A process that ignores SIGTERM for so long is killed.
 _GRACE_S = 5
-_WATCHED = f"""
-exec 3<&0 </dev/null
-"$@" 3<&- &
-child=$!
-{{ read -r _ <&3; kill "$child"; sleep {_GRACE_S} 3<&-; kill -9 "$child"; }} 2>/dev/null &
-watch=$!
-wait "$child"
-status=$?
-kill "$watch" 2>/dev/null
-exit "$status"
-"""
 _POLL_S = 0.05
 # How much of a log stands in an error message.
 _QUOTE_CHARACTERS = 800
@@ -51,16 +39,9 @@ class Process:
         """Start `fedmote` with arguments."""
         self.name = name
         self.out, self.log = directory / f"{name}.out", directory / f"{name}.log"
-        command = ["/bin/sh", "-c", _WATCHED, "fedmote", sys.executable, "-c", _ENTRY, *arguments]
+        command = [sys.executable, "-c", _ENTRY, *arguments]
         with self.out.open("wb") as out, self.log.open("wb") as log:
-            self._process = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=out,
-                stderr=log,
-                env=dict(environment),
-                start_new_session=True,  # an interrupt at the terminal is ours to handle
-            )
+            self._process = supervised.start(command, out, log, grace_s=_GRACE_S, environment=environment)
 
     @property
     def exit_code(self) -> int | None:
@@ -192,10 +173,3 @@ class FailedCommandError(FedmoteError):
         code = process.exit_code or 0
         super().__init__(f"{name} ended with exit code {code}: {process.quote() or 'no words'} (log: {process.log})")
         self.exit_code = code if code in (1, 2, 3) else 4
-
-
-def free_tcp_port() -> int:
-    """A loopback port that nobody listens at now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
