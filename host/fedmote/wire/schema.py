@@ -125,7 +125,13 @@ class Opcode(IntEnum):
     MAX_POOL_2D = 6
     MEAN = 7
     PAD = 8
-    RELU = 9
+    TABLE = 9
+    MUL = 10
+    SOFTMAX = 11
+    STRIDED_COPY = 12
+    CONV_2D_INT4 = 13
+    DEPTHWISE_CONV_2D_INT4 = 14
+    FULLY_CONNECTED_INT4 = 15
 
 
 class Arrangement(IntEnum):
