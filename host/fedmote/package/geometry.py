@@ -139,31 +139,30 @@ def _broadcasts(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:
     return len(padded) == len(target) and all(length in (1, whole) for length, whole in zip(padded, target, strict=True))
 
 
+def without_leading_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """A shape from its first axis on that is longer than 1."""
+    while shape and shape[0] == 1:
+        shape = shape[1:]
+    return shape
+
+
 def repeats_whole(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:
     """Whether a shape repeats to another by running through all its elements again and again: behind its leading ones it is
     the end of the other. A vector of channels and a single number do."""
-    core = shape
-    while core and core[0] == 1:
-        core = core[1:]
+    core = without_leading_ones(shape)
     return core == target[len(target) - len(core) :]
 
 
 def _binary_shape(op: Op, shapes: dict[str, tuple[int, ...]]) -> tuple[int, ...]:
     first = shapes[op.inputs[0]]
     if op.constant is not None:
-        second, does_fit = op.constant.shape, _broadcasts(_without_leading_ones(op.constant.shape), first)
+        second, does_fit = op.constant.shape, _broadcasts(without_leading_ones(op.constant.shape), first)
     else:
         second = shapes[op.inputs[1]]
         does_fit = repeats_whole(second, first)
     if not does_fit:
         raise ConversionError(f"{op.name}: {op.kind} of shapes {first} and {second}; the second must repeat to the first")
     return first if len(first) >= len(second) else (1,) * (len(second) - len(first)) + first
-
-
-def _without_leading_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
-    while shape and shape[0] == 1:
-        shape = shape[1:]
-    return shape
 
 
 def _concatenation_shape(op: Op, shapes: list[tuple[int, ...]]) -> tuple[int, ...]:

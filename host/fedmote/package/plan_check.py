@@ -25,6 +25,8 @@ _OP_BYTES: Final = 20  # the words that all records begin with
 _DIMENSION_MAX: Final = 0xFFFF
 _ADD_SHIFT_MAX: Final = 22
 _BLOCK: Final = 64
+_TABLE_ENTRIES: Final = 256
+_SOFTMAX_ELEMENTS_MAX: Final = 4095
 _SCALING_BYTES: Final = 12  # bias, multiplier, shift of a channel
 Values = Mapping[str, int]
 
@@ -165,7 +167,7 @@ def _is_unit(v: Values, units: int, macs: int) -> bool:
     return v["units"] == units and v["unit_macs"] >= macs
 
 
-def _is_conv(v: Values, bounds: _Bounds, is_depthwise: bool) -> bool:
+def _is_conv(v: Values, bounds: _Bounds, is_depthwise: bool, weight_bits: int) -> bool:
     if not _are_dimensions(*(v[name] for name in ("in_h", "in_w", "in_c", "out_h", "out_w", "out_c"))):
         return False
     if not _is_axis(v["out_h"], v["kernel_h"], v["stride_h"], v["dilation_h"], v["pad_top"]):
@@ -182,19 +184,19 @@ def _is_conv(v: Values, bounds: _Bounds, is_depthwise: bool) -> bool:
         and (not is_depthwise or v["group_in_c"] == 1)
         and _is_unit(v, v["out_h"], v["out_w"] * v["out_c"] * products)
         and _are_images(v, bounds, "in_c", "out_c")
-        and _are_channels(v, bounds, products * v["out_c"], v["out_c"])
+        and _are_channels(v, bounds, (products * v["out_c"] * weight_bits + 7) // 8, v["out_c"])
         and _are_int8(v["input_zero_point"], v["output_zero_point"])
         and _is_activation(v)
     )
 
 
-def _is_dense(v: Values, bounds: _Bounds) -> bool:
+def _is_dense(v: Values, bounds: _Bounds, weight_bits: int) -> bool:
     return (
         _are_dimensions(v["in_n"], v["out_n"])
         and _is_unit(v, v["out_n"], v["in_n"])
         and _is_tensor(bounds, v["input_offset"], v["in_n"])
         and _is_tensor(bounds, v["output_offset"], v["out_n"])
-        and _are_channels(v, bounds, v["in_n"] * v["out_n"], v["out_n"])
+        and _are_channels(v, bounds, (v["in_n"] * v["out_n"] * weight_bits + 7) // 8, v["out_n"])
         and _are_int8(v["output_zero_point"])
         and _is_activation(v)
     )
@@ -207,18 +209,70 @@ def _are_blocks(v: Values, bounds: _Bounds) -> bool:
     )
 
 
-def _is_sum(v: Values, bounds: _Bounds) -> bool:
+def _are_operands(v: Values, bounds: _Bounds) -> bool:
+    """The two inputs of add and mul; the second may repeat and may be constant."""
+    if not 1 <= v["count2"] <= v["count"] or v["input2_is_constant"] > 1:
+        return False
+    is_there = _is_constant if v["input2_is_constant"] else _is_tensor
     return (
         _are_blocks(v, bounds)
-        and _is_tensor(bounds, v["input2_offset"], v["count"])
+        and is_there(bounds, v["input2_offset"], v["count2"])
         and _are_int8(v["input1_zero_point"], v["input2_zero_point"], v["output_zero_point"])
+        and _is_activation(v)
+    )
+
+
+def _is_sum(v: Values, bounds: _Bounds) -> bool:
+    return (
+        _are_operands(v, bounds)
         and v["left_shift"] <= _ADD_SHIFT_MAX
         and _is_scaling(v["multiplier1"], v["shift1"])
         and _is_scaling(v["multiplier2"], v["shift2"])
         and _is_scaling(v["output_multiplier"], v["output_shift"])
         and max(v["shift1"], v["shift2"]) <= 0
-        and _is_activation(v)
     )
+
+
+def _is_product(v: Values, bounds: _Bounds) -> bool:
+    return _are_operands(v, bounds) and _is_scaling(v["multiplier"], v["shift"])
+
+
+def _is_table(v: Values, bounds: _Bounds) -> bool:
+    return _are_blocks(v, bounds) and _is_constant(bounds, v["table"], _TABLE_ENTRIES)
+
+
+def _is_softmax(v: Values, bounds: _Bounds) -> bool:
+    """The first exponential and the bound of a row keep the sum within [2^19, 2^31)."""
+    if not (
+        _are_dimensions(v["rows"], v["n"])
+        and v["n"] <= _SOFTMAX_ELEMENTS_MAX
+        and _is_unit(v, v["rows"], v["n"])
+        and all(_is_tensor(bounds, v[name], v["rows"] * v["n"]) for name in ("input_offset", "output_offset"))
+        and _is_constant(bounds, v["exponentials"], 4 * _TABLE_ENTRIES)
+    ):
+        return False
+    exponentials = np.frombuffer(bounds.weights, "<i4", _TABLE_ENTRIES, v["exponentials"])
+    return bool(exponentials[0] == 2**31 - 1 and (exponentials >= 0).all())
+
+
+def _is_copy(v: Values, bounds: _Bounds) -> bool:
+    extents = [v[f"n{i}"] for i in range(4)]
+    return (
+        _are_dimensions(*extents)
+        and _is_unit(v, extents[0], extents[1] * extents[2] * extents[3])
+        and all(
+            _is_walk(bounds, v[f"{side}_offset"], v[f"{side}_start"], extents, [v[f"{side}_stride{i}"] for i in range(4)])
+            for side in ("input", "output")
+        )
+    )
+
+
+def _is_walk(bounds: _Bounds, offset: int, start: int, extents: list[int], strides: list[int]) -> bool:
+    """Whether all bytes from offset + start on, by those strides, lie in the arena."""
+    reaches = [(extent - 1) * stride for extent, stride in zip(extents, strides, strict=True)]
+    lowest = offset + start + sum(reach for reach in reaches if reach < 0)
+    highest = offset + start + sum(reach for reach in reaches if reach > 0)
+    return offset % 16 == 0 and lowest >= 0 and highest < bounds.encoder_bytes
 
 
 def _is_pool(v: Values, bounds: _Bounds) -> bool:
@@ -259,23 +313,20 @@ def _is_pad(v: Values, bounds: _Bounds) -> bool:
     )
 
 
-def _is_relu(v: Values, bounds: _Bounds) -> bool:
-    return (
-        _are_blocks(v, bounds)
-        and _is_scaling(v["multiplier"], v["shift"])
-        and _are_int8(v["input_zero_point"], v["output_zero_point"])
-        and _is_activation(v)
-    )
-
-
 _CHECKS: Final = {
-    Opcode.CONV_2D: lambda v, bounds: _is_conv(v, bounds, False),
-    Opcode.DEPTHWISE_CONV_2D: lambda v, bounds: _is_conv(v, bounds, True),
-    Opcode.FULLY_CONNECTED: _is_dense,
+    Opcode.CONV_2D: lambda v, bounds: _is_conv(v, bounds, False, 8),
+    Opcode.DEPTHWISE_CONV_2D: lambda v, bounds: _is_conv(v, bounds, True, 8),
+    Opcode.FULLY_CONNECTED: lambda v, bounds: _is_dense(v, bounds, 8),
+    Opcode.CONV_2D_INT4: lambda v, bounds: _is_conv(v, bounds, False, 4),
+    Opcode.DEPTHWISE_CONV_2D_INT4: lambda v, bounds: _is_conv(v, bounds, True, 4),
+    Opcode.FULLY_CONNECTED_INT4: lambda v, bounds: _is_dense(v, bounds, 4),
     Opcode.ADD: _is_sum,
+    Opcode.MUL: _is_product,
     Opcode.AVERAGE_POOL_2D: _is_pool,
     Opcode.MAX_POOL_2D: _is_pool,
     Opcode.MEAN: _is_mean,
     Opcode.PAD: _is_pad,
-    Opcode.RELU: _is_relu,
+    Opcode.TABLE: _is_table,
+    Opcode.SOFTMAX: _is_softmax,
+    Opcode.STRIDED_COPY: _is_copy,
 }

@@ -3,7 +3,7 @@
 
 An activation lives from the operator that makes it to the last one that reads it. Activations that live at the same time
 must not overlap, all others may. Two are always merged where that is free: a reshape's output is its input; an elementwise
-operator (RELU, ADD) writes over an input that nobody reads later.
+operator (tables, ADD, MUL) writes over an input that nobody reads later.
 
 Packing is greedy: in a given order, each buffer takes the lowest gap among those it conflicts with. The first order is by
 size; while the result is above the lower bound (the largest sum of buffers alive at one operator, which no plan can beat),
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedmote.package.graph import Graph, OpKind
+from fedmote.package.graph import BINARY, ELEMENTWISE, Graph, OpKind
 
 ALIGN = 16
 _ATTEMPTS = 64
@@ -93,8 +93,10 @@ def _merge(graph: Graph, sizes: dict[str, int], lifetimes: dict[str, tuple[int, 
         first, last = lifetimes[op.output]
         if op.kind is OpKind.RESHAPE:
             candidates = [op.inputs[0]]
-        elif op.kind in (OpKind.RELU, OpKind.ADD):
-            candidates = [name for name in op.inputs if buffers[name].last <= step]
+        elif op.kind in (*ELEMENTWISE, *BINARY):
+            # An operand that repeats is read again after its place was written.
+            whole = [name for name in op.inputs if sizes[name] == sizes[op.output]]
+            candidates = [name for name in whole if buffers[name].last <= step]
         else:
             candidates = []
         buffer = buffers[candidates[0]] if candidates else _Buffer([], sizes[op.output], first, last)

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from fedmote.errors import ConversionError, PackageError, UnsupportedOpError
 from fedmote.package import tflite_schema as schema
+from fedmote.package.arrangement import unpack_int4
 from fedmote.package.geometry import check_shapes, repeats_whole
 from fedmote.package.graph import Activation, Activations, Graph, Op, OpKind, Quantization
 
@@ -243,7 +244,7 @@ class _Reader:
         if kind == schema.TYPE_INT4:
             if (math.prod(shape) + 1) // 2 != raw.size:
                 raise PackageError(f"{self._name}: tensor {name!r} of shape {shape} has {raw.size} bytes")
-            return _unpack_int4(raw, math.prod(shape)).reshape(shape)
+            return unpack_int4(raw, math.prod(shape)).reshape(shape)
         if kind not in _DTYPES:
             return raw
         dtype = np.dtype(_DTYPES[kind])
@@ -720,11 +721,3 @@ class _Reader:
                 whole = self._reshaped(node, source, (1, *shape))
                 moved = self._transposed(node, whole, (0, *(axis + 1 for axis in permutation)))
         self._close(node, moved)
-
-
-def _unpack_int4(raw: NDArray[np.uint8], count: int) -> NDArray[np.int8]:
-    """Integers in [-8, 7] of halves of bytes, the low half first."""
-    nibbles = np.empty(2 * raw.size, np.int8)
-    nibbles[0::2] = (raw << 4).view(np.int8) >> 4
-    nibbles[1::2] = raw.view(np.int8) >> 4
-    return nibbles[:count]

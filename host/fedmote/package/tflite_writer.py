@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from fedmote.errors import PackageError
 from fedmote.package import fixed_point
 from fedmote.package import tflite_schema as schema
+from fedmote.package.arrangement import pack_int4
 from fedmote.package.graph import Activation, Graph, Op, OpKind, Quantization
 
 _BUFFER_ALIGN = 16  # the schema's force_align: interpreters read weights in place
@@ -330,13 +331,6 @@ def _slice_ends(op: Op, shape: tuple[int, ...]) -> list[int]:
         start + (length - 1) * step + (1 if step > 0 else -1)
         for start, step, length in zip(op.starts, op.steps, shape, strict=True)
     ]
-
-
-def pack_int4(values: NDArray[Any]) -> NDArray[np.uint8]:
-    """Integers in [-8, 7], two to a byte, the first in the low half; the last half of an odd number is zero."""
-    nibbles = np.zeros(values.size + values.size % 2, np.uint8)
-    nibbles[: values.size] = values.reshape(-1).astype(np.int8).view(np.uint8) & 15
-    return nibbles[0::2] | nibbles[1::2] << 4
 
 
 _RELU_CODES = {
