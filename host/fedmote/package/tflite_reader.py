@@ -718,6 +718,17 @@ class _Reader:
             if permutation[0] == 0 and self._shape(source) == shape:
                 moved = self._transposed(node, source, tuple(permutation))
             else:
-                whole = self._reshaped(node, source, (1, *shape))
-                moved = self._transposed(node, whole, (0, *(axis + 1 for axis in permutation)))
+                lengths, order = _merged_axes(shape, permutation)
+                whole = self._reshaped(node, source, (1, *lengths))
+                moved = self._transposed(node, whole, (0, *(axis + 1 for axis in order)))
         self._close(node, moved)
+
+
+def _merged_axes(shape: tuple[int, ...], permutation: list[int]) -> tuple[list[int], list[int]]:
+    """The same transposition of as few axes as can be: without those of length 1, those that stay neighbours as one."""
+    long = [axis for axis in range(len(shape)) if shape[axis] > 1]
+    order = [long.index(axis) for axis in permutation if shape[axis] > 1]
+    first = [axis for place, axis in enumerate(order) if place == 0 or order[place - 1] != axis - 1]
+    starts = sorted(first)
+    lengths = [math.prod(shape[long[axis]] for axis in range(start, end)) for start, end in zip(starts, [*starts[1:], len(long)], strict=True)]
+    return lengths, [starts.index(axis) for axis in first]
