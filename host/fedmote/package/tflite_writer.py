@@ -333,9 +333,9 @@ def _slice_ends(op: Op, shape: tuple[int, ...]) -> list[int]:
     ]
 
 
-_RELU_CODES = {
-    Activation.RELU6: schema.RELU6_CODE,
-    Activation.RELU_N1_TO_1: schema.RELU_N1_TO_1_CODE,
+_RELU_KEYS = {
+    Activation.RELU6: (schema.RELU6_CODE, 2),
+    Activation.RELU_N1_TO_1: (schema.RELU_N1_TO_1_CODE, 1),
 }
 # Lowest versions that have int8 (and, where there are weights, a scale per channel); 2 for all others.
 _VERSIONS = {
@@ -350,8 +350,8 @@ _VERSIONS = {
 
 def _operator_key(op: Op) -> tuple[int, int]:
     """(builtin code, version)."""
-    if op.kind is OpKind.RELU and op.activation in _RELU_CODES:
-        return _RELU_CODES[op.activation], 2
+    if op.kind is OpKind.RELU and op.activation in _RELU_KEYS:
+        return _RELU_KEYS[op.activation]
     if op.kind is OpKind.PAD and op.pad_value is not None:
         return schema.PADV2_CODE, 2
     return schema.BUILTIN_CODES[op.kind], _VERSIONS.get(op.kind, 2)
