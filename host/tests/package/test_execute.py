@@ -9,7 +9,7 @@ import pytest
 from fedmote.errors import ConversionError
 from fedmote.package.execute import observe, run_float, run_int8
 from fedmote.package.fold import bind
-from fedmote.package.graph import Activation, OpKind
+from fedmote.package.graph import BINARY, WEIGHTED, Activation, OpKind
 from fedmote.package.quantize import dequantize_values, quantize, quantize_input
 from fedmote.package.specimen import random_graph, random_int8_graph, random_samples
 from fedmote.package.tflite_reader import read
@@ -31,16 +31,29 @@ def test_integer_executor_equals_tflite_micro_in_every_byte(first, run_tflm):
 def test_random_graphs_meet_every_operator_with_every_clamp_and_padding():
     met = Counter()
     for seed in range(400):
-        for op in random_int8_graph(seed).ops:
+        graph = random_int8_graph(seed)
+        for op in graph.ops:
             met[op.kind] += 1
             met[op.kind, op.activation] += 1
             met[op.kind, op.padding] += 1
+            met["4 bits", op.kind] += op.weight_bits == 4
+            met["one scale"] += op.weight_quantization is not None and op.weight_quantization.scale.size == 1
+            met["grouped"] += op.kind is OpKind.CONV_2D and op.weights.shape[3] < graph.activations[op.inputs[0]].shape[3]
+            met["rows"] += op.kind is OpKind.FULLY_CONNECTED and len(graph.activations[op.output].shape) > 2
+            met["constant", op.kind] += op.constant is not None
+            met["padded with a value"] += op.pad_value is not None
+            if op.kind in BINARY and op.constant is None:
+                first, second = (graph.activations[name].shape for name in op.inputs)
+                met["repeated", op.kind] += np.prod(first) != np.prod(second)
+            met["reversed"] += any(step < 0 for step in op.steps)
             met["dilated"] += op.dilation != (1, 1)
             met["multiplied"] += op.depth_multiplier > 1
             met["strided"] += max(op.stride) > 1
     convolutions = (OpKind.CONV_2D, OpKind.DEPTHWISE_CONV_2D, OpKind.AVERAGE_POOL_2D, OpKind.MAX_POOL_2D)
-    wanted = [*OpKind, "dilated", "multiplied", "strided"]
-    wanted += [(kind, clamp) for kind in (*convolutions, OpKind.ADD, OpKind.FULLY_CONNECTED) for clamp in Activation]
+    wanted = [*OpKind, "dilated", "multiplied", "strided", "one scale", "grouped", "rows", "padded with a value", "reversed"]
+    wanted += [("4 bits", kind) for kind in WEIGHTED]
+    wanted += [(what, kind) for kind in BINARY for what in ("constant", "repeated")]
+    wanted += [(kind, clamp) for kind in (*convolutions, *BINARY, OpKind.FULLY_CONNECTED) for clamp in Activation]
     wanted += [(kind, padding) for kind in convolutions for padding in ("SAME", "VALID")]
     wanted += [(OpKind.RELU, Activation.RELU), (OpKind.RELU, Activation.RELU6)]
     assert [what for what in wanted if met[what] < 5] == []
