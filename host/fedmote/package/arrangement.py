@@ -22,7 +22,7 @@ def pack_int4(values: NDArray[Any]) -> NDArray[np.uint8]:
     """Integers in [-8, 7], two to a byte, the first in the low half; the last half of an odd number is zero."""
     nibbles = np.zeros(values.size + values.size % 2, np.uint8)
     nibbles[: values.size] = values.reshape(-1).astype(np.int8).view(np.uint8) & 15
-    return nibbles[0::2] | nibbles[1::2] << 4
+    return np.asarray(nibbles[0::2] | nibbles[1::2] << 4, np.uint8)
 
 
 def unpack_int4(packed: NDArray[np.uint8], count: int) -> NDArray[np.int8]:

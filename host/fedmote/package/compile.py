@@ -250,9 +250,7 @@ def _repeating(constant: NDArray[np.int8], shape: tuple[int, ...]) -> NDArray[np
     return np.broadcast_to(core, shape[len(shape) - core.ndim :]).reshape(-1)
 
 
-def _softmax(
-    op: Op, shape: tuple[int, ...], source: Quantization, target: Quantization, weights: _WeightsSection
-) -> Numbers:
+def _softmax(op: Op, shape: tuple[int, ...], source: Quantization, target: Quantization, weights: _WeightsSection) -> Numbers:
     count = shape[-1]
     if count > tables.SOFTMAX_ELEMENTS_MAX:
         raise PackageError(f"{op.name}: SOFTMAX over {count} elements; the limit is {tables.SOFTMAX_ELEMENTS_MAX}")

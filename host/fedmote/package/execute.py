@@ -248,14 +248,8 @@ def _float_op(graph: Graph, op: Op, values: dict[str, NDArray[np.float32]]) -> N
 
 
 def _float_clamp(values: NDArray[Any], activation: Activation) -> NDArray[Any]:
-    match activation:
-        case Activation.RELU:
-            return np.maximum(values, 0)
-        case Activation.RELU6:
-            return np.clip(values, 0, 6)
-        case Activation.RELU_N1_TO_1:
-            return np.clip(values, -1, 1)
-    return values
+    limits = {Activation.RELU: (0, np.inf), Activation.RELU6: (0, 6), Activation.RELU_N1_TO_1: (-1, 1)}
+    return values if activation is Activation.NONE else np.asarray(np.clip(values, *limits[activation]))
 
 
 def _window_counts(op: Op, window: Window) -> NDArray[np.int64]:

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shapes: windows of convolutions and pools with their implicit padding, as TensorFlow Lite computes them, and what each
-operator makes of its inputs."""
+"""Shapes: what each operator makes of its inputs, and windows with their implicit padding, as TensorFlow Lite has them."""
 
 from __future__ import annotations
 
@@ -54,8 +53,10 @@ def _axis(op: Op, axis: int, size: int) -> tuple[int, int, int]:
 
 
 def output_shape(op: Op, shapes: dict[str, tuple[int, ...]], declared: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape that `op` makes of its inputs. `declared` decides what an operator leaves open: the shape of RESHAPE and
-    BROADCAST_TO, the length of STRIDED_SLICE, the rank of MEAN and FULLY_CONNECTED.
+    """The shape that `op` makes of its inputs.
+
+    `declared` decides what an operator leaves open: the shape of RESHAPE and BROADCAST_TO, the length of STRIDED_SLICE, the
+    rank of MEAN and FULLY_CONNECTED.
 
     Raises:
         ConversionError: the inputs do not suit the operator.
@@ -84,7 +85,9 @@ def output_shape(op: Op, shapes: dict[str, tuple[int, ...]], declared: tuple[int
             return _slice_shape(op, shape, declared)
         case OpKind.TRANSPOSE:
             if sorted(op.permutation) != list(range(len(shape))) or op.permutation[0] != 0:
-                raise ConversionError(f"{op.name}: axes {op.permutation} are no permutation of {shape} that keeps the batch first")
+                raise ConversionError(
+                    f"{op.name}: axes {op.permutation} are no permutation of {shape} that keeps the batch first"
+                )
             return tuple(shape[axis] for axis in op.permutation)
         case OpKind.BROADCAST_TO:
             if not _broadcasts(shape, declared):
@@ -123,7 +126,7 @@ def dense_rows(op: Op, shape: tuple[int, ...]) -> int:
     weights = None if op.weights is None else op.weights.shape
     if weights is None or len(weights) != 2 or not weights[1] or math.prod(shape) % weights[1]:
         raise ConversionError(f"{op.name}: weights {weights} do not suit {math.prod(shape)} inputs")
-    return math.prod(shape) // weights[1]
+    return math.prod(shape) // int(weights[1])
 
 
 def _dense_shape(op: Op, shape: tuple[int, ...], declared: tuple[int, ...]) -> tuple[int, ...]:
@@ -147,8 +150,10 @@ def without_leading_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def repeats_whole(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:
-    """Whether a shape repeats to another by running through all its elements again and again: behind its leading ones it is
-    the end of the other. A vector of channels and a single number do."""
+    """Whether a shape repeats to another by running through all its elements again and again.
+
+    It does if, behind its leading ones, it is the end of the other: a vector of channels and a single number are.
+    """
     core = without_leading_ones(shape)
     return core == target[len(target) - len(core) :]
 

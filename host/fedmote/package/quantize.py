@@ -37,8 +37,10 @@ def is_tied(op: Op) -> bool:
 
 
 def observation_points(graph: Graph) -> tuple[str, ...]:
-    """Names of the activations whose ranges `quantize` needs, in order of execution: the input and all outputs that are neither
-    tied nor fixed."""
+    """Names of the activations whose ranges `quantize` needs, in order of execution.
+
+    They are the input and all outputs that are neither tied nor fixed.
+    """
     return (graph.input, *(op.output for op in graph.ops if not is_tied(op) and tables.fixed_quantization(op.kind) is None))
 
 
@@ -140,7 +142,9 @@ def _observed(group: tuple[str, ...], graph: Graph, ranges: Ranges) -> Quantizat
     limits = []
     for name in needed:
         if name not in ranges and name not in inserted:
-            raise ConversionError(f"activation {name}: no range was observed there; observe all observation_points() of the graph")
+            raise ConversionError(
+                f"activation {name}: no range was observed there; observe all observation_points() of the graph"
+            )
         limits.append(ranges[name] if name in ranges else _fixed_range(inserted[name], graph))
     return activation_quantization(needed[0], min(low for low, _ in limits), max(high for _, high in limits))
 

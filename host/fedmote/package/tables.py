@@ -98,7 +98,7 @@ def _rescale(op: Op, values: NDArray[np.int64], real: np.float64) -> NDArray[np.
 
 def _radius(bits: int, left_shift: int) -> int:
     """Values of this magnitude or more would leave the range of `bits` integer bits."""
-    return int(math.floor((2**bits - 1) * 2.0 ** (31 - bits - left_shift)))
+    return math.floor(math.ldexp((1 << bits) - 1, 31 - bits - left_shift))
 
 
 def _sigmoid(op: Op, centred: NDArray[np.int64], source: Quantization) -> NDArray[np.int64]:
@@ -131,7 +131,7 @@ def _tanh(argument: NDArray[np.int64]) -> NDArray[np.int64]:
 
 def _shift_left(values: NDArray[np.int64], left: int) -> NDArray[np.int64]:
     """Saturating to 32 bits."""
-    return np.clip(values << left, -(2**31), _Q31_ONE)
+    return np.asarray(np.clip(values << left, -(2**31), _Q31_ONE), np.int64)
 
 
 def _exponential(argument: NDArray[np.int64], bits: int) -> NDArray[np.int64]:
@@ -170,7 +170,7 @@ def _reciprocal_seed(a: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def _hard_swish(op: Op, centred: NDArray[np.int64], source: Quantization, target: Quantization) -> NDArray[np.int64]:
-    """x * min(max(x + 3, 0), 6) / 6 in products of 16 bits, without the output's zero point."""
+    """The product x * min(max(x + 3, 0), 6) / 6 in products of 16 bits, without the output's zero point."""
     fine_scale = np.float32(1 / 128) * source.scale[0]
     multiplier, exponent = _short_multiplier(np.float64(fine_scale / target.scale[0]))
     gate_multiplier, gate_exponent = _short_multiplier(np.float64(fine_scale / np.float32(3 / 32768)))

@@ -730,5 +730,8 @@ def _merged_axes(shape: tuple[int, ...], permutation: list[int]) -> tuple[list[i
     order = [long.index(axis) for axis in permutation if shape[axis] > 1]
     first = [axis for place, axis in enumerate(order) if place == 0 or order[place - 1] != axis - 1]
     starts = sorted(first)
-    lengths = [math.prod(shape[long[axis]] for axis in range(start, end)) for start, end in zip(starts, [*starts[1:], len(long)], strict=True)]
+    lengths = [
+        math.prod(shape[long[axis]] for axis in range(start, end))
+        for start, end in zip(starts, [*starts[1:], len(long)], strict=True)
+    ]
     return lengths, [starts.index(axis) for axis in first]

@@ -288,9 +288,13 @@ class _Writer:
                     fields.append((dense.KEEP_NUM_DIMS, ("Bool", True), 0))
                 return dense.UNION, self._table(dense.COUNT, *fields)
             case OpKind.ADD:
-                return schema.AddOptions.UNION, self._table(schema.AddOptions.COUNT, (schema.AddOptions.ACTIVATION, activation, 0))
+                return schema.AddOptions.UNION, self._table(
+                    schema.AddOptions.COUNT, (schema.AddOptions.ACTIVATION, activation, 0)
+                )
             case OpKind.MUL:
-                return schema.MulOptions.UNION, self._table(schema.MulOptions.COUNT, (schema.MulOptions.ACTIVATION, activation, 0))
+                return schema.MulOptions.UNION, self._table(
+                    schema.MulOptions.COUNT, (schema.MulOptions.ACTIVATION, activation, 0)
+                )
             case OpKind.MEAN:
                 reducer = schema.ReducerOptions
                 return reducer.UNION, self._table(reducer.COUNT, (reducer.KEEP_DIMS, ("Bool", len(shape) == 4), 0))

@@ -68,7 +68,9 @@ def test_clamps_with_scales_of_their_own_equal_the_reference_kernels(activation,
         table = tables.table_of(op, *(graph.activations[name].quantization for name in ("x", "y")))
         if activation is Activation.RELU6:
             assert differing(graph, ALL_VALUES, run_litert) == 0, graph
-        real = [(np.arange(-128, 128) - q.zero_point[0]) * q.scale[0] for q in (a.quantization for a in graph.activations.values())]
+        real = [
+            (np.arange(-128, 128) - q.zero_point[0]) * q.scale[0] for q in (a.quantization for a in graph.activations.values())
+        ]
         clamped = np.clip(real[0], *((0, 6) if activation is Activation.RELU6 else (-1, 1)))
         expected = np.clip(clamped, real[1][0], real[1][-1])
         assert np.abs(real[1][table.astype(int) + 128] - expected).max() <= graph.activations["y"].quantization.scale[0]
