@@ -52,7 +52,7 @@ def run_on_board(board: Board | str, package: bytes, x: NDArray[np.int8], logits
     device_form = content.device_form()
     if (needed := _arena_bytes(content)) > board.run_arena_bytes:
         raise DoesNotFitError(board.name, "arena", needed, board.run_arena_bytes)
-    run = _run_process if board.machine is None else _run_emulated
+    run = _run_process if board.emulator is None else _run_emulated
     batch = _batch_size(board, device_form, flat)
     with tempfile.TemporaryDirectory(prefix="fedmote-run-") as directory:
         results = b"".join(
@@ -73,7 +73,7 @@ def _arena_bytes(package: Package) -> int:
 
 def _batch_size(board: Board, package: bytes, flat: NDArray[np.int8]) -> int:
     """Samples of one start of the board."""
-    if board.machine is None:
+    if board.emulator is None:
         return max(len(flat), 1)
     room = board.region("package").bytes
     if len(package) > room:

@@ -1,18 +1,18 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Inference on an STM32F405: runs the package of the package region over the samples region as soon as it starts and
+ * Inference on a board: runs the package of the package region over the samples region as soon as it starts and
  * sends the results over the serial line.
  */
+#include "chip.h"
 #include "fedmote_board.h"
 #include "results.h"
 #include "run.h"
-#include "stm32f4.h"
 
 int main(void) {
     static uint8_t memory[FEDMOTE_BOARD_RUN_ARENA_BYTES] __attribute__((aligned(16)));
     struct samples_region samples;
 
-    stm32_start();
+    chip_start();
     struct results *results = results_open();
     int32_t status = samples_region_open(&samples, (const uint8_t *)FEDMOTE_BOARD_REGIONS_SAMPLES_ADDRESS,
                                          FEDMOTE_BOARD_REGIONS_SAMPLES_BYTES, UINT32_MAX);
@@ -25,6 +25,6 @@ int main(void) {
         results_refuse(results, status);
     }
     for (;;) {
-        stm32_sleep();
+        chip_sleep();
     }
 }
