@@ -65,7 +65,7 @@ class Emulator(Child):
         if board.emulator is None:
             raise RigError(f"board {board.name} has no emulator")
         command = [find_tool("qemu-system-arm"), "-M", board.emulator.machine, "-kernel", str(image)]
-        command += ["-display", "none", "-monitor", "none", "-nodefaults", "-nic", "none"]
+        command += ["-display", "none", "-monitor", "none", "-nodefaults"]
         command += ["-semihosting-config", "enable=on,target=native"]
         command += ["-chardev", f"{self._chardev(link)}", "-serial", "chardev:line"]
         if is_counting:
