@@ -23,7 +23,8 @@ static struct fedmote_head head_of(const struct fedmote_package *package, float 
 
 int32_t run_samples(const uint8_t *package_bytes, uint32_t package_size, const struct samples_region *samples,
                     uint8_t *memory, uint32_t memory_bytes, run_emit emit, void *context) {
-    const struct fedmote_port unsigned_port = {.hash = NULL};
+    static const struct fedmote_operator *const operators[] = {FEDMOTE_ALL_OPERATORS, NULL};
+    const struct fedmote_port unsigned_port = {.hash = NULL, .operators = operators};
     struct fedmote_package package;
     int32_t status = fedmote_package_open(&package, &unsigned_port, package_bytes, package_size);
     if (status != FEDMOTE_OK) {

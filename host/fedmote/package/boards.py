@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from fedmote.errors import ConfigError
+from fedmote.package.arrangement import OF_KERNELS
+from fedmote.wire.schema import Arrangement, Opcode
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,8 @@ class Board:
         name: as in `--board` and in the device's hello.
         core: "host" or the compiler's name of the core, e.g. "cortex-m4".
         has_fpu: whether float32 arithmetic is in hardware.
-        kernels: of its images: "portable", or a folder below device_sdk/variants.
+        kernels: "portable", or the variant of the kernels in its images; decides the order of the weights (`arrangement`).
+        operators: of its device image, by the names of their files ("conv_2d"), or ("all",).
         programs: names of its images and programs; `fedmote_hil.build.Program` has them all.
         flash_bytes, ram_bytes: of the part.
         slot_bytes: one of the two package slots, its commit record included.
@@ -70,6 +73,7 @@ class Board:
     core: str
     has_fpu: bool
     kernels: str
+    operators: tuple[str, ...]
     programs: tuple[str, ...]
     flash_bytes: int
     ram_bytes: int
@@ -115,9 +119,21 @@ class Board:
         for section, key, kind, flat in _SECTIONS:
             if section in values:
                 values[flat] = _checked(values.pop(section), {key: kind}, f"{origin}: {section}")[key]
+        for key in ("operators", "programs"):
+            if isinstance(values.get(key), str):
+                values[key] = tuple(values[key].split())
+        _check_words(values, origin)
         optional = {key: kind for key, kind in _OPTIONAL.items() if key in values}
-        checked = _checked(values, _REQUIRED | optional, origin)
-        return cls(**{**checked, "programs": tuple(checked["programs"].split())})
+        return cls(**_checked(values, _REQUIRED | optional, origin))
+
+    @property
+    def arrangement(self) -> Arrangement:
+        """The order of weights that its kernels want."""
+        return OF_KERNELS[self.kernels]
+
+    def has_operator(self, opcode: Opcode) -> bool:
+        """Whether its device image has an operator."""
+        return self.operators == ("all",) or opcode.name.lower() in self.operators
 
     def region(self, name: str) -> Region:
         """The region called `name`.
@@ -135,7 +151,8 @@ _REQUIRED: dict[str, type] = {
     "core": str,
     "has_fpu": bool,
     "kernels": str,
-    "programs": str,
+    "operators": tuple,
+    "programs": tuple,
     **dict.fromkeys(
         (
             "flash_bytes",
@@ -163,6 +180,18 @@ _OPTIONAL: dict[str, type] = {
     "emulator": Emulation,
 } | {flat: kind for _, _, kind, flat in _SECTIONS}
 _EMULATION: dict[str, type] = {"machine": str, "icount_shift": int, "counter0_hz": int, "counter1_hz": int}
+
+
+def _check_words(values: dict[str, Any], where: str) -> None:
+    """Refuses kernels and operators that do not exist; what is of another type is refused elsewhere."""
+    if isinstance(values.get("kernels"), str) and values["kernels"] not in OF_KERNELS:
+        raise ConfigError(f"{where}: kernels = {values['kernels']!r}; there are: {', '.join(OF_KERNELS)}")
+    operators = values.get("operators")
+    known = [opcode.name.lower() for opcode in Opcode]
+    if isinstance(operators, tuple) and operators != ("all",):
+        for name in operators or ("",):
+            if name not in known:
+                raise ConfigError(f"{where}: operators: there is no {name!r}; there are: all, {', '.join(known)}")
 
 
 def _checked(values: dict[str, Any], types: dict[str, type], where: str) -> dict[str, Any]:
