@@ -57,6 +57,11 @@ KERNELS: Final[dict[str, dict[str, Figure]]] = {
         "arena_bytes": Figure(54_996, 51_000, 49_152),
         "flash_bytes": Figure(51_184),
     },
+    "mobilenet_v1_025_96": {
+        "instructions": Figure(24_101_961, 19_000_000, 10_000_000),
+        "startup_instructions": Figure(3_520_711, 50_000, 0),
+        "arena_bytes": Figure(100_708, 58_000, 55_296),
+    },
     "ad01_int8": {
         "instructions": Figure(582_943, 500_000, 450_000),
         "startup_instructions": Figure(83_125, 50_000, 0),
