@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from fedmote.errors import ConversionError, PackageError
 from fedmote.package import fixed_point, tables
-from fedmote.package.arrangement import arranged
+from fedmote.package.arrangement import INT4, arranged, arranged_scaling
 from fedmote.package.geometry import check_shapes, dense_rows, window_of, without_leading_ones
 from fedmote.package.graph import ELEMENTWISE, WEIGHTED, Activation, Graph, Op, OpKind, Quantization
 from fedmote.package.planner import MemoryPlan, plan_memory
@@ -27,11 +27,6 @@ from fedmote.wire.schema import Arrangement, Opcode, Status
 ELEMENTWISE_UNIT = 64  # elements of one unit of ADD, MUL and tables
 _WEIGHTS_ALIGN = 4
 _EXTENT_MAX = 0xFFFF  # of a dimension in a record
-_INT4 = {
-    Opcode.CONV_2D: Opcode.CONV_2D_INT4,
-    Opcode.DEPTHWISE_CONV_2D: Opcode.DEPTHWISE_CONV_2D_INT4,
-    Opcode.FULLY_CONNECTED: Opcode.FULLY_CONNECTED_INT4,
-}
 Numbers = dict[str, int]
 
 
@@ -125,10 +120,11 @@ def _records(graph: Graph, op: Op, memory: MemoryPlan, weights: _WeightsSection)
     shape = graph.activations[op.inputs[0]].shape
     match op.kind:
         case OpKind.CONV_2D | OpKind.DEPTHWISE_CONV_2D:
-            constants = _constants(op, source, target, weights, arranged(op, weights.arrangement))
+            constants = _constants(op, op, shape, source, target, weights)
             return [(_opcode(op), values | constants | _convolution(op, shape, source))]
         case OpKind.FULLY_CONNECTED:
-            return [_dense(op, shape, source, target, weights, values)]
+            opcode, own = _dense(op, shape, source, target, weights)
+            return [(opcode, values | own)]
         case OpKind.ADD | OpKind.MUL:
             return [(Opcode[op.kind.name], values | _binary(graph, op, memory, weights))]
         case OpKind.AVERAGE_POOL_2D | OpKind.MAX_POOL_2D:
@@ -163,37 +159,34 @@ def _clamp(activation: Activation, target: Quantization) -> Numbers:
 
 def _opcode(op: Op) -> Opcode:
     opcode = Opcode[op.kind.name]
-    return opcode if op.weight_bits == 8 else _INT4[opcode]
+    return opcode if op.weight_bits == 8 else INT4[opcode]
 
 
 def _constants(
-    op: Op, source: Quantization, target: Quantization, weights: _WeightsSection, arranged_weights: NDArray[Any]
+    op: Op, run_as: Op, shape: tuple[int, ...], source: Quantization, target: Quantization, weights: _WeightsSection
 ) -> Numbers:
-    """Weights, what turns sums into outputs, and the clamp."""
-    numbers = fixed_point.weighted_requantization(op, source, target)
-    scaling = np.stack([fixed_point.folded_bias(op, source), numbers.multiplier, numbers.shift], axis=1)
+    """Weights, what turns sums into outputs, and the clamp; `run_as` is the operator that the record names."""
     return {
-        "weights": weights.add(arranged_weights),
-        "scaling": weights.add(scaling.astype(np.int32)),
+        "weights": weights.add(arranged(run_as, shape[-1], weights.arrangement)),
+        "scaling": weights.add(arranged_scaling(op, source, target, weights.arrangement)),
         "output_zero_point": int(target.zero_point[0]),
         **_clamp(op.activation, target),
     }
 
 
 def _dense(
-    op: Op, shape: tuple[int, ...], source: Quantization, target: Quantization, weights: _WeightsSection, values: Numbers
+    op: Op, shape: tuple[int, ...], source: Quantization, target: Quantization, weights: _WeightsSection
 ) -> tuple[Opcode, Numbers]:
     """One vector is multiplied as such; several are the pixels of a convolution with a kernel of one pixel."""
     outputs, inputs = np.asarray(op.weights).shape
     rows = dense_rows(op, shape)
     if rows == 1:
-        own = op
+        vector = (1, inputs)
         numbers = _cost(outputs, inputs) | {"in_n": inputs, "out_n": outputs}
-    else:
-        own = replace(op, kind=OpKind.CONV_2D, weights=np.asarray(op.weights, np.int8).reshape(outputs, 1, 1, inputs))
-        numbers = _convolution(own, (1, rows, 1, inputs), source)
-    constants = _constants(op, source, target, weights, arranged(own, weights.arrangement))
-    return _opcode(own), values | constants | numbers
+        return _opcode(op), numbers | _constants(op, op, vector, source, target, weights)
+    image = (1, rows, 1, inputs)
+    pixels = replace(op, kind=OpKind.CONV_2D, weights=np.asarray(op.weights, np.int8).reshape(outputs, 1, 1, inputs))
+    return _opcode(pixels), _convolution(pixels, image, source) | _constants(op, pixels, image, source, target, weights)
 
 
 def _convolution(op: Op, shape: tuple[int, ...], source: Quantization) -> Numbers:

@@ -8,13 +8,15 @@ A test opens damaged packages with both and compares the statuses. Numbers in re
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import numpy as np
 
 from fedmote.errors import PackageError
+from fedmote.package.arrangement import INT4, is_scaling, weight_bytes
 from fedmote.package.records import HEADER_WORDS, PlanHeader, Record, record_words, unpack_record
 from fedmote.wire.schema import Arrangement, Opcode, Status
 
@@ -35,6 +37,7 @@ Values = Mapping[str, int]
 class _Bounds:
     encoder_bytes: int
     weights: bytes
+    arrangement: Arrangement = Arrangement.PLAIN
 
 
 def check_plan(plan: bytes, weights: bytes) -> tuple[PlanHeader, list[Record]]:
@@ -60,6 +63,7 @@ def check_plan(plan: bytes, weights: bytes) -> tuple[PlanHeader, list[Record]]:
         raise _bounds_error("the features lie outside the encoder's arena")
     if header.arrangement not in set(Arrangement):
         raise PackageError(f"the order of its weights, {header.arrangement}, is unknown", Status.PACKAGE_ARRANGEMENT)
+    bounds = _Bounds(header.encoder_bytes, weights, Arrangement(header.arrangement))
     return header, _check_records(plan, header.op_count, bounds)
 
 
@@ -143,12 +147,12 @@ def _is_constant(bounds: _Bounds, offset: int, count: int) -> bool:
     return offset % 4 == 0 and _is_inside(offset, count, len(bounds.weights))
 
 
-def _are_channels(v: Values, bounds: _Bounds, weight_count: int, outputs: int) -> bool:
-    sizes = {"weights": weight_count, "scaling": _SCALING_BYTES * outputs}
+def _are_channels(v: Values, bounds: _Bounds, opcode: Opcode, outputs: int) -> bool:
+    sizes = {"weights": weight_bytes(opcode, v, bounds.arrangement), "scaling": _SCALING_BYTES * outputs}
     if not all(_is_constant(bounds, v[name], size) for name, size in sizes.items()):
         return False
-    _, multipliers, shifts = np.frombuffer(bounds.weights, "<i4", 3 * outputs, v["scaling"]).reshape(outputs, 3).T
-    return bool((multipliers >= 0).all() and (shifts >= -31).all() and (shifts <= 30).all())
+    scaling = np.frombuffer(bounds.weights, "<i4", 3 * outputs, v["scaling"]).reshape(outputs, 3)
+    return is_scaling(scaling, Arrangement.PLAIN if opcode in INT4.values() else bounds.arrangement)
 
 
 def _is_axis(out: int, kernel: int, stride: int, dilation: int, pad: int) -> bool:
@@ -167,7 +171,7 @@ def _is_unit(v: Values, units: int, macs: int) -> bool:
     return v["units"] == units and v["unit_macs"] >= macs
 
 
-def _is_conv(v: Values, bounds: _Bounds, is_depthwise: bool, weight_bits: int) -> bool:
+def _is_conv(v: Values, bounds: _Bounds, opcode: Opcode) -> bool:
     if not _are_dimensions(*(v[name] for name in ("in_h", "in_w", "in_c", "out_h", "out_w", "out_c"))):
         return False
     if not _is_axis(v["out_h"], v["kernel_h"], v["stride_h"], v["dilation_h"], v["pad_top"]):
@@ -181,22 +185,22 @@ def _is_conv(v: Values, bounds: _Bounds, is_depthwise: bool, weight_bits: int) -
         products <= _DIMENSION_MAX
         and v["groups"] * v["group_in_c"] == v["in_c"]
         and v["groups"] * v["group_out_c"] == v["out_c"]
-        and (not is_depthwise or v["group_in_c"] == 1)
+        and (v["group_in_c"] == 1 or opcode in (Opcode.CONV_2D, Opcode.CONV_2D_INT4))
         and _is_unit(v, v["out_h"], v["out_w"] * v["out_c"] * products)
         and _are_images(v, bounds, "in_c", "out_c")
-        and _are_channels(v, bounds, (products * v["out_c"] * weight_bits + 7) // 8, v["out_c"])
+        and _are_channels(v, bounds, opcode, v["out_c"])
         and _are_int8(v["input_zero_point"], v["output_zero_point"])
         and _is_activation(v)
     )
 
 
-def _is_dense(v: Values, bounds: _Bounds, weight_bits: int) -> bool:
+def _is_dense(v: Values, bounds: _Bounds, opcode: Opcode) -> bool:
     return (
         _are_dimensions(v["in_n"], v["out_n"])
         and _is_unit(v, v["out_n"], v["in_n"])
         and _is_tensor(bounds, v["input_offset"], v["in_n"])
         and _is_tensor(bounds, v["output_offset"], v["out_n"])
-        and _are_channels(v, bounds, (v["in_n"] * v["out_n"] * weight_bits + 7) // 8, v["out_n"])
+        and _are_channels(v, bounds, opcode, v["out_n"])
         and _are_int8(v["output_zero_point"])
         and _is_activation(v)
     )
@@ -313,13 +317,10 @@ def _is_pad(v: Values, bounds: _Bounds) -> bool:
     )
 
 
-_CHECKS: Final = {
-    Opcode.CONV_2D: lambda v, bounds: _is_conv(v, bounds, False, 8),
-    Opcode.DEPTHWISE_CONV_2D: lambda v, bounds: _is_conv(v, bounds, True, 8),
-    Opcode.FULLY_CONNECTED: lambda v, bounds: _is_dense(v, bounds, 8),
-    Opcode.CONV_2D_INT4: lambda v, bounds: _is_conv(v, bounds, False, 4),
-    Opcode.DEPTHWISE_CONV_2D_INT4: lambda v, bounds: _is_conv(v, bounds, True, 4),
-    Opcode.FULLY_CONNECTED_INT4: lambda v, bounds: _is_dense(v, bounds, 4),
+_CHECKS: Final[dict[Opcode, Callable[[Values, _Bounds], bool]]] = {
+    **{opcode: partial(_is_conv, opcode=opcode) for opcode in (Opcode.CONV_2D, Opcode.CONV_2D_INT4)},
+    **{opcode: partial(_is_conv, opcode=opcode) for opcode in (Opcode.DEPTHWISE_CONV_2D, Opcode.DEPTHWISE_CONV_2D_INT4)},
+    **{opcode: partial(_is_dense, opcode=opcode) for opcode in (Opcode.FULLY_CONNECTED, Opcode.FULLY_CONNECTED_INT4)},
     Opcode.ADD: _is_sum,
     Opcode.MUL: _is_product,
     Opcode.AVERAGE_POOL_2D: _is_pool,
