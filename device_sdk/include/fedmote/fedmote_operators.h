@@ -24,13 +24,12 @@ extern const struct fedmote_operator fedmote_operator_average_pool_2d;
 extern const struct fedmote_operator fedmote_operator_max_pool_2d;
 extern const struct fedmote_operator fedmote_operator_mean;
 extern const struct fedmote_operator fedmote_operator_pad;
-extern const struct fedmote_operator fedmote_operator_relu;
 
 /* All of them, for the initializer of a table; add the NULL. */
 #define FEDMOTE_ALL_OPERATORS                                                                                          \
     &fedmote_operator_conv_2d, &fedmote_operator_depthwise_conv_2d, &fedmote_operator_fully_connected,                 \
         &fedmote_operator_add, &fedmote_operator_average_pool_2d, &fedmote_operator_max_pool_2d,                       \
-        &fedmote_operator_mean, &fedmote_operator_pad, &fedmote_operator_relu
+        &fedmote_operator_mean, &fedmote_operator_pad
 
 #ifdef __cplusplus
 }

@@ -95,13 +95,6 @@ struct fedmote_pad {
     int32_t value;
 };
 
-/* in s8[count], out s8[count]. Unit: one block. */
-struct fedmote_relu {
-    struct fedmote_op op;
-    uint32_t count;
-    int32_t input_zero_point, output_zero_point, multiplier, shift, activation_min, activation_max;
-};
-
 /* One record, whichever it is. */
 union fedmote_record {
     struct fedmote_op op;
@@ -111,7 +104,6 @@ union fedmote_record {
     struct fedmote_pool pool;
     struct fedmote_mean mean;
     struct fedmote_pad pad;
-    struct fedmote_relu relu;
 };
 
 /* Does the units [first, end) of a record. `weights` is the section of that name, `memory` the encoder's arena. */
@@ -143,6 +135,5 @@ fedmote_kernel fedmote_average_pool_2d;
 fedmote_kernel fedmote_max_pool_2d;
 fedmote_kernel fedmote_mean;
 fedmote_kernel fedmote_pad;
-fedmote_kernel fedmote_relu;
 
 #endif
