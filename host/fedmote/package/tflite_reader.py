@@ -63,12 +63,21 @@ def read(data: bytes, name: str, *, is_softmax_dropped: bool = False) -> Graph:
 
 
 def has_softmax(data: bytes, name: str) -> bool:
-    """Whether the file's last operator is SOFTMAX.
+    """Whether the file's last operator is SOFTMAX, a DEQUANTIZE behind it aside.
 
     Raises:
         PackageError: no `.tflite` file, or truncated.
     """
     return _Reader(data, name, False).has_softmax()
+
+
+def has_outer_conversion(data: bytes, name: str) -> bool:
+    """Whether float32 or uint8 are converted at the file's ends; `read` leaves that out.
+
+    Raises:
+        PackageError: no `.tflite` file, truncated, or without one input and one output.
+    """
+    return _Reader(data, name, False).has_outer_conversion()
 
 
 class _Bytes:
@@ -293,9 +302,18 @@ class _Reader:
     # ---- nodes -> graph -------------------------------------------------------------------------------------
 
     def has_softmax(self) -> bool:
-        return bool(self._nodes) and self._nodes[-1].code == schema.SOFTMAX_CODE
+        nodes = self._inner()[2]
+        return bool(nodes) and nodes[-1].code == schema.SOFTMAX_CODE
 
-    def graph(self) -> Graph:
+    def has_outer_conversion(self) -> bool:
+        return len(self._inner()[2]) < len(self._nodes)
+
+    def _inner(self) -> tuple[int, int, list[_Node]]:
+        """Input, output and nodes without the conversions at the ends.
+
+        Files whose input or output is float32 or uint8 begin with a QUANTIZE and end with a DEQUANTIZE or QUANTIZE. Who holds
+        real numbers quantizes them for the int8 input itself, in the same arithmetic.
+        """
         ends = []
         for field in (schema.SubGraph.INPUTS, schema.SubGraph.OUTPUTS):
             tensors = self._subgraph.array(field, "<i4")
@@ -303,8 +321,29 @@ class _Reader:
                 raise PackageError(f"{self._name}: {len(tensors)} inputs or outputs; an encoder has one of each")
             ends.append(int(tensors[0]))
         source, target = ends
-        nodes = self._nodes
-        if self._is_softmax_dropped and self.has_softmax() and nodes[-1].outputs == (target,) and nodes[-1].inputs:
+        nodes = list(self._nodes)
+        readers = [node for node in nodes if source in node.inputs]
+        if len(readers) == 1 and readers[0].code == schema.QUANTIZE_CODE and self._is_converted(source, readers[0].outputs):
+            nodes.remove(readers[0])
+            source = readers[0].outputs[0]
+        makers = [node for node in nodes if target in node.outputs]
+        codes = (schema.QUANTIZE_CODE, schema.DEQUANTIZE_CODE)
+        if len(makers) == 1 and makers[0].code in codes and self._is_converted(target, makers[0].inputs):
+            nodes.remove(makers[0])
+            target = makers[0].inputs[0]
+        return source, target, nodes
+
+    def _is_converted(self, outer: int, inner: tuple[int, ...]) -> bool:
+        """Whether a tensor at the file's end is float32 or uint8 and the one inside int8."""
+        if len(inner) != 1 or inner[0] < 0:
+            return False
+        kinds = (self._tensors[outer].kind, self._tensors[inner[0]].kind)
+        return kinds in ((schema.TYPE_FLOAT32, schema.TYPE_INT8), (schema.TYPE_UINT8, schema.TYPE_INT8))
+
+    def graph(self) -> Graph:
+        source, target, nodes = self._inner()
+        is_soft = bool(nodes) and nodes[-1].code == schema.SOFTMAX_CODE and nodes[-1].outputs == (target,)
+        if self._is_softmax_dropped and is_soft and nodes[-1].inputs:
             target = nodes[-1].inputs[0]
             nodes = nodes[:-1]
         entry = self._activation(source, None)

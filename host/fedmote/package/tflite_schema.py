@@ -203,6 +203,7 @@ class ReducerOptions:
 
 TYPE_FLOAT32: Final = 0
 TYPE_INT32: Final = 2
+TYPE_UINT8: Final = 3
 TYPE_INT64: Final = 4
 TYPE_INT8: Final = 9
 TYPE_INT4: Final = 17  # two to a byte, the first in the low half
@@ -247,6 +248,8 @@ BUILTIN_CODES: Final = {
     OpKind.BROADCAST_TO: 130,
 }
 SOFTMAX_CODE: Final = BUILTIN_CODES[OpKind.SOFTMAX]
+QUANTIZE_CODE: Final = BUILTIN_CODES[OpKind.QUANTIZE]
+DEQUANTIZE_CODE: Final = 6
 # Operators that are another form of one of the graph's.
 RELU_N1_TO_1_CODE, RELU6_CODE, SQUEEZE_CODE, PADV2_CODE, SLICE_CODE, EXPAND_DIMS_CODE = 20, 21, 43, 60, 65, 70
 OTHER_FORMS: Final = {

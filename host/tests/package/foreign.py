@@ -25,14 +25,18 @@ class Foreign:
         self.buffers.append(self.schema.BufferT())
 
     def tensor(
-        self, shape: tuple[int, ...], scale: float | None = None, zero_point: int = 0, data: np.ndarray | None = None
+        self,
+        shape: tuple[int, ...],
+        scale: float | None = None,
+        zero_point: int = 0,
+        data: np.ndarray | None = None,
+        dtype: str = "int8",
     ) -> int:
-        """An int8 activation, or with `data` a constant of its type."""
+        """An activation, or with `data` a constant of its type."""
         schema = self.schema
         tensor = schema.TensorT()
         tensor.shape, tensor.name = list(shape), f"t{len(self.tensors)}".encode()
-        kinds = {"int8": schema.TensorType.INT8, "int32": schema.TensorType.INT32, "int64": schema.TensorType.INT64}
-        tensor.type = kinds["int8" if data is None else str(data.dtype)]
+        tensor.type = getattr(schema.TensorType, (dtype if data is None else str(data.dtype)).upper())
         if scale is not None:
             tensor.quantization = schema.QuantizationParametersT()
             tensor.quantization.scale, tensor.quantization.zeroPoint = [scale], [zero_point]

@@ -3,6 +3,7 @@ import hashlib
 import json
 import struct
 import zlib
+from dataclasses import replace
 
 import cbor2
 import numpy as np
@@ -15,7 +16,7 @@ from fedmote.package.budget import check_cost, layout
 from fedmote.package.file import Package, build_package, check_fit
 from fedmote.package.graph import HeadLayer
 from fedmote.package.host_manifest import HostManifest
-from fedmote.package.specimen import random_int8_graph
+from fedmote.package.specimen import random_graph, random_int8_graph
 from fedmote.wire.schema import Section, Status
 
 
@@ -176,6 +177,18 @@ def test_host_manifest_read_back_is_the_same(package, template):
     assert HostManifest.from_bytes(package.host.to_bytes()) == package.host
     assert package.host.template == template
     assert HostManifest.from_bytes(package.host.to_bytes()).to_bytes() == package.host.to_bytes()
+
+
+def test_host_manifest_keeps_every_field_of_every_operator(package):
+    for seed in range(100):
+        graph = random_graph(seed)
+        ops = tuple(replace(op, weights=None, bias=None) for op in graph.ops)
+        written = replace(package.host, template=replace(graph, ops=ops)).to_bytes()
+        again = HostManifest.from_bytes(written)
+        assert again.to_bytes() == written
+        for one, two in zip(ops, again.template.ops, strict=True):
+            for name, value in vars(one).items():
+                np.testing.assert_array_equal(getattr(two, name), value, f"seed {seed}: {one.name}.{name}")
 
 
 def test_head_must_suit_the_encoder():

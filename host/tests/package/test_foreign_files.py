@@ -7,8 +7,9 @@ import pytest
 from fedmote.errors import PackageError, UnsupportedOpError
 from fedmote.package.compile import compile_graph
 from fedmote.package.execute import run_int8
+from fedmote.package.graph import OpKind
 from fedmote.package.plan_check import check_plan
-from fedmote.package.tflite_reader import read
+from fedmote.package.tflite_reader import has_outer_conversion, has_softmax, read
 from fedmote.package.tflite_writer import write
 
 from .foreign import Foreign
@@ -187,6 +188,29 @@ def test_form_of_other_converters_equals_tflite_micro(form, run_tflm):
         expected = run_tflm(data, x)
         np.testing.assert_array_equal(run_int8(graph, x).reshape(expected.shape), expected, f"draw {draw}")
         np.testing.assert_array_equal(run_tflm(write(graph), x).reshape(expected.shape), expected, f"draw {draw}, written again")
+
+
+@pytest.mark.parametrize(("dtype", "back"), [("float32", "DEQUANTIZE"), ("uint8", "QUANTIZE")])
+def test_conversions_at_the_ends_are_left_out(dtype, back, run_tflm):
+    file, shape = Foreign(), (1, 3, 4)
+    scale = {"float32": (None, 0), "uint8": (0.1, 131)}[dtype]
+    x = file.tensor(shape, *scale, dtype=dtype)
+    inside = file.tensor(shape, 0.1, 3)
+    file.node("QUANTIZE", [x], inside, 1, options="QuantizeOptions")
+    soft = file.tensor(shape, 1 / 256, -128)
+    file.node("SOFTMAX", [inside], soft, options="SoftmaxOptions", beta=1.0)
+    y = file.tensor(shape, *{"float32": (None, 0), "uint8": (1 / 256, 0)}[dtype], dtype=dtype)
+    file.node(back, [soft], y, 1, options=f"{back.title()}Options")
+    data = file.pack(x, y)
+    assert has_softmax(data, "x.tflite")
+    assert has_outer_conversion(data, "x.tflite")
+    graph = read(data, "x.tflite")
+    assert [op.kind for op in graph.ops] == [OpKind.SOFTMAX]
+    sample = any_int8(np.random.default_rng(3), (5, *shape[1:]))
+    outer = (sample.astype(int) + 128).astype(np.uint8) if dtype == "uint8" else (sample - np.float32(3)) * np.float32(0.1)
+    expected = run_tflm(data, outer).reshape(sample.shape)
+    actual = run_int8(graph, sample).astype(int) + 128
+    np.testing.assert_array_equal(actual if dtype == "uint8" else actual / np.float32(256), expected)
 
 
 def lonely(operator, shape=(1, 4), out=None, version=2, extra=(), **options):
