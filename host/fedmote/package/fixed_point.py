@@ -27,7 +27,12 @@ def quantize_multiplier(real: NDArray[np.float64] | float) -> tuple[NDArray[np.i
     """Real factors >= 0 as Q31 multipliers in [2^30, 2^31) and shifts: real = multiplier * 2^(shift - 31).
 
     Factors below 2^-32 become zero.
+
+    Raises:
+        PackageError: a factor is not finite: two scales are too far apart for float32.
     """
+    if not np.isfinite(real).all():
+        raise PackageError("the scales of an operator's tensors are too far apart: their ratio is not finite in float32")
     fraction, exponent = np.frexp(np.atleast_1d(np.asarray(real, np.float64)))
     fixed = np.floor(fraction * 2.0**31 + 0.5).astype(np.int64)
     shift = exponent.astype(np.int64)

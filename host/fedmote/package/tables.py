@@ -53,17 +53,19 @@ def table_of(op: Op, source: Quantization, target: Quantization) -> NDArray[np.i
     centred = np.arange(INT8_MIN, INT8_MAX + 1, dtype=np.int64) - int(source.zero_point[0])
     zero_point = int(target.zero_point[0])
     low, high = INT8_MIN, INT8_MAX
+    with np.errstate(over="ignore", invalid="ignore"):  # infinite ratios are refused where they become multipliers
+        ratio = np.float64(source.scale[0] / target.scale[0])
+        negative = np.float64(source.scale[0] * np.float32(op.alpha) / target.scale[0])
     match op.kind:
         case OpKind.LOGISTIC | OpKind.TANH:
             out = _sigmoid(op, centred, source)
         case OpKind.HARD_SWISH:
             out = _hard_swish(op, centred, source, target) + zero_point
         case OpKind.LEAKY_RELU:
-            negative = np.float32(source.scale[0] * np.float32(op.alpha)) / target.scale[0]
             out = np.where(
                 centred >= 0,
-                _rescale(op, centred, np.float64(source.scale[0] / target.scale[0])),
-                _rescale(op, centred, np.float64(negative)),
+                _rescale(op, centred, ratio),
+                _rescale(op, centred, negative),
             )
             out = out + zero_point
         case OpKind.QUANTIZE:
@@ -71,7 +73,7 @@ def table_of(op: Op, source: Quantization, target: Quantization) -> NDArray[np.i
         case OpKind.RELU:
             activation = Activation.RELU if op.activation is Activation.NONE else op.activation
             low, high = fixed_point.activation_range(activation, target)
-            out = _rescale(op, centred, np.float64(source.scale[0] / target.scale[0])) + zero_point
+            out = _rescale(op, centred, ratio) + zero_point
         case _:
             raise PackageError(f"{op.name}: {op.kind} is no function of one element")
     return np.clip(out, low, high).astype(np.int8)
@@ -172,8 +174,9 @@ def _reciprocal_seed(a: NDArray[np.int64]) -> NDArray[np.int64]:
 def _hard_swish(op: Op, centred: NDArray[np.int64], source: Quantization, target: Quantization) -> NDArray[np.int64]:
     """The product x * min(max(x + 3, 0), 6) / 6 in products of 16 bits, without the output's zero point."""
     fine_scale = np.float32(1 / 128) * source.scale[0]
-    multiplier, exponent = _short_multiplier(np.float64(fine_scale / target.scale[0]))
-    gate_multiplier, gate_exponent = _short_multiplier(np.float64(fine_scale / np.float32(3 / 32768)))
+    with np.errstate(over="ignore"):
+        ratios = (np.float64(fine_scale / target.scale[0]), np.float64(fine_scale / np.float32(3 / 32768)))
+    (multiplier, exponent), (gate_multiplier, gate_exponent) = map(_short_multiplier, ratios)
     if exponent > 0:
         raise PackageError(f"{op.name}: the output scale of HARD_SWISH is more than 128 times finer than its input's")
     fine = centred << 7

@@ -120,7 +120,7 @@ def dense(bits: int) -> Callable[[Machine, dict[str, int]], None]:
 
 
 def operands(m: Machine, v: dict[str, int]) -> tuple[np.ndarray, np.ndarray]:
-    """The second operand is read whole before anything is written: the plan must not let them overlap unless element by element."""
+    """The second operand is read whole first: where it repeats, the output must not lie over it."""
     source = m.weights if v["input2_is_constant"] else m.arena
     second = source[v["input2_offset"] : v["input2_offset"] + v["count2"]].astype(np.int64)
     if not v["input2_is_constant"] and v["count2"] < v["count"]:

@@ -177,6 +177,20 @@ def test_dense_layer_of_4_bits_with_a_scale_per_channel_equals_that_of_8_bits():
         assert len(compile_graph(graph).weights) <= len(compile_graph(wide).weights) - graph.ops[0].weights.size // 2 + 3
 
 
+@pytest.mark.parametrize("kind", [*ELEMENTWISE, OpKind.SOFTMAX, OpKind.MUL, OpKind.ADD])
+@pytest.mark.parametrize(("scale", "target_scale"), [(3e38, 1e-38), (1e-38, 3e38), (1e-38, 1e-38), (3e38, 3e38)])
+def test_extreme_scales_are_run_or_refused(kind, scale, target_scale):
+    target = tables.fixed_quantization(kind) or quantization(target_scale, 3)
+    constant = np.array([-100, 100], np.int8) if kind in (OpKind.MUL, OpKind.ADD) else None
+    op = Op(kind, "op", ("x",), "y", alpha=3e38, constant=constant, constant_quantization=quantization(scale, 0))
+    graph = single(op, (1, 2), quantization(scale, -5), (1, 2), target)
+    try:
+        compile_graph(graph)
+    except PackageError:
+        return
+    run_int8(graph, np.array([[-128, 127]], np.int8))
+
+
 def test_equal_tables_are_stored_once():
     half = quantization(1 / 256, -128)
     names = ["x", "a", "b", "y"]
