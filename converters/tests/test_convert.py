@@ -177,7 +177,7 @@ def test_a_board_too_small_is_refused_with_bytes_needed_and_available(digits):
         convert(digits.module, digits.x, [*boards(), tiny], model_id="digits")
 
     assert (caught.value.board, caught.value.what, caught.value.available) == ("tiny", "slot", 4096)
-    assert caught.value.needed == converted(digits).packages["posix"].cost_on(tiny).slot_bytes
+    assert caught.value.needed == converted(digits).packages["stm32f405"].cost_on(tiny).slot_bytes
     assert caught.value.exit_code == 1
 
 
