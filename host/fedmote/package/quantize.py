@@ -6,8 +6,9 @@ accumulator: the TensorFlow Lite 8-bit specification. Operators that only move o
 concatenation, a clamp to [0, 6]) have one quantization for all their inputs and their output, and LOGISTIC, TANH and SOFTMAX
 have the one that their arithmetic fixes, so only the outputs of the others need a range: `observation_points`.
 
-Activations that must have one quantization form a group, and its range is that of all that was observed in it. An activation
-whose quantization is fixed cannot join one: a QUANTIZE stands between them.
+Activations that must have one quantization form a group, and its range is that of all that was observed in it. The input, whose
+quantization devices keep their samples in, and activations whose quantization is fixed cannot join others: a QUANTIZE stands
+between them.
 
 The result is a pure function of (graph, ranges). That is what makes a pushed package equal a full conversion.
 """
@@ -102,8 +103,8 @@ def quantize(graph: Graph, ranges: Ranges) -> Graph:
 
 
 def _separate_fixed(graph: Graph) -> Graph:
-    """Puts a QUANTIZE behind each activation whose quantization is fixed, where a concatenation ties it to others."""
-    fixed: set[str] = set()
+    """Puts a QUANTIZE behind the input and activations whose quantization is fixed, where a concatenation ties them to others."""
+    fixed = {graph.input}
     ops: list[Op] = []
     activations = dict(graph.activations)
     for op in graph.ops:
@@ -145,15 +146,17 @@ def _observed(group: tuple[str, ...], graph: Graph, ranges: Ranges) -> Quantizat
             raise ConversionError(
                 f"activation {name}: no range was observed there; observe all observation_points() of the graph"
             )
-        limits.append(ranges[name] if name in ranges else _fixed_range(inserted[name], graph))
+        limits.append(ranges[name] if name in ranges else _fixed_range(inserted[name], graph, ranges))
     return activation_quantization(needed[0], min(low for low, _ in limits), max(high for _, high in limits))
 
 
-def _fixed_range(name: str, graph: Graph) -> tuple[float, float]:
-    """The range of an activation whose quantization is fixed by the operator that made it, perhaps through tied ones."""
+def _fixed_range(name: str, graph: Graph, ranges: Ranges) -> tuple[float, float]:
+    """The range of the input or of an activation whose quantization is fixed by its operator, perhaps through tied ones."""
     makers = {op.output: op for op in graph.ops}
     while name in makers and is_tied(makers[name]):
         name = makers[name].inputs[0]
+    if name == graph.input and name in ranges:
+        return ranges[name]
     fixed = tables.fixed_quantization(makers[name].kind) if name in makers else None
     if fixed is None:
         raise ConversionError(f"activation {name}: no range was observed there; observe all observation_points() of the graph")
