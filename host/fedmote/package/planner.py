@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import permutations
+from itertools import accumulate, permutations
 
 from fedmote.package.geometry import window_of
 from fedmote.package.graph import Graph, Op, OpKind
@@ -79,6 +79,16 @@ def plan_memory(graph: Graph) -> MemoryPlan:
     packing = pack([buffer.size for buffer in buffers], above, bound, ALIGN)
     offsets = {name: packing.offsets[number] for name, number in numbers.items()}
     return MemoryPlan(offsets, {name: sizes[name] for name in offsets}, lifetimes, packing.total, packing.lower_bound)
+
+
+def plan_apart(graph: Graph) -> MemoryPlan:
+    """A plan in which every activation keeps bytes of its own, but for reshapes: all can be read when the encoder has run."""
+    sizes = {name: round_up(math.prod(activation.shape)) for name, activation in graph.activations.items()}
+    lifetimes = _lifetimes(graph)
+    numbers, buffers = _buffers(graph, sizes, lifetimes)
+    ends = list(accumulate(buffer.size for buffer in buffers))
+    offsets = {name: ends[number] - buffers[number].size for name, number in numbers.items()}
+    return MemoryPlan(offsets, {name: sizes[name] for name in offsets}, lifetimes, ends[-1], ends[-1])
 
 
 def overlap(graph: Graph, op: Op, name: str) -> int:
