@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`fedmote bench`: instruction counts of kernels and of the head, beside those of others."""
+"""`fedmote bench`: instruction counts of kernels and of the head, beside those of others; and whether boards compute right."""
 
 from __future__ import annotations
 
@@ -11,17 +11,19 @@ from pathlib import Path
 from typing import Any
 
 from fedmote.errors import DoesNotFitError
-from fedmote.package.boards import Board
+from fedmote.package.boards import Board, boards_with
 from fedmote.package.file import Package
 from fedmote_hil.bench import HeadCounts, KernelCounts, count_head, count_kernels, counting_boards
+from fedmote_hil.exactness import compare
 from fedmote_hil.models import REFERENCE_MODELS, encoder_package, example_encoders, reference_directory, whole_encoder
 from fedmote_hil.peers import HEAD, KERNELS, NO_FIGURE, Figure
 
-SUMMARY = "count instructions of the kernels or of the head on an emulated board"
+SUMMARY = "count instructions of the kernels or of the head on an emulated board, or compare its bytes"
 EXAMPLES = """examples:
   fedmote bench kernels                                 the MLPerf Tiny and example models
   fedmote bench kernels --model model.fmp --per-op      one model, operator by operator
   fedmote bench head --json                             training steps, for programs
+  fedmote bench exactness --graphs 200 --board all      every tensor of random graphs against TensorFlow Lite Micro
 """
 _DEFAULT_BOARD = "stm32f405"
 
@@ -30,7 +32,7 @@ Row = dict[str, Any]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments of the verb."""
-    subjects = parser.add_subparsers(dest="subject", required=True, metavar="kernels|head")
+    subjects = parser.add_subparsers(dest="subject", required=True, metavar="kernels|head|exactness")
     kernels = subjects.add_parser("kernels", help="one inference of MLPerf Tiny and example models, or of one model")
     kernels.add_argument("--model", type=Path, metavar="FILE.tflite|X.fmp", help="this model alone")
     kernels.add_argument("--per-op", action="store_true", help="the operators of each model as well")
@@ -38,10 +40,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for subject in (kernels, head):
         subject.add_argument("--board", default=_DEFAULT_BOARD, metavar="BOARD", help=", ".join(counting_boards()))
         subject.add_argument("--json", action="store_true", help="one JSON object on standard output")
+    exactness = subjects.add_parser("exactness", help="bytes of random graphs; exit status 1 if one differs")
+    exactness.add_argument("--graphs", type=int, default=200, metavar="N", help="how many (default: 200)")
+    exactness.add_argument("--board", default="all", metavar="BOARD|all", help=", ".join(boards_with("fedmote-run")))
+    exactness.add_argument("--json", action="store_true", help="one JSON object on standard output")
 
 
 def run(options: argparse.Namespace) -> int:
     """Counts and prints."""
+    if options.subject == "exactness":
+        return _compare_boards(options)
     board = Board.load(options.board)
     skipped: list[str] = []
     if options.subject == "head":
@@ -53,6 +61,26 @@ def run(options: argparse.Namespace) -> int:
         return 0
     sys.stdout.write("\n".join(_text(rows, options.subject, getattr(options, "per_op", False), skipped)) + "\n")
     return 0
+
+
+def _compare_boards(options: argparse.Namespace) -> int:
+    """One line for each board, as soon as it is done."""
+    boards = boards_with("fedmote-run") if options.board == "all" else [options.board]
+    rows = []
+    for name in boards:
+        found = compare(name, range(options.graphs))
+        rows.append(vars(found))
+        if not options.json:
+            sys.stdout.write(
+                f"{found.board}: {found.differing_bytes:,} of {found.bytes:,} bytes differ from {found.judge}"
+                f" ({found.graphs} graphs, {found.tensors:,} tensors; {found.too_large} graphs too large)\n"
+            )
+            for seed, tensor, count in found.differences:
+                sys.stdout.write(f"  graph {seed}, {tensor}: {count:,} bytes\n")
+            sys.stdout.flush()
+    if options.json:
+        sys.stdout.write(json.dumps({"rows": rows}) + "\n")
+    return int(any(row["differing_bytes"] for row in rows))
 
 
 def _count_models(model: Path | None, board: Board, skipped: list[str]) -> Iterator[tuple[str, KernelCounts]]:

@@ -20,7 +20,7 @@ from fedmote.package import fixed_point, tables
 from fedmote.package.arrangement import INT4, arranged, arranged_scaling
 from fedmote.package.geometry import check_shapes, dense_rows, window_of, without_leading_ones
 from fedmote.package.graph import ELEMENTWISE, WEIGHTED, Activation, Graph, Op, OpKind, Quantization
-from fedmote.package.planner import MemoryPlan, plan_memory
+from fedmote.package.planner import MemoryPlan, plan_apart, plan_memory
 from fedmote.package.records import PlanHeader, pack_record
 from fedmote.wire.schema import Arrangement, Opcode, Status
 
@@ -49,8 +49,14 @@ class Plan:
     units: tuple[tuple[str, Opcode, int, int], ...]
 
 
-def compile_graph(graph: Graph, arrangement: Arrangement = Arrangement.PLAIN) -> Plan:
-    """Compiles an int8 graph, with weights in the order that a board's kernels want.
+def compile_graph(graph: Graph, arrangement: Arrangement = Arrangement.PLAIN, *, is_debug: bool = False) -> Plan:
+    """Compiles an int8 graph.
+
+    Args:
+        graph: the encoder.
+        arrangement: order of the weights that a board's kernels want.
+        is_debug: no activation is written over another one, and the features are the whole arena: whoever runs the plan gets
+            every activation, at `Plan.memory.offsets`.
 
     Raises:
         PackageError: shapes do not match, the graph is not quantized, or its arithmetic could overflow int32.
@@ -59,7 +65,7 @@ def compile_graph(graph: Graph, arrangement: Arrangement = Arrangement.PLAIN) ->
         check_shapes(graph)
     except ConversionError as error:
         raise PackageError(str(error), Status.PACKAGE_BOUNDS) from error
-    memory = plan_memory(graph)
+    memory = plan_apart(graph) if is_debug else plan_memory(graph)
     weights = _WeightsSection(arrangement)
     records, units, macs = [], [], 0
     for op in graph.ops:
@@ -69,6 +75,8 @@ def compile_graph(graph: Graph, arrangement: Arrangement = Arrangement.PLAIN) ->
             units.append((op.name, opcode, values["units"], values["unit_macs"]))
             macs += values["units"] * values["unit_macs"] if op.kind in WEIGHTED else 0
     header = _header(graph, memory, len(records), macs, arrangement)
+    if is_debug:
+        header = replace(header, feature_offset=0, feature_count=header.encoder_bytes)
     return Plan(header, header.pack() + b"".join(records), weights.bytes(), memory, tuple(units))
 
 

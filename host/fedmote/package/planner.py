@@ -1,26 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where each activation lies in the encoder's arena.
 
-An activation lives from the operator that makes it to the last one that reads it. Activations that live at the same time
-must not overlap, all others may. Two are always merged where that is free: a reshape's output is its input; an elementwise
-operator (tables, ADD, MUL) writes over an input that nobody reads later.
-
-Packing is greedy: in a given order, each buffer takes the lowest gap among those it conflicts with. The first order is by
-size; while the result is above the lower bound (the largest sum of buffers alive at one operator, which no plan can beat),
-the buffer on top of the arena is moved to the front and packing is tried again, a fixed number of times. No randomness: the
-same graph gives the same plan.
+An activation lives from the operator that makes it to the last one that reads it. Activations that live at the same time must
+not overlap, all others may; a reshape's output is its input. And since operators run unit by unit, in order (protocol/SPEC.md,
+section 7), an output may be written over the part of an input that is done with, if nobody reads that input later: row y of a
+convolution, pool or pad may lie over the input's rows above those that row y needs, and element i of an elementwise operator
+over element i. How far the input must then begin behind the output is worked out here; `packing` does the rest.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import accumulate, permutations
 
-import numpy as np
-
-from fedmote.package.graph import BINARY, ELEMENTWISE, Graph, OpKind
+from fedmote.package.geometry import window_of
+from fedmote.package.graph import BINARY, ELEMENTWISE, Graph, Op, OpKind
+from fedmote.package.packing import pack
 
 ALIGN = 16
-_ATTEMPTS = 64
+_WINDOWED = (OpKind.CONV_2D, OpKind.DEPTHWISE_CONV_2D, OpKind.AVERAGE_POOL_2D, OpKind.MAX_POOL_2D)
 
 
 def round_up(size: int, align: int = ALIGN) -> int:
@@ -36,26 +36,24 @@ class MemoryPlan:
         offsets: byte offset of each activation, a multiple of 16.
         sizes: bytes of each activation, rounded up to 16.
         lifetimes: (first, last) operator of each activation, both inclusive; -1 is before the first operator.
-        buffers: names of activations that share memory, for each buffer.
         total_bytes: size of the arena.
-        lower_bound_bytes: the largest sum of buffers that are alive at one operator.
+        lower_bound_bytes: no plan for operators in this order is smaller.
     """
 
     offsets: dict[str, int]
     sizes: dict[str, int]
     lifetimes: dict[str, tuple[int, int]]
-    buffers: tuple[tuple[str, ...], ...]
     total_bytes: int
     lower_bound_bytes: int
 
 
 @dataclass
 class _Buffer:
-    names: list[str]
+    """An activation and its reshapes."""
+
     size: int
     first: int
     last: int
-    offset: int = 0
 
     def conflicts(self, other: _Buffer) -> bool:
         return self.first <= other.last and other.first <= self.last
@@ -63,16 +61,55 @@ class _Buffer:
 
 def plan_memory(graph: Graph) -> MemoryPlan:
     """Plans the arena of an int8 graph."""
-    sizes = {name: round_up(int(np.prod(activation.shape))) for name, activation in graph.activations.items()}
+    sizes = {name: round_up(math.prod(activation.shape)) for name, activation in graph.activations.items()}
     lifetimes = _lifetimes(graph)
-    buffers = _merge(graph, sizes, lifetimes)
-    steps = range(-1, len(graph.ops) + 1)
-    bound = max(sum(buffer.size for buffer in buffers if buffer.first <= step <= buffer.last) for step in steps)
-    total = _pack(buffers, bound)
-    offsets = {name: buffer.offset for buffer in buffers for name in buffer.names}
-    return MemoryPlan(
-        offsets, {name: sizes[name] for name in offsets}, lifetimes, tuple(tuple(b.names) for b in buffers), total, bound
-    )
+    numbers, buffers = _buffers(graph, sizes, lifetimes)
+    above = {(a, b): buffers[a].size for a, b in permutations(range(len(buffers)), 2) if buffers[a].conflicts(buffers[b])}
+    bound = max(buffer.size for buffer in buffers)
+    for step, op in enumerate(graph.ops):
+        target, near = numbers[op.output], {numbers[op.output]}
+        for name in op.inputs if op.kind is not OpKind.RESHAPE else ():
+            source, distance = numbers[name], overlap(graph, op, name)
+            if buffers[source].last == step and distance < buffers[target].size:
+                above[target, source] = round_up(distance)
+                near.add(source)
+        alive = [i for i, buffer in enumerate(buffers) if buffer.first <= step <= buffer.last]
+        bound = max(bound, _least_span(alive, near, buffers, above))
+    packing = pack([buffer.size for buffer in buffers], above, bound, ALIGN)
+    offsets = {name: packing.offsets[number] for name, number in numbers.items()}
+    return MemoryPlan(offsets, {name: sizes[name] for name in offsets}, lifetimes, packing.total, packing.lower_bound)
+
+
+def plan_apart(graph: Graph) -> MemoryPlan:
+    """A plan in which every activation keeps bytes of its own, but for reshapes: all can be read when the encoder has run."""
+    sizes = {name: round_up(math.prod(activation.shape)) for name, activation in graph.activations.items()}
+    lifetimes = _lifetimes(graph)
+    numbers, buffers = _buffers(graph, sizes, lifetimes)
+    ends = list(accumulate(buffer.size for buffer in buffers))
+    offsets = {name: ends[number] - buffers[number].size for name, number in numbers.items()}
+    return MemoryPlan(offsets, {name: sizes[name] for name in offsets}, lifetimes, ends[-1], ends[-1])
+
+
+def overlap(graph: Graph, op: Op, name: str) -> int:
+    """How many bytes the input `name`, read for the last time, must begin behind the output if it lies there.
+
+    The size of the output means that they must be disjoint.
+    """
+    source, target = graph.activations[name].shape, graph.activations[op.output].shape
+    # An operand that repeats is read again after its place was written.
+    if op.kind in (*ELEMENTWISE, *BINARY) and math.prod(source) == math.prod(target):
+        return 0
+    if op.kind in _WINDOWED:
+        return _row_overlap(source, target, op.stride[0], window_of(op, source).pad_top)
+    if op.kind is OpKind.PAD:
+        return _row_overlap(source, target, 1, op.pads[0])
+    return math.prod(target)
+
+
+def _row_overlap(source: tuple[int, ...], target: tuple[int, ...], stride: int, pad_top: int) -> int:
+    """Rows [0, y] of the output end before the first row that row y needs, and with it all that later rows need."""
+    in_row, out_row = math.prod(source[2:]), math.prod(target[2:])
+    return max((y + 1) * out_row - min(max(0, y * stride - pad_top), source[1]) * in_row for y in range(target[1]))
 
 
 def _lifetimes(graph: Graph) -> dict[str, tuple[int, int]]:
@@ -86,54 +123,34 @@ def _lifetimes(graph: Graph) -> dict[str, tuple[int, int]]:
     return {name: (first[name], last[name]) for name in first}
 
 
-def _merge(graph: Graph, sizes: dict[str, int], lifetimes: dict[str, tuple[int, int]]) -> list[_Buffer]:
-    """Buffers of activations that share memory."""
-    buffers = {graph.input: _Buffer([graph.input], sizes[graph.input], *lifetimes[graph.input])}
-    for step, op in enumerate(graph.ops):
-        first, last = lifetimes[op.output]
+def _buffers(graph: Graph, sizes: dict[str, int], lifetimes: dict[str, tuple[int, int]]) -> tuple[dict[str, int], list[_Buffer]]:
+    """The number of each activation's buffer, and the buffers in the order in which they are made."""
+    numbers = {graph.input: 0}
+    buffers = [_Buffer(sizes[graph.input], *lifetimes[graph.input])]
+    for op in graph.ops:
         if op.kind is OpKind.RESHAPE:
-            candidates = [op.inputs[0]]
-        elif op.kind in (*ELEMENTWISE, *BINARY):
-            # An operand that repeats is read again after its place was written.
-            whole = [name for name in op.inputs if sizes[name] == sizes[op.output]]
-            candidates = [name for name in whole if buffers[name].last <= step]
+            numbers[op.output] = numbers[op.inputs[0]]
+            buffer = buffers[numbers[op.output]]
+            buffer.last = max(buffer.last, lifetimes[op.output][1])
         else:
-            candidates = []
-        buffer = buffers[candidates[0]] if candidates else _Buffer([], sizes[op.output], first, last)
-        buffer.names.append(op.output)
-        buffer.last = max(buffer.last, last)
-        buffers[op.output] = buffer
-    return list({id(buffer): buffer for buffer in buffers.values()}.values())
+            numbers[op.output] = len(buffers)
+            buffers.append(_Buffer(sizes[op.output], *lifetimes[op.output]))
+    return numbers, buffers
 
 
-def _pack(buffers: list[_Buffer], bound: int) -> int:
-    """Sets the offsets of the best plan that was found. Returns its size."""
-    order = sorted(range(len(buffers)), key=lambda i: (-buffers[i].size, buffers[i].first, i))
-    best: tuple[int, list[int]] | None = None
-    for _ in range(_ATTEMPTS):
-        total = _place([buffers[i] for i in order])
-        if best is None or total < best[0]:
-            best = (total, [buffer.offset for buffer in buffers])
-        top = max(order, key=lambda i: (buffers[i].offset + buffers[i].size, -i))
-        if total == bound or order[0] == top:
-            break
-        order.remove(top)
-        order.insert(0, top)
-    if best is None:
-        raise AssertionError("a graph has at least its input")
-    for buffer, offset in zip(buffers, best[1], strict=True):
-        buffer.offset = offset
-    return best[0]
+def _least_span(alive: Iterable[int], near: set[int], buffers: list[_Buffer], above: dict[tuple[int, int], int]) -> int:
+    """Bytes that no plan can do without while an operator runs.
+
+    These are the buffers that may overlap (`near`, the output and one or two inputs), as close as they may be, and all others.
+    Nothing is gained by putting one of the others between them: where it parts two of them, they are disjoint.
+    """
+    others = sum(buffers[i].size for i in alive if i not in near)
+    return others + min(_span(order, buffers, above) for order in permutations(sorted(near)))
 
 
-def _place(order: list[_Buffer]) -> int:
-    placed: list[_Buffer] = []
-    for buffer in order:
-        offset = 0
-        for other in sorted((b for b in placed if b.conflicts(buffer)), key=lambda b: b.offset):
-            if offset + buffer.size <= other.offset:
-                break
-            offset = max(offset, other.offset + other.size)
-        buffer.offset = offset
-        placed.append(buffer)
-    return max(buffer.offset + buffer.size for buffer in placed)
+def _span(order: tuple[int, ...], buffers: list[_Buffer], above: dict[tuple[int, int], int]) -> int:
+    """Of buffers with offsets in this order."""
+    offsets: list[int] = []
+    for i, buffer in enumerate(order):
+        offsets.append(max((offsets[j] + above[order[j], buffer] for j in range(i)), default=0))
+    return max(offset + buffers[buffer].size for offset, buffer in zip(offsets, order, strict=True))

@@ -36,6 +36,16 @@ def write(graph: Graph) -> bytes:
     return _Writer(graph).finish()
 
 
+def write_numbered(graph: Graph) -> tuple[bytes, dict[str, int]]:
+    """The same, and the numbers of its activations in the file: interpreters hand out tensors by number.
+
+    Raises:
+        PackageError: the graph is not quantized.
+    """
+    writer = _Writer(graph)
+    return writer.finish(), writer._tensor_of
+
+
 class _Writer:
     """One file in the making. Flatbuffers are built backwards: children before parents."""
 
