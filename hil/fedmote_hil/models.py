@@ -69,7 +69,15 @@ def example_encoders() -> dict[str, Graph]:
     windows = _Chain((1, 1, 128, 9))
     for outputs in (16, 32, 64):
         windows = windows.conv(outputs, (1, 5)).pool((1, 2))
-    return {"digits_cnn": digits.averaged(), "har_cnn": windows.averaged()}
+    return {"mobilenet_v1_025": _mobilenet(), "digits_cnn": digits.averaged(), "har_cnn": windows.averaged()}
+
+
+def _mobilenet() -> Graph:
+    """MobileNetV1 of a quarter of the channels, 96 x 96 pixels, 2 classes, 7.49 M multiply-accumulates (arXiv:1704.04861)."""
+    chain = _Chain((1, 96, 96, 3)).conv(8, (3, 3), 2)
+    for outputs, stride in ((16, 1), (32, 2), (32, 1), (64, 2), (64, 1), (128, 2), *[(128, 1)] * 5, (256, 2), (256, 1)):
+        chain = chain.depthwise((3, 3), stride).conv(outputs, (1, 1))
+    return chain.average((3, 3)).dense(2).quantized()
 
 
 @dataclass
@@ -88,22 +96,42 @@ class _Chain:
     def last(self) -> str:
         return self.ops[-1].output if self.ops else "x"
 
-    def conv(self, outputs: int, kernel: tuple[int, int]) -> _Chain:
+    def conv(self, outputs: int, kernel: tuple[int, int], stride: int = 1) -> _Chain:
         """SAME padding, ReLU."""
-        weights = self.rng.normal(0, 0.2, (outputs, *kernel, self.shape[3])).astype(np.float32)
-        bias = self.rng.normal(0, 0.1, outputs).astype(np.float32)
-        op = self._op(OpKind.CONV_2D)
-        return self._add(replace(op, kernel=kernel, padding="SAME", activation=Activation.RELU, weights=weights, bias=bias))
+        return self._window(OpKind.CONV_2D, kernel, stride, (outputs, *kernel, self.shape[3]), outputs)
+
+    def depthwise(self, kernel: tuple[int, int], stride: int) -> _Chain:
+        """SAME padding, ReLU, one output for each channel."""
+        return self._window(OpKind.DEPTHWISE_CONV_2D, kernel, stride, (1, *kernel, self.shape[3]), self.shape[3])
+
+    def dense(self, outputs: int) -> _Chain:
+        """A layer over all that there is, without activation."""
+        weights = self.rng.normal(0, 0.2, (outputs, math.prod(self.shape))).astype(np.float32)
+        op = self._op(OpKind.FULLY_CONNECTED)
+        return self._add(replace(op, weights=weights, bias=np.zeros(outputs, np.float32)))
 
     def pool(self, window: tuple[int, int]) -> _Chain:
         """The largest of each window, windows beside each other."""
         return self._add(replace(self._op(OpKind.MAX_POOL_2D), kernel=window, stride=window, padding="VALID"))
 
+    def average(self, window: tuple[int, int]) -> _Chain:
+        """The mean of each window, windows beside each other."""
+        return self._add(replace(self._op(OpKind.AVERAGE_POOL_2D), kernel=window, stride=window, padding="VALID"))
+
     def averaged(self) -> Graph:
-        """The finished graph: the mean over height and width of what there is, in int8."""
-        self._add(self._op(OpKind.MEAN), (1, self.shape[3]))
+        """The finished graph: the mean over height and width of what there is."""
+        return self._add(self._op(OpKind.MEAN), (1, self.shape[3])).quantized()
+
+    def quantized(self) -> Graph:
+        """The graph in int8."""
         graph = Graph("x", self.last, {name: Activations(name, shape) for name, shape in self.shapes.items()}, tuple(self.ops))
         return quantize(graph, observe(graph, self.rng.normal(size=(16, *self.shapes["x"][1:])).astype(np.float32)))
+
+    def _window(self, kind: OpKind, kernel: tuple[int, int], stride: int, shape: tuple[int, ...], outputs: int) -> _Chain:
+        weights = self.rng.normal(0, 0.2, shape).astype(np.float32)
+        bias = self.rng.normal(0, 0.1, outputs).astype(np.float32)
+        op = replace(self._op(kind), kernel=kernel, stride=(stride, stride), padding="SAME", activation=Activation.RELU)
+        return self._add(replace(op, weights=weights, bias=bias))
 
     def _op(self, kind: OpKind) -> Op:
         name = f"{kind.value.lower()}{len(self.ops)}"
