@@ -133,7 +133,7 @@ def test_the_head_is_counted_for_all_sizes_and_batches():
 
 
 def test_a_board_that_cannot_count_is_refused_with_those_that_can():
-    with pytest.raises(ConfigError, match="posix cannot count instructions; these can: .*stm32f405"):
+    with pytest.raises(ConfigError, match=r"posix cannot count instructions; these can: .*stm32f405"):
         bench.count_head("posix")
 
 

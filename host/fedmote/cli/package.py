@@ -149,7 +149,8 @@ def describe(package: Package) -> dict[str, Any]:
         ],
         "operators": [_describe_record(record) for record in records],
         "boards": [
-            {**vars(needs), "fits": needs.fits} for needs in (package.cost_on(Board.load(name)) for name in boards_with("fedmote-device"))
+            {**vars(needs), "fits": needs.fits}
+            for needs in (package.cost_on(Board.load(name)) for name in boards_with("fedmote-device"))
         ],
     }
 
