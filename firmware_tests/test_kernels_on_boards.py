@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.emulator, pytest.mark.skipif(bool(_missing), reason=f"
 def board(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Board:
     """Each emulated board; packages that are written by hand have the weights of its kernels."""
     board = Board.load(request.param)
-    monkeypatch.setattr(fmp.Builder, "arrangement", int(board.arrangement), raising=False)
+    monkeypatch.setattr(fmp.Builder, "arrangement", int(board.arrangement))
     return board
 
 

@@ -191,7 +191,7 @@ def count_head(board: Board | str) -> list[HeadCounts]:
         raise DeviceError(f"board {board.name} trained a head that is not finite; nothing was measured")
     clock, _, words = _validated(board, blob[:words_bytes])
     rows = [words[start : start + _HEAD_WORDS] for start in range(0, len(words), _HEAD_WORDS)]
-    return [HeadCounts(*sizes, clock.instructions(ticks), extra) for *sizes, ticks, extra in rows]
+    return [HeadCounts(row[0], row[1], row[2], clock.instructions(row[3]), row[4]) for row in rows]
 
 
 def runtime_flash(image: Image, opcodes: set[Opcode]) -> int:

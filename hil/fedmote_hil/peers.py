@@ -47,7 +47,7 @@ NO_FIGURE: Final = Figure()
 KERNELS: Final[dict[str, dict[str, dict[str, Figure]]]] = {
     "cortex-m0": {
         "kws_ref_model": {"instructions": Figure(29_004_277, 24_000_000, 18_000_000)},
-        "mobilenet_v1_025": {"instructions": Figure(86_904_220), "startup_instructions": Figure(7_067_846, 50_000, 0)},
+        "mobilenet_v1_025_96": {"instructions": Figure(86_904_220), "startup_instructions": Figure(7_067_846, 50_000, 0)},
         "pretrainedResnet_quant": {"instructions": Figure(97_557_663)},
         "ad01_int8": {"instructions": Figure(1_763_069)},
     },
@@ -58,7 +58,7 @@ KERNELS: Final[dict[str, dict[str, dict[str, Figure]]]] = {
             "arena_bytes": Figure(22_820, 17_000, 16_000),
             "flash_bytes": Figure(53_360, 20_000, 12_000),
         },
-        "mobilenet_v1_025": {
+        "mobilenet_v1_025_96": {
             "instructions": Figure(24_101_961, 19_000_000, 10_000_000),
             "startup_instructions": Figure(3_520_711, 50_000, 0),
             "arena_bytes": Figure(100_708, 58_000, 55_296),
@@ -79,7 +79,7 @@ KERNELS: Final[dict[str, dict[str, dict[str, Figure]]]] = {
     },
     "cortex-m7": {
         "kws_ref_model": {"instructions": Figure(7_645_708), "startup_instructions": Figure(259_771, 50_000, 0)},
-        "mobilenet_v1_025": {"instructions": Figure(24_025_588), "startup_instructions": Figure(1_017_543, 50_000, 0)},
+        "mobilenet_v1_025_96": {"instructions": Figure(24_025_588), "startup_instructions": Figure(1_017_543, 50_000, 0)},
         "pretrainedResnet_quant": {"instructions": Figure(30_026_194)},
         "ad01_int8": {"instructions": Figure(583_244)},
     },
@@ -89,7 +89,7 @@ KERNELS: Final[dict[str, dict[str, dict[str, Figure]]]] = {
             "arena_bytes": Figure(27_348),
             "flash_bytes": Figure(44_768),
         },
-        "mobilenet_v1_025": {"instructions": Figure(6_558_335), "arena_bytes": Figure(100_772)},
+        "mobilenet_v1_025_96": {"instructions": Figure(6_558_335), "arena_bytes": Figure(100_772)},
         "pretrainedResnet_quant": {
             "instructions": Figure(4_911_695),
             "arena_bytes": Figure(55_028),
