@@ -92,9 +92,9 @@ class HeadCounts:
 class Clock:
     """What turns ticks of a board's counter into instructions, exactly.
 
-    A count is the difference of two measurements, the work's and that of no work, and each of these the difference of two readings,
-    which a counter rounds to ticks. Where an instruction takes whole ticks, nothing is rounded. Elsewhere a count is off by less than
-    two ticks, so that one of at least four ticks per instruction still tells each number of instructions from the next.
+    A count is the difference of two measurements, the work's and that of no work, and each of these the difference of two
+    readings, which a counter rounds to ticks. Where an instruction takes whole ticks, nothing is rounded. Elsewhere a count is
+    off by less than two ticks, so that four ticks per instruction or more still tell each number of instructions from the next.
 
     Attributes:
         board: whose counter it is, for messages.
@@ -113,7 +113,9 @@ class Clock:
         """
         ticks = Fraction(rate_hz << icount_shift, 10**9)
         if ticks.denominator != 1 and ticks < 2 * _RESOLUTION:
-            raise ConfigError(f"board {board}: {float(ticks)} ticks per instruction cannot tell two numbers of instructions apart")
+            raise ConfigError(
+                f"board {board}: {float(ticks)} ticks per instruction cannot tell two numbers of instructions apart"
+            )
         return cls(board, ticks)
 
     def instructions(self, ticks: int) -> int:
@@ -164,7 +166,9 @@ def count_kernels(board: Board | str, package: Package) -> KernelCounts:
         kernels=_variant(image),
         instructions=first,
         macs=package.header.macs,
-        operators=tuple((name, opcode, clock.instructions(count)) for (name, opcode, _, _), count in zip(units, each, strict=True)),
+        operators=tuple(
+            (name, opcode, clock.instructions(count)) for (name, opcode, _, _), count in zip(units, each, strict=True)
+        ),
         verification=clock.instructions(verification),
         startup=clock.instructions(startup),
         arena_bytes=arena + structs,
@@ -187,7 +191,7 @@ def count_head(board: Board | str) -> list[HeadCounts]:
         raise DeviceError(f"board {board.name} trained a head that is not finite; nothing was measured")
     clock, _, words = _validated(board, blob[:words_bytes])
     rows = [words[start : start + _HEAD_WORDS] for start in range(0, len(words), _HEAD_WORDS)]
-    return [HeadCounts(*sizes, clock.instructions(ticks), extra) for *sizes, ticks, extra in rows]
+    return [HeadCounts(row[0], row[1], row[2], clock.instructions(row[3]), row[4]) for row in rows]
 
 
 def runtime_flash(image: Image, opcodes: set[Opcode]) -> int:

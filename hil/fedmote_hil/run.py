@@ -166,7 +166,8 @@ _SAMPLES_OVERHEAD = 16 + 3 + 15
 
 def _samples_in(room: int, job: Job) -> int:
     """How many samples of a job surely fit."""
-    return max(0, room - _SAMPLES_OVERHEAD) // (job.samples.shape[1] + 1)
+    sample_bytes: int = job.samples.shape[1]
+    return max(0, room - _SAMPLES_OVERHEAD) // (sample_bytes + 1)
 
 
 def _padded_samples(job: Job) -> bytes:
