@@ -310,11 +310,11 @@ static void gather(uint32_t *columns, const struct job *job, const struct positi
 
 /* A pair whose second channel goes nowhere. */
 static void run_single(struct block block, const struct position *at, uint32_t channel) {
-    uint8_t last[PAIR_SCALING] = {0};
+    uint32_t last[PAIR_SCALING / 4U] = {0};
     int8_t out[POSITIONS][2];
     memcpy(last, block.begin, FEDMOTE_SCALING_BYTES);
     block.begin = last;
-    block.end = last + PAIR_SCALING;
+    block.end = last + PAIR_SCALING / 4U;
     for (uint32_t p = 0; p < POSITIONS; p++) {
         block.to.out[p] = out[p];
     }
