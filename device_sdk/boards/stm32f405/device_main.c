@@ -106,6 +106,7 @@ int main(void) {
         refuse_to_start("no identity in flash", status);
     }
     identity.board = FEDMOTE_BOARD_NAME;
+    identity.arithmetic = &FEDMOTE_BOARD_ARITHMETIC;
     stm32_entropy_start(identity_salt(identity_region));
     status = samples_region_open(&samples, (const uint8_t *)FEDMOTE_BOARD_REGIONS_SAMPLES_ADDRESS,
                                  FEDMOTE_BOARD_REGIONS_SAMPLES_BYTES, FEDMOTE_BOARD_MAX_SAMPLES);

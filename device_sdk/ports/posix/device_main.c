@@ -155,6 +155,7 @@ static bool open_identity(struct fedmote_identity *identity, char *text, const c
         return complain_status(path, status);
     }
     identity->board = FEDMOTE_BOARD_NAME;
+    identity->arithmetic = &FEDMOTE_BOARD_ARITHMETIC;
     return true;
 }
 
