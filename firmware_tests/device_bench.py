@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from firmware_tests.native import SDK, aligned, compile_c
+from firmware_tests.native import SDK, aligned, all_operators, compile_c, operator_sources
 
 BODY_MAX = 177  # chunks of 160 bytes: a small package takes many of them
 CHUNK = 160
@@ -52,7 +52,7 @@ _callbacks = {
 class Port(ctypes.Structure):
     """`struct fedmote_port`."""
 
-    _fields_ = [("context", ctypes.c_void_p), *_callbacks.items()]
+    _fields_ = [("context", ctypes.c_void_p), *_callbacks.items(), ("operators", ctypes.c_void_p)]
 
 
 class Identity(ctypes.Structure):
@@ -81,7 +81,7 @@ class Info(ctypes.Structure):
 @functools.cache
 def library() -> ctypes.CDLL:
     """The whole SDK with UBSan, and with what FEDMOTE_SANITIZE names, in the configuration of these tests."""
-    sources = [*sorted((SDK / "src").glob("*.c")), *sorted((SDK / "src" / "kernels").glob("*.c"))]
+    sources = [*sorted((SDK / "src").glob("*.c")), *operator_sources()]
     sanitizers = ",".join(["undefined", *filter(None, [os.environ.get("FEDMOTE_SANITIZE")])])
     flags = ["-O1", "-shared", "-fPIC", f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all"]
     configuration = [f"-DFEDMOTE_BODY_MAX={BODY_MAX}", "-DFEDMOTE_MACS_PER_STEP=300"]
@@ -172,7 +172,7 @@ class Device:
         self._guarded = aligned(arena_bytes + 32)
         self._memory = np.zeros(4096, np.uint8)
         self.arena_bytes, self.id = arena_bytes, identifier
-        self._port = Port(None, *self._bind(has_hash))
+        self._port = Port(None, *self._bind(has_hash), all_operators(library()))
         link_address = ctypes.addressof(ctypes.c_char.in_dll(library(), f"fedmote_{link}_link"))
         texts = [text.encode() if text is not None else None for text in (identifier, site, board, username, password)]
         self._identity = Identity(*texts[:3], link_address, *texts[3:], keep_alive_s, is_sending)

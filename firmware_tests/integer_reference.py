@@ -45,19 +45,21 @@ def taps(out: int, stride: int, pad: int, kernel: int, dilation: int, size: int)
     return [(k, i) for k, i in pairs if 0 <= i < size]
 
 
-def conv(x, w, bias, multiplier, shift, out_hw, stride, dilation, pads, quantization, depth_multiplier=0):
-    """Conv-2d with w (out_c, kh, kw, in_c), or, with a depth multiplier, depthwise with w (kh, kw, out_c)."""
+def conv(x, w, bias, multiplier, shift, out_hw, stride, dilation, pads, quantization, is_depthwise):
+    """Conv-2d with w (out_c, kh, kw, channels of a group), or depthwise with w (kh, kw, out_c)."""
     in_zero, out_zero, low, high = quantization
-    kernel = w.shape[0:2] if depth_multiplier else w.shape[1:3]
+    kernel = w.shape[0:2] if is_depthwise else w.shape[1:3]
+    group_in_c = 1 if is_depthwise else w.shape[3]
+    group_out_c = len(bias) * group_in_c // x.shape[2]
     out = np.zeros((*out_hw, len(bias)), np.int8)
     for oy, ox, c in np.ndindex(out.shape):
         total = 0
         for ky, iy in taps(oy, stride[0], pads[0], kernel[0], dilation[0], x.shape[0]):
             for kx, ix in taps(ox, stride[1], pads[1], kernel[1], dilation[1], x.shape[1]):
-                if depth_multiplier:
-                    total += (int(x[iy, ix, c // depth_multiplier]) - in_zero) * int(w[ky, kx, c])
-                else:
-                    total += int(np.dot(x[iy, ix].astype(np.int64) - in_zero, w[c, ky, kx].astype(np.int64)))
+                channel = c // group_out_c * group_in_c
+                seen = x[iy, ix, channel : channel + group_in_c].astype(np.int64) - in_zero
+                taken = w[ky, kx, c : c + 1] if is_depthwise else w[c, ky, kx]
+                total += int(np.dot(seen, taken.astype(np.int64)))
         scaled = requantize(wrap32(total + int(bias[c])), multiplier[c], int(shift[c]))
         out[oy, ox, c] = finish(scaled, out_zero, (low, high))
     return out

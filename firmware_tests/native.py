@@ -25,12 +25,32 @@ OK, BUSY = 0, 2
 
 def core_sources() -> list[Path]:
     """Everything between a package and a trained head; no link, no client."""
-    return [*(SDK / "src" / f"{name}.c" for name in CORE), *sorted((SDK / "src" / "kernels").glob("*.c"))]
+    return [*(SDK / "src" / f"{name}.c" for name in CORE), *operator_sources()]
+
+
+def operator_sources() -> list[Path]:
+    """All operators with their portable kernels, and the table of them."""
+    folders = (SDK / "src" / "operators", SDK / "src" / "kernels")
+    return [*(path for folder in folders for path in sorted(folder.glob("*.c"))), Path(__file__).with_name("all_operators.c")]
+
+
+def all_operators(lib: ctypes.CDLL) -> int:
+    """Address of the table of all operators in a library."""
+    return ctypes.addressof(ctypes.c_char.in_dll(lib, "all_operators"))
 
 
 def compile_c(name: str, sources: list[Path], flags: list[str]) -> Path:
     """Compiles with gcc into build/, or finds the result of an earlier compilation of the same content."""
-    command = ["gcc", "-std=c99", "-g", *WARNINGS, f"-I{SDK / 'include'}", f"-I{SDK / 'src'}", *flags]
+    command = [
+        "gcc",
+        "-std=c99",
+        "-g",
+        *WARNINGS,
+        f"-I{SDK / 'include'}",
+        f"-I{SDK / 'src'}",
+        f"-I{Path(__file__).parent}",
+        *flags,
+    ]
     digest = hashlib.sha256(" ".join(command).encode())
     for path in sorted({*sources, *SDK.glob("src/**/*.h"), *SDK.glob("include/**/*.h")}):
         digest.update(path.read_bytes())
@@ -45,7 +65,7 @@ class Package(ctypes.Structure):
     """`struct fedmote_package`."""
 
     _fields_ = [
-        ("bytes", ctypes.c_void_p), ("size", ctypes.c_uint32), ("hash", ctypes.c_void_p),
+        ("operators", ctypes.c_void_p), ("bytes", ctypes.c_void_p), ("size", ctypes.c_uint32), ("hash", ctypes.c_void_p),
         ("ops", ctypes.c_void_p), ("op_count", ctypes.c_uint32), ("weights", ctypes.c_void_p),
         ("head", ctypes.POINTER(ctypes.c_float)),
         *((name, ctypes.c_uint32) for name in
@@ -101,14 +121,14 @@ HASH = ctypes.CFUNCTYPE(
 
 
 class Port(ctypes.Structure):
-    """`struct fedmote_port`: of its callbacks only the hash is ever set here."""
+    """`struct fedmote_port`: of its members only the hash and the operators are ever set here."""
 
     _fields_ = [
         *((name, ctypes.c_void_p) for name in
           ("context", "now_ms", "random", "stream_read", "stream_write", "sample_count", "sample_read")),
         ("slot_bytes", ctypes.c_uint32),
         *((name, ctypes.c_void_p) for name in ("slot_base", "slot_erase", "slot_write")),
-        ("hash", HASH), ("event", ctypes.c_void_p),
+        ("hash", HASH), ("event", ctypes.c_void_p), ("operators", ctypes.c_void_p),
     ]  # fmt: skip
 
 
@@ -157,12 +177,14 @@ class OpenPackage:
     """
 
     def __init__(self, package: bytes, is_hashing: bool = False) -> None:
-        port = ctypes.byref(Port(hash=blake2b_of_two_spans)) if is_hashing else None
+        port = Port(operators=all_operators(library()))
+        if is_hashing:
+            port.hash = blake2b_of_two_spans
         self._bytes = aligned(len(package))
         self._bytes[:] = np.frombuffer(package, np.uint8)
         self.struct = Package()
         self.status = library().fedmote_package_open(
-            ctypes.byref(self.struct), port, ctypes.c_void_p(self._bytes.ctypes.data), ctypes.c_uint32(len(package))
+            ctypes.byref(self.struct), ctypes.byref(port), ctypes.c_void_p(self._bytes.ctypes.data), ctypes.c_uint32(len(package))
         )
 
     def encode(self, x: np.ndarray, macs: int = 0xFFFFFFFF) -> np.ndarray:

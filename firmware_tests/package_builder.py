@@ -33,7 +33,7 @@ def seal(package: bytes) -> bytes:
     return sealed[:12] + words(zlib.crc32(sealed[:12] + sealed[16:])) + sealed[16:]
 
 
-def assemble(sections: list[tuple[int, bytes]], version: int = 1) -> bytes:
+def assemble(sections: list[tuple[int, bytes]], version: int = 2) -> bytes:
     """A sealed package of (type, content) sections in this order."""
     table, content = b"", b""
     start = 48 + 16 * len(sections)
@@ -78,21 +78,26 @@ class Builder:
         self.records.append(words(opcode | (5 + len(rest)) << 16, units, unit_macs, source, target, *rest))
         return target
 
-    def _channels(self, weights: np.ndarray, bias: np.ndarray, multiplier: np.ndarray, shift: np.ndarray) -> list[int]:
-        return [self.constant(array) for array in (weights, bias, multiplier, shift)]
+    def _channels(self, constants: tuple[np.ndarray, ...], axis: int, zero_point: int) -> list[int]:
+        """Of weights with their channels on `axis`, bias, multiplier and shift; the input's zero point goes into the bias."""
+        weights, bias, multiplier, shift = constants
+        sums = np.moveaxis(weights, axis, 0).reshape(len(bias), -1).sum(axis=1, dtype=np.int64)
+        folded = (bias - zero_point * sums).astype(np.uint32).view(np.int32)
+        return [self.constant(array) for array in (weights, np.stack([folded, multiplier, shift], axis=1))]
 
     def conv(self, opcode: int, source: int, shapes: tuple[tuple[int, int, int], tuple[int, int, int]], kernel: tuple[int, int],
              stride: tuple[int, int], dilation: tuple[int, int], pads: tuple[int, int], constants: tuple[np.ndarray, ...],
-             quantization: tuple[int, int, int, int], depth_multiplier: int = 0) -> int:  # fmt: skip
+             quantization: tuple[int, int, int, int], groups: int = 1) -> int:  # fmt: skip
         """conv-2d or depthwise-conv-2d. quantization: input and output zero point, activation minimum and maximum."""
         (in_h, in_w, in_c), (out_h, out_w, out_c) = shapes
-        macs = out_w * out_c * kernel[0] * kernel[1] * (in_c if opcode == CONV_2D else 1)
-        rest = [in_h, in_w, in_c, out_h, out_w, out_c, *kernel, *stride, *dilation, *pads, *quantization, depth_multiplier]
+        macs = out_w * out_c * kernel[0] * kernel[1] * (in_c // groups)
+        rest = [in_h, in_w, in_c, out_h, out_w, out_c, *kernel, *stride, *dilation, *pads, *quantization]
         target = self.tensor(out_h * out_w * out_c)
-        return self.record(opcode, out_h, macs, source, target, *self._channels(*constants), *rest)
+        channels = self._channels(constants, 0 if opcode == CONV_2D else 2, quantization[0])
+        return self.record(opcode, out_h, macs, source, target, *channels, *rest, groups, in_c // groups, out_c // groups)
 
     def dense(self, source: int, in_n: int, out_n: int, constants: tuple[np.ndarray, ...], quantization: tuple[int, ...]) -> int:
-        rest = [*self._channels(*constants), in_n, out_n, *quantization]
+        rest = [*self._channels(constants, 0, quantization[0]), in_n, out_n, *quantization[1:]]
         return self.record(FULLY_CONNECTED, out_n, in_n, source, self.tensor(out_n), *rest)
 
     def add(self, source: int, source2: int, count: int, *parameters: int) -> int:

@@ -13,6 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "all_operators.h"
 #include "arena.h"
 #include "crc32.h"
 #include "encoder.h"
@@ -73,7 +74,8 @@ static int try_package(const uint8_t *bytes, uint32_t size) {
     uint8_t *copy = allocate(size);
     memcpy(copy, bytes, size);
     struct fedmote_package package;
-    int is_accepted = fedmote_package_open(&package, NULL, copy, size) == FEDMOTE_OK;
+    static const struct fedmote_port port = {.operators = all_operators};
+    int is_accepted = fedmote_package_open(&package, &port, copy, size) == FEDMOTE_OK;
     struct fedmote_layout layout;
     if (is_accepted && fedmote_layout_compute(&layout, &package, 1, ARENA_MAX) == FEDMOTE_OK) {
         uint8_t *arena = allocate(layout.total);

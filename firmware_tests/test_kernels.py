@@ -51,20 +51,20 @@ def window(rng: np.random.Generator, size: int, is_pool: bool) -> tuple[int, int
 
 def conv_case(rng: np.random.Generator, is_depthwise: bool) -> Case:
     height, width, in_c = (int(v) for v in rng.integers(1, 9, 3))
+    groups = in_c if is_depthwise else int(rng.choice([g for g in range(1, in_c + 1) if in_c % g == 0]))
     rows, columns = window(rng, height, False), window(rng, width, False)
     kernel, stride, dilation, pads, out_hw = (tuple(pair) for pair in zip(rows, columns, strict=True))
-    depth_multiplier = int(rng.integers(1, 4)) if is_depthwise else 0
-    out_c = in_c * depth_multiplier if is_depthwise else int(rng.integers(1, 11))
-    w = int8(rng, *kernel, out_c) if is_depthwise else int8(rng, out_c, *kernel, in_c)
-    constants = (w, *channel_constants(rng, out_c, kernel[0] * kernel[1] * (1 if is_depthwise else in_c)))
+    out_c = groups * int(rng.integers(1, 4 if is_depthwise or groups > 1 else 11))
+    w = int8(rng, *kernel, out_c) if is_depthwise else int8(rng, out_c, *kernel, in_c // groups)
+    constants = (w, *channel_constants(rng, out_c, kernel[0] * kernel[1] * (in_c // groups)))
     quantization = (*zero_points(rng, 2), *limits(rng))
     builder = fmp.Builder(height * width * in_c)
     opcode = fmp.DEPTHWISE_CONV_2D if is_depthwise else fmp.CONV_2D
     shapes = ((height, width, in_c), (*out_hw, out_c))
-    out = builder.conv(opcode, 0, shapes, kernel, stride, dilation, pads, constants, quantization, depth_multiplier)
+    out = builder.conv(opcode, 0, shapes, kernel, stride, dilation, pads, constants, quantization, groups)
     package = builder.build(out, out_hw[0] * out_hw[1] * out_c)
     x = int8(rng, 2, height, width, in_c)
-    return package, x, lambda v: reference.conv(v, *constants, out_hw, stride, dilation, pads, quantization, depth_multiplier)
+    return package, x, lambda v: reference.conv(v, *constants, out_hw, stride, dilation, pads, quantization, is_depthwise)
 
 
 def dense_case(rng: np.random.Generator) -> Case:

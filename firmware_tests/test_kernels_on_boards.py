@@ -68,11 +68,11 @@ def test_long_convolution_sums_on_the_board_equal_the_integer_reference(in_c: in
     shapes = ((size, size, in_c), (size, size, out_c))
     window = ((3, 3), (1, 1), (dilation, dilation), (dilation, dilation))
     builder = fmp.Builder(size * size * in_c)
-    out = builder.conv(fmp.CONV_2D, 0, shapes, *window, constants, quantization, 0)
+    out = builder.conv(fmp.CONV_2D, 0, shapes, *window, constants, quantization)
     x = int8(rng, 2, size, size, in_c)
     rows = on_board(builder.build(out, size * size * out_c), x, tmp_path)
     for row, sample in zip(rows, x, strict=True):
-        expected = reference.conv(sample, *constants, (size, size), *window[1:], quantization, 0)
+        expected = reference.conv(sample, *constants, (size, size), *window[1:], quantization, is_depthwise=False)
         np.testing.assert_array_equal(row, expected.ravel())
 
 

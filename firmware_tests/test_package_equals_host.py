@@ -17,7 +17,7 @@ from fedmote.package.file import Package, build_package
 from fedmote.package.graph import HeadLayer
 from fedmote.package.plan_check import check_head, check_plan
 from fedmote.package.specimen import random_int8_graph, random_samples
-from fedmote.wire.schema import Opcode, Section, Status
+from fedmote.wire.schema import Arrangement, Opcode, Section, Status
 from firmware_tests.native import OK, Layout, OpenPackage, library
 
 WORDS = (0, 1, 2, 3, 8, 16, 0x7F, 0x80, 0xFFFF, 0x10000, 0x7F800000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFF0, 0xFFFFFFFF)
@@ -96,6 +96,8 @@ def test_both_give_the_same_status_for_every_word_of_plan_and_head_replaced(spec
                     sections = {k: v for k, v in package.sections.items() if k < 128} | {kind: changed}
                     data = container.join_sections(sections)
                     expected = device_status(data)
+                    if expected is Status.PACKAGE_ARRANGEMENT and value in set(Arrangement):
+                        continue  # known to the host, but not what these kernels take
                     assert host_status(data) is expected, f"seed {seed}, {kind.name} word {position // 4} = {value:#x}"
                     statuses[expected] += 1
     print({status.name: count for status, count in statuses.items()})

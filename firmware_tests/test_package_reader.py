@@ -33,7 +33,7 @@ def builder_of_everything() -> tuple[fmp.Builder, int]:
         fmp.CONV_2D, x, ((5, 5, 2), (4, 4, 5)), (2, 2), (1, 1), (1, 1), (0, 0), channels(5, 2, 2, 2), (3, 1, *low_high)
     )
     y = builder.conv(
-        fmp.DEPTHWISE_CONV_2D, x, ((4, 4, 5), (4, 4, 5)), (3, 3), (1, 1), (1, 1), (1, 1), channels(3, 3, 5), (1, -2, *low_high), 1
+        fmp.DEPTHWISE_CONV_2D, x, ((4, 4, 5), (4, 4, 5)), (3, 3), (1, 1), (1, 1), (1, 1), channels(3, 3, 5), (1, -2, *low_high), 5
     )
     x = builder.add(x, y, 80, 1, -2, 4, 20, 2**30, 0, 2**30 + 99, -1, 2**30 + 5, -19, *low_high)
     x = builder.relu(x, 80, 4, -128, 2**30, 1, *low_high)
@@ -143,7 +143,7 @@ def with_record_word(index: int, word: int, value: int) -> Callable[[bytes], byt
 PADDING, CONV, DEPTHWISE, SUM, RELU, MAX_POOL, AVERAGE_POOL, MEAN, DENSE = range(9)
 REFUSALS: dict[str, tuple[Callable[[bytes], bytes], Status]] = {
     "another magic": (lambda p: b"FMP2" + p[4:], Status.PACKAGE_MAGIC),
-    "another format": (lambda p: fmp.seal(p[:4] + b"\x02\x00" + p[6:]), Status.PACKAGE_VERSION),
+    "another format": (lambda p: fmp.seal(p[:4] + b"\x01\x00" + p[6:]), Status.PACKAGE_VERSION),
     "a size beyond the bytes": (lambda p: with_u32(p, 8, len(p) + 16), Status.PACKAGE_SIZE),
     "a size that is no multiple of 16": (lambda p: with_u32(p + bytes(8), 8, len(p) + 8), Status.PACKAGE_SIZE),
     "a wrong checksum": (lambda p: p[:-1] + bytes([p[-1] ^ 1]), Status.PACKAGE_CRC),
@@ -173,12 +173,14 @@ REFUSALS: dict[str, tuple[Callable[[bytes], bytes], Status]] = {
     "an output of a dense layer that costs more": (with_record_word(DENSE, 2, 4), Status.PACKAGE_BOUNDS),
     "a block of a sum that costs more": (with_record_word(SUM, 2, 63), Status.PACKAGE_BOUNDS),
     "weights outside their section": (with_record_word(CONV, 5, 0xFFFFFFFC), Status.PACKAGE_BOUNDS),
-    "an image of 2^32 bytes": (with_record_word(CONV, 12, 0x10000), Status.PACKAGE_BOUNDS),
-    "channels of zero": (with_record_word(CONV, 14, 0), Status.PACKAGE_BOUNDS),
-    "a stride of zero": (with_record_word(CONV, 17, 0), Status.PACKAGE_BOUNDS),
-    "windows that leave int32": (with_record_word(CONV, 21, 0x80000000), Status.PACKAGE_BOUNDS),
-    "an empty activation range": (with_record_word(CONV, 26, -129), Status.PACKAGE_BOUNDS),
-    "a depth multiplier that does not fit": (with_record_word(DEPTHWISE, 27, 2), Status.PACKAGE_BOUNDS),
+    "an image of 2^32 bytes": (with_record_word(CONV, 10, 0x10000), Status.PACKAGE_BOUNDS),
+    "channels of zero": (with_record_word(CONV, 12, 0), Status.PACKAGE_BOUNDS),
+    "a stride of zero": (with_record_word(CONV, 15, 0), Status.PACKAGE_BOUNDS),
+    "windows that leave int32": (with_record_word(CONV, 19, 0x80000000), Status.PACKAGE_BOUNDS),
+    "an empty activation range": (with_record_word(CONV, 24, -129), Status.PACKAGE_BOUNDS),
+    "groups that do not make the outputs": (with_record_word(DEPTHWISE, 27, 2), Status.PACKAGE_BOUNDS),
+    "groups that do not make the inputs": (with_record_word(CONV, 25, 2), Status.PACKAGE_BOUNDS),
+    "weights in an order for other kernels": (with_section_word(fmp.PLAN, 11, 1), Status.PACKAGE_ARRANGEMENT),
     "a left shift that overflows": (with_record_word(SUM, 10, 23), Status.PACKAGE_BOUNDS),
     "a negative multiplier": (with_record_word(SUM, 11, -1), Status.PACKAGE_BOUNDS),
     "a shift beyond 31": (with_record_word(RELU, 9, -32), Status.PACKAGE_BOUNDS),

@@ -2,8 +2,19 @@
 #
 # fedmote_board_read(<directory> <header>): reads <directory>/board.toml, sets FEDMOTE_BOARD_<SECTION>_<KEY> in the
 # caller for every key and writes the same numbers as macros to <header>. It understands the part of TOML that board files
-# use: sections, and keys with an integer, a boolean or a plain string. Anything else stops the configuration, so that no
+# use: sections, and keys with an integer, a boolean or a plain string; `operators` becomes a table of them. Anything else stops the configuration, so that no
 # number is lost silently.
+
+# The initializer of a table of operators: "conv_2d mean" or "all".
+function(fedmote_operator_table names result)
+    string(STRIP "${names}" names)
+    if(names STREQUAL "all")
+        set(${result} FEDMOTE_ALL_OPERATORS PARENT_SCOPE)
+        return()
+    endif()
+    string(REGEX REPLACE " +" ", &fedmote_operator_" names "${names}")
+    set(${result} "&fedmote_operator_${names}" PARENT_SCOPE)
+endfunction()
 
 function(fedmote_board_read directory header)
     set(path "${directory}/board.toml")
@@ -37,6 +48,9 @@ function(fedmote_board_read directory header)
             string(REPLACE "true" "1" truth "${truth}")
             string(REPLACE "false" "0" truth "${truth}")
             string(APPEND text "#define ${name} ${truth}\n")
+        elseif(line MATCHES "^operators[ \t]*=[ \t]*\"([a-z0-9_ ]+)\"[ \t]*(#.*)?$")
+            fedmote_operator_table("${CMAKE_MATCH_1}" table)
+            string(APPEND text "#define FEDMOTE_BOARD_OPERATORS ${table}\n")
         elseif(line MATCHES "^([a-z0-9_]+)[ \t]*=[ \t]*\"([^\"\\]*)\"[ \t]*(#.*)?$")
             set(string "${CMAKE_MATCH_2}")
             string(TOUPPER "FEDMOTE_BOARD_${section}${CMAKE_MATCH_1}" name)

@@ -3,48 +3,13 @@
 
 #include <string.h>
 
-#include "kernels/kernels.h"
 #include "little_endian.h"
+#include "operators/operator.h"
 
 void fedmote_record_read(union fedmote_record *record, const uint8_t *bytes, uint32_t words) {
     for (uint32_t i = 0; i < words; i++) {
         const uint32_t word = fedmote_load_u32(bytes + 4U * i);
         memcpy((uint8_t *)record + 4U * i, &word, sizeof word);
-    }
-}
-
-static void run_units(const union fedmote_record *record, const uint8_t *weights, int8_t *memory, uint32_t first,
-                      uint32_t end) {
-    switch (fedmote_op_code(&record->op)) {
-    case FEDMOTE_OPCODE_CONV_2D:
-        fedmote_conv_2d(&record->conv, weights, memory, first, end);
-        break;
-    case FEDMOTE_OPCODE_DEPTHWISE_CONV_2D:
-        fedmote_depthwise_conv_2d(&record->conv, weights, memory, first, end);
-        break;
-    case FEDMOTE_OPCODE_FULLY_CONNECTED:
-        fedmote_fully_connected(&record->dense, weights, memory, first, end);
-        break;
-    case FEDMOTE_OPCODE_ADD:
-        fedmote_add(&record->sum, memory, first, end);
-        break;
-    case FEDMOTE_OPCODE_AVERAGE_POOL_2D:
-        fedmote_average_pool_2d(&record->pool, memory, first, end);
-        break;
-    case FEDMOTE_OPCODE_MAX_POOL_2D:
-        fedmote_max_pool_2d(&record->pool, memory, first, end);
-        break;
-    case FEDMOTE_OPCODE_MEAN:
-        fedmote_mean(&record->mean, memory, first, end);
-        break;
-    case FEDMOTE_OPCODE_PAD:
-        fedmote_pad(&record->pad, memory, first, end);
-        break;
-    case FEDMOTE_OPCODE_RELU:
-        fedmote_relu(&record->relu, memory, first, end);
-        break;
-    default: /* fedmote_package_open() has refused the package */
-        break;
     }
 }
 
@@ -81,7 +46,8 @@ int32_t fedmote_encoder_run(struct fedmote_encoder *encoder, uint32_t macs) {
             count = 1U; /* a single unit may be larger than the whole budget */
         }
         count = count < remaining ? count : remaining;
-        run_units(&record, package->weights, encoder->memory, encoder->unit, encoder->unit + count);
+        const struct fedmote_operator *entry = fedmote_operator_find(package->operators, fedmote_op_code(&record.op));
+        entry->run(&record, package->weights, encoder->memory, encoder->unit, encoder->unit + count);
         has_worked = true;
         left -= left / unit_macs < count ? left : count * unit_macs;
         encoder->unit += count;

@@ -7,13 +7,15 @@
 #ifndef FEDMOTE_PACKAGE_H
 #define FEDMOTE_PACKAGE_H
 
+#include "fedmote/fedmote_operators.h"
 #include "head.h"
 
 struct fedmote_package {
-    const uint8_t *bytes; /* borrowed; 16-aligned */
-    uint32_t size;        /* bytes of the package */
-    const uint8_t *hash;  /* [32], inside the package */
-    const uint8_t *ops;   /* first operator record */
+    const struct fedmote_operator *const *operators; /* that the program has; ends with NULL */
+    const uint8_t *bytes;                            /* borrowed; 16-aligned */
+    uint32_t size;                                   /* bytes of the package */
+    const uint8_t *hash;                             /* [32], inside the package */
+    const uint8_t *ops;                              /* first operator record */
     uint32_t op_count;
     const uint8_t *weights; /* section `weights` */
     const float *head;      /* [head_parameters], inside the package, 4-aligned */
@@ -28,7 +30,8 @@ struct fedmote_package {
 };
 
 /* Checks everything, in the order header, checksum, hash (where the port has one), sections, plan, head, and fills
- * `package`. `bytes` is borrowed for as long as `package` is used. `size` may exceed the package's own size (a slot).
+ * `package`. Of the port, only `hash` and `operators` are used. Both the table of operators and `bytes` are borrowed
+ * for as long as `package` is used. `size` may exceed the package's own size (a slot).
  * Errors: FEDMOTE_ERR_PACKAGE_* by what is wrong; nothing is written on error except `package` itself. */
 FEDMOTE_MUST_CHECK int32_t fedmote_package_open(struct fedmote_package *package, const struct fedmote_port *port,
                                                 const uint8_t *bytes, uint32_t size);

@@ -36,7 +36,7 @@ _HEAD_ROWS = 6
 _HEAD_WORDS = 5
 _LAST_HEAD_BYTES = 4 * (256 * 10 + 10)
 # What an encoder needs of the SDK besides the kernels of its operators: the reader, and what kernels share.
-_RUNTIME_FILES = ("package", "crc32", "encoder", "dot", "requantize")
+_RUNTIME_FILES = ("package", "crc32", "encoder", "operator", "arrangement", "dot", "requantize")
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def count_kernels(board: Board | str, package: Package) -> KernelCounts:
     board = _counting_board(board)
     _check_fit(board, package)
     x = random_samples(package.graph, 1, 0)
-    units = compile_graph(package.graph).units
+    units = compile_graph(package.graph, board.arrangement).units
     words_bytes = 4 * (len(_EXPECTED) + _KERNEL_WORDS + len(units))
     image = build(board, Program.BENCH_KERNELS, is_checked=True, has_crypto=False)
     content = {"package": package.device_form(), "samples": samples_region(x.reshape(1, -1), np.zeros(1, np.int64))}

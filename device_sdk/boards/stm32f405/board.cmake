@@ -4,7 +4,7 @@
 
 set(core_options -mcpu=${FEDMOTE_BOARD_CORE} -mthumb -mfpu=fpv4-sp-d16 -mfloat-abi=hard)
 target_compile_options(fedmote_device PUBLIC ${core_options} PRIVATE -fstack-usage)
-fedmote_use_kernels(cortex_m_dsp)
+fedmote_use_kernels(${FEDMOTE_BOARD_KERNELS})
 
 if(TARGET monocypher)
     target_compile_options(monocypher PRIVATE ${core_options})

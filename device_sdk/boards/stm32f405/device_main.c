@@ -48,6 +48,8 @@ static int32_t port_sample_read(void *context, uint32_t index, int8_t *x, uint32
     return samples_region_read(&samples, index, x, x_bytes, label);
 }
 
+static const struct fedmote_operator *const operators[] = {FEDMOTE_BOARD_OPERATORS, NULL};
+
 static const struct fedmote_port port = {
     .now_ms = port_now_ms,
     .random = port_random,
@@ -60,6 +62,7 @@ static const struct fedmote_port port = {
     .slot_erase = stm32_slot_erase,
     .slot_write = stm32_slot_write,
     .hash = FEDMOTE_PORT_HASH,
+    .operators = operators,
 };
 
 /* A status as decimal digits; its name is in fedmote_schema.h. */

@@ -23,9 +23,11 @@ struct subject {
 };
 
 static void verify(void *context) {
+    static const struct fedmote_operator *const operators[] = {FEDMOTE_ALL_OPERATORS, NULL};
+    static const struct fedmote_port port = {.hash = NULL, .operators = operators};
     struct subject *subject = context;
     subject->status =
-        fedmote_package_open(&subject->package, NULL, subject->board->package, subject->board->package_bytes);
+        fedmote_package_open(&subject->package, &port, subject->board->package, subject->board->package_bytes);
 }
 
 /* All that precedes the first operator: binding, and the copy of its record that fedmote_encoder_run() makes. */

@@ -11,7 +11,8 @@ static uint32_t round_16(uint32_t bytes) { return (bytes + 15U) & ~15U; }
 
 int32_t run_samples(const uint8_t *package_bytes, uint32_t package_size, const struct samples_region *samples,
                     uint8_t *memory, uint32_t memory_bytes, run_emit emit, void *context) {
-    const struct fedmote_port unsigned_port = {.hash = NULL};
+    static const struct fedmote_operator *const operators[] = {FEDMOTE_ALL_OPERATORS, NULL};
+    const struct fedmote_port unsigned_port = {.hash = NULL, .operators = operators};
     struct fedmote_package package;
     int32_t status = fedmote_package_open(&package, &unsigned_port, package_bytes, package_size);
     if (status != FEDMOTE_OK) {

@@ -10,6 +10,8 @@
 
 #include <stdint.h>
 
+#include "fedmote/fedmote_operators.h"
+
 struct fedmote_port {
     void *context; /* handed to every callback, never touched */
 
@@ -46,6 +48,9 @@ struct fedmote_port {
 
     /* Optional observer of what happens; NULL is fine. `event` is one of enum fedmote_event. */
     void (*event)(void *context, int32_t event, int32_t value);
+
+    /* What encoders may consist of: a table that ends with NULL. Only what it names is linked. */
+    const struct fedmote_operator *const *operators;
 };
 
 #endif

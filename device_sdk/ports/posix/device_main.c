@@ -210,6 +210,7 @@ int main(int count, char **arguments) {
     if (!open_identity(&identity, identity_text, options.identity) || !open_board(&board, &options)) {
         return EXIT_USAGE;
     }
+    static const struct fedmote_operator *const operators[] = {FEDMOTE_BOARD_OPERATORS, NULL};
     const struct fedmote_port port = {
         .context = &board,
         .now_ms = port_now_ms,
@@ -224,6 +225,7 @@ int main(int count, char **arguments) {
         .slot_write = port_slot_write,
         .hash = FEDMOTE_PORT_HASH,
         .event = options.is_telling ? port_event : NULL,
+        .operators = operators,
     };
     const int32_t status = fedmote_init(&device, &port, &identity, arena, sizeof arena);
     if (status != FEDMOTE_OK) {

@@ -82,6 +82,14 @@ static int32_t slot_write(void *context, uint32_t slot, uint32_t offset, const u
     return 0;
 }
 
+/* The operators of the encoders that this board is to run: what is not named here takes no flash. */
+static const struct fedmote_operator *const operators[] = {&fedmote_operator_conv_2d,
+                                                           &fedmote_operator_depthwise_conv_2d,
+                                                           &fedmote_operator_fully_connected,
+                                                           &fedmote_operator_average_pool_2d,
+                                                           &fedmote_operator_mean,
+                                                           NULL};
+
 const struct fedmote_port board_port = {
     .now_ms = now_ms,
     .random = random_u32,
@@ -95,4 +103,5 @@ const struct fedmote_port board_port = {
     .slot_write = slot_write,
     .hash = NULL,  /* packages are then checked by CRC-32 only */
     .event = NULL, /* a place for a log or an LED */
+    .operators = operators,
 };

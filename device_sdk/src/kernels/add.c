@@ -8,7 +8,10 @@ static inline int32_t rescale(int8_t q, int32_t zero_point, uint32_t left_shift,
     return fedmote_requantize((q - zero_point) * (int32_t)(UINT32_C(1) << left_shift), multiplier, shift);
 }
 
-void fedmote_add(const struct fedmote_sum *op, int8_t *memory, uint32_t first, uint32_t end) {
+void fedmote_add(const union fedmote_record *record, const uint8_t *weights, int8_t *memory, uint32_t first,
+                 uint32_t end) {
+    const struct fedmote_sum *op = &record->sum;
+    (void)weights;
     const int8_t *a = memory + op->op.input_offset;
     const int8_t *b = memory + op->input2_offset;
     int8_t *output = memory + op->op.output_offset;

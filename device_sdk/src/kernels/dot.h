@@ -11,15 +11,16 @@
 
 #include "window.h"
 
-/* Conv-2d and fully-connected: sums[j] += sum over i of (x[i] - zero_point) * w[j * stride + i], for j below `count`, 1
- * or 4. x s8[n], sums s32[count]. Four outputs share each input byte that is loaded: three instructions per
- * multiply-accumulate on a Cortex-M4. */
-void fedmote_dot(int32_t *sums, uint32_t count, const int8_t *x, int32_t zero_point, const int8_t *w, uint32_t stride,
-                 uint32_t n);
+/* Conv-2d and fully-connected: sums[j] += sum over i of x[i] * w[j * stride + i], for j below `count`, 1 or 4. x s8[n],
+ * sums s32[count]. Four outputs share each input byte that is loaded. */
+void fedmote_dot(int32_t *sums, uint32_t count, const int8_t *x, const int8_t *w, uint32_t stride, uint32_t n);
 
-/* Depthwise: sums[j] += sum over the taps of the patch of (x[j] - zero_point) * w[j], for j below `count`, 1 or 4.
- * `x` and `w` point at the first channel's bytes of the first tap. */
+/* The same where every x[i] is `value`: taps in the padding. */
+void fedmote_dot_constant(int32_t *sums, uint32_t count, int32_t value, const int8_t *w, uint32_t stride, uint32_t n);
+
+/* Depthwise: sums[j] += sum over the taps of the patch of x[j] * w[j], for j below `count`, 1 or 4. `x` and `w` point
+ * at the first channel's bytes of the first tap. */
 void fedmote_depthwise_dot(int32_t *sums, uint32_t count, const struct fedmote_patch *patch, const int8_t *x,
-                           int32_t zero_point, const int8_t *w);
+                           const int8_t *w);
 
 #endif

@@ -1,12 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Fully connected layer: out[c] = requantize(bias[c] + sum over i of (in[i] - zero_point) * w[c][i]).
+ * Fully connected layer: out[c] = requantize(bias[c] + sum over i of in[i] * w[c][i]), the zero point being in the
+ * bias.
  */
 #include "dot.h"
 #include "requantize.h"
 
-void fedmote_fully_connected(const struct fedmote_dense *op, const uint8_t *weights, int8_t *memory, uint32_t first,
+void fedmote_fully_connected(const union fedmote_record *record, const uint8_t *weights, int8_t *memory, uint32_t first,
                              uint32_t end) {
+    const struct fedmote_dense *op = &record->dense;
     const int8_t *input = memory + op->op.input_offset;
     const int8_t *w = (const int8_t *)(weights + op->channels.weights) + first * op->in_n;
     const struct fedmote_scaling scaling =
@@ -15,7 +17,7 @@ void fedmote_fully_connected(const struct fedmote_dense *op, const uint8_t *weig
     for (uint32_t c = first, count; c < end; c += count) {
         count = end - c >= 4U ? 4U : 1U;
         int32_t sums[4] = {0, 0, 0, 0};
-        fedmote_dot(sums, count, input, op->input_zero_point, w, op->in_n, op->in_n);
+        fedmote_dot(sums, count, input, w, op->in_n, op->in_n);
         fedmote_scale(output, &scaling, c, sums, count);
         w += count * op->in_n;
         output += count;

@@ -6,10 +6,12 @@
  * that fedmote_record_read() fills any of them with one loop. Kernels trust their record: fedmote_package_open() has
  * checked every number in it.
  *
- * All kernels have one form: fedmote_NAME(op, weights, memory, first, end) does the units [first, end) of the operator.
- * `weights` is the section of that name, `memory` the encoder's arena. Units do not depend on each other, so that an
- * operator can be interrupted after any of them. A variant for one kind of core (variants/) has the same prototypes,
- * replaces the file of the portable kernel in the build and passes the same tests.
+ * All kernels have one form, fedmote_kernel. An operator can be interrupted after any of its units, and its units are
+ * done in order, because an output may lie over the part of an input that is done with: while unit u runs, the input
+ * that the units from u on need is untouched by the outputs of the units up to u, and all before it may be gone. Only
+ * elementwise operators may find element i of an input in the place of element i of the output, or behind it. A variant
+ * for one kind of core (variants/) has the same prototypes, replaces the file of the portable kernel in the build and
+ * passes the same tests.
  *
  * Shapes are NHWC with batch 1. real = scale * (q - zero_point); the scales are folded into multiplier and shift.
  */
@@ -30,23 +32,26 @@ struct fedmote_op {
     uint32_t output_offset; /* in the encoder's arena */
 };
 
-/* Offsets in section `weights` of what turns an int32 sum into an int8 output, for each output channel. */
+/* Offsets in section `weights`: the weights, and what turns an int32 sum into an int8 output: for each output channel
+ * s32 bias, s32 multiplier (Q31), s32 shift (positive is left). The bias holds the input's zero point: bias -
+ * input_zero_point * sum of the channel's weights. So the sums are those of all taps times the inputs as they are,
+ * where a tap in the padding has the zero point for its input. */
 struct fedmote_channels {
     uint32_t weights;
-    uint32_t bias;       /* s32[out_c] */
-    uint32_t multiplier; /* s32[out_c], Q31 */
-    uint32_t shift;      /* s32[out_c], positive is left */
+    uint32_t scaling;
 };
+#define FEDMOTE_SCALING_BYTES 12U
 
-/* conv-2d: in s8[in_h][in_w][in_c], weights s8[out_c][kernel_h][kernel_w][in_c], out s8[out_h][out_w][out_c];
- * depthwise-conv-2d: out_c = in_c * depth_multiplier, weights s8[kernel_h][kernel_w][out_c]. Unit: one output row. */
+/* in s8[in_h][in_w][in_c], out s8[out_h][out_w][out_c], in_c = groups * group_in_c, out_c = groups * group_out_c.
+ * conv-2d: weights s8[out_c][kernel_h][kernel_w][group_in_c]; depthwise-conv-2d: a group for each input channel,
+ * weights s8[kernel_h][kernel_w][out_c]. Unit: one output row. */
 struct fedmote_conv {
     struct fedmote_op op;
     struct fedmote_channels channels;
     uint32_t in_h, in_w, in_c, out_h, out_w, out_c;
     uint32_t kernel_h, kernel_w, stride_h, stride_w, dilation_h, dilation_w, pad_top, pad_left;
     int32_t input_zero_point, output_zero_point, activation_min, activation_max;
-    uint32_t depth_multiplier;
+    uint32_t groups, group_in_c, group_out_c;
 };
 
 /* in s8[in_n], weights s8[out_n][in_n], out s8[out_n]. Unit: one output. */
@@ -54,7 +59,7 @@ struct fedmote_dense {
     struct fedmote_op op;
     struct fedmote_channels channels;
     uint32_t in_n, out_n;
-    int32_t input_zero_point, output_zero_point, activation_min, activation_max;
+    int32_t output_zero_point, activation_min, activation_max;
 };
 
 /* in s8[count] twice, out s8[count]. Unit: one block. */
@@ -108,23 +113,27 @@ union fedmote_record {
     struct fedmote_relu relu;
 };
 
+/* Does the units [first, end) of a record. `weights` is the section of that name, `memory` the encoder's arena. */
+typedef void fedmote_kernel(const union fedmote_record *record, const uint8_t *weights, int8_t *memory, uint32_t first,
+                            uint32_t end);
+
+/* The order of the weights' bytes that the kernels of this build want: one of FEDMOTE_ARRANGEMENT_*. */
+extern const uint32_t fedmote_kernel_arrangement;
+
 /* Copies the first `words` words of a record in the package. */
 void fedmote_record_read(union fedmote_record *record, const uint8_t *bytes, uint32_t words);
 
 static inline uint32_t fedmote_op_code(const struct fedmote_op *op) { return op->opcode_words & 0xFFFFU; }
 static inline uint32_t fedmote_op_words(const struct fedmote_op *op) { return op->opcode_words >> 16; }
 
-void fedmote_conv_2d(const struct fedmote_conv *op, const uint8_t *weights, int8_t *memory, uint32_t first,
-                     uint32_t end);
-void fedmote_depthwise_conv_2d(const struct fedmote_conv *op, const uint8_t *weights, int8_t *memory, uint32_t first,
-                               uint32_t end);
-void fedmote_fully_connected(const struct fedmote_dense *op, const uint8_t *weights, int8_t *memory, uint32_t first,
-                             uint32_t end);
-void fedmote_add(const struct fedmote_sum *op, int8_t *memory, uint32_t first, uint32_t end);
-void fedmote_average_pool_2d(const struct fedmote_pool *op, int8_t *memory, uint32_t first, uint32_t end);
-void fedmote_max_pool_2d(const struct fedmote_pool *op, int8_t *memory, uint32_t first, uint32_t end);
-void fedmote_mean(const struct fedmote_mean *op, int8_t *memory, uint32_t first, uint32_t end);
-void fedmote_pad(const struct fedmote_pad *op, int8_t *memory, uint32_t first, uint32_t end);
-void fedmote_relu(const struct fedmote_relu *op, int8_t *memory, uint32_t first, uint32_t end);
+fedmote_kernel fedmote_conv_2d;
+fedmote_kernel fedmote_depthwise_conv_2d;
+fedmote_kernel fedmote_fully_connected;
+fedmote_kernel fedmote_add;
+fedmote_kernel fedmote_average_pool_2d;
+fedmote_kernel fedmote_max_pool_2d;
+fedmote_kernel fedmote_mean;
+fedmote_kernel fedmote_pad;
+fedmote_kernel fedmote_relu;
 
 #endif

@@ -5,7 +5,10 @@
 #include "requantize.h"
 #include "window.h"
 
-void fedmote_max_pool_2d(const struct fedmote_pool *op, int8_t *memory, uint32_t first, uint32_t end) {
+void fedmote_max_pool_2d(const union fedmote_record *record, const uint8_t *weights, int8_t *memory, uint32_t first,
+                         uint32_t end) {
+    const struct fedmote_pool *op = &record->pool;
+    (void)weights;
     const int8_t *input = memory + op->op.input_offset;
     int8_t *output = memory + op->op.output_offset + first * op->out_w * op->channels;
     for (uint32_t y = first; y < end; y++) {

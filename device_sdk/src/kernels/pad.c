@@ -6,7 +6,10 @@
 
 #include "kernels.h"
 
-void fedmote_pad(const struct fedmote_pad *op, int8_t *memory, uint32_t first, uint32_t end) {
+void fedmote_pad(const union fedmote_record *record, const uint8_t *weights, int8_t *memory, uint32_t first,
+                 uint32_t end) {
+    const struct fedmote_pad *op = &record->pad;
+    (void)weights;
     const uint32_t in_row = op->in_w * op->channels;
     const uint32_t out_row = op->out_w * op->channels;
     const uint32_t left = op->pad_left * op->channels;

@@ -4,7 +4,10 @@
  */
 #include "requantize.h"
 
-void fedmote_relu(const struct fedmote_relu *op, int8_t *memory, uint32_t first, uint32_t end) {
+void fedmote_relu(const union fedmote_record *record, const uint8_t *weights, int8_t *memory, uint32_t first,
+                  uint32_t end) {
+    const struct fedmote_relu *op = &record->relu;
+    (void)weights;
     const int8_t *input = memory + op->op.input_offset;
     int8_t *output = memory + op->op.output_offset;
     const uint32_t stop = end == op->op.units ? op->count : end * FEDMOTE_BLOCK;

@@ -51,14 +51,13 @@ static inline int8_t fedmote_clamp(int32_t x, int32_t low, int32_t high) {
 
 /* What makes outputs of sums. */
 struct fedmote_scaling {
-    const uint8_t *bias, *multiplier, *shift; /* s32[out_c] each, in the package */
+    const uint8_t *channels; /* bias, multiplier, shift of each, in the package */
     int32_t zero_point, low, high;
 };
 
 static inline struct fedmote_scaling fedmote_scaling_of(const struct fedmote_channels *channels, const uint8_t *weights,
                                                         int32_t zero_point, int32_t low, int32_t high) {
-    const struct fedmote_scaling scaling = {
-        weights + channels->bias, weights + channels->multiplier, weights + channels->shift, zero_point, low, high};
+    const struct fedmote_scaling scaling = {weights + channels->scaling, zero_point, low, high};
     return scaling;
 }
 

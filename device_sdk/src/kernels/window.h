@@ -7,6 +7,7 @@
 #ifndef FEDMOTE_WINDOW_H
 #define FEDMOTE_WINDOW_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "kernels.h"
@@ -36,20 +37,28 @@ static inline uint32_t fedmote_window_tap(const struct fedmote_window *window, u
     return (uint32_t)(window->origin + (int32_t)(tap * dilation));
 }
 
-/* rows times taps, each tap some bytes of channels; without any tap, rows is 0. Steps are in bytes. */
+/* rows times taps of the kernel that meet the input, each tap some bytes of channels; without any tap, rows is 0. Steps
+ * are in bytes. */
 struct fedmote_patch {
     const int8_t *x; /* the first tap's bytes in the input */
     uint32_t w;      /* and their place among the weights */
     uint32_t rows, taps;
     uint32_t x_row_step, x_tap_step;
     uint32_t w_row_step, w_tap_step;
+    uint32_t first_row, first_tap; /* the kernel's taps before these, and those behind, lie in the padding */
+    bool is_whole;                 /* none does */
 };
+
+static inline bool fedmote_patch_has(const struct fedmote_patch *patch, uint32_t row, uint32_t tap) {
+    return row - patch->first_row < patch->rows && tap - patch->first_tap < patch->taps;
+}
 
 /* `w_channels`: weights beside each other at one tap. */
 static inline struct fedmote_patch fedmote_patch_at(const struct fedmote_conv *op, const int8_t *input,
                                                     uint32_t w_channels, const struct fedmote_window *rows,
                                                     const struct fedmote_window *columns) {
-    struct fedmote_patch patch = {input, 0, 0, columns->end - columns->first, 0, 0, 0, 0};
+    struct fedmote_patch patch = {input,          0,    0, columns->end - columns->first, 0, 0, 0, 0, rows->first,
+                                  columns->first, false};
     if (rows->first < rows->end && patch.taps > 0U) {
         const uint32_t y = fedmote_window_tap(rows, rows->first, op->dilation_h);
         const uint32_t x = fedmote_window_tap(columns, columns->first, op->dilation_w);
@@ -60,6 +69,7 @@ static inline struct fedmote_patch fedmote_patch_at(const struct fedmote_conv *o
         patch.x_tap_step = op->dilation_w * op->in_c;
         patch.w_row_step = op->kernel_w * w_channels;
         patch.w_tap_step = w_channels;
+        patch.is_whole = patch.rows == op->kernel_h && patch.taps == op->kernel_w;
     }
     return patch;
 }

@@ -74,26 +74,24 @@ __attribute__((naked)) void fedmote_dsp_dot_4x1(int32_t *sums, const uint32_t *c
                    "pop {r4-r11, pc}\n");
 }
 
-/* r8 to r11 sums, r1 and r2 the tap's bytes, r3 offset, r4 and r5 steps, r0 taps left, r6, r7, r12, lr the tap. On the
+/* r8 to r11 sums, r1 and r2 the tap's bytes, r4 and r5 steps, r0 taps left, r6, r7, r12, lr the tap. On the
  * stack: taps, both gaps, rows left. Four products in 14 instructions. */
 __attribute__((naked)) void fedmote_dsp_depthwise_4(int32_t *sums, const int8_t *x, const int8_t *w,
                                                     const struct fedmote_dsp_taps *taps) {
     (void)sums, (void)x, (void)w, (void)taps;
     __asm volatile("push {r0, r4-r11, lr}\n"
-                   "ldm r3, {r3-r9}\n"
+                   "add r12, r3, #16\n"
+                   "ldm r12, {r4-r9}\n"
                    "push {r6-r9}\n"
-                   "mov r8, #0\n"
-                   "mov r9, #0\n"
-                   "mov r10, #0\n"
-                   "mov r11, #0\n"
+                   "ldm r3, {r8-r11}\n"
                    "1: ldr r0, [sp]\n"
                    "2: ldr r6, [r1]\n"
                    "ldr r7, [r2]\n"
                    "add r1, r1, r4\n"
                    "add r2, r2, r5\n"
-                   "sxtab16 r12, r3, r6\n"
+                   "sxtb16 r12, r6\n"
                    "sxtb16 lr, r7\n"
-                   "sxtab16 r6, r3, r6, ror #8\n"
+                   "sxtb16 r6, r6, ror #8\n"
                    "sxtb16 r7, r7, ror #8\n"
                    "smlabb r8, r12, lr, r8\n"
                    "smlatt r10, r12, lr, r10\n"

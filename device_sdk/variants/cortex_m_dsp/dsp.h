@@ -7,7 +7,7 @@
  *     four bytes in memory   b0 b1 b2 b3
  *     two words, a group     b0 | b2 << 16,  b1 | b3 << 16
  *
- * Inputs are widened once, with their zero point subtracted, into columns of groups; weights are widened on the way.
+ * Inputs are widened once into columns of groups; weights are widened on the way.
  * Nothing here needs numbers that the portable kernels do not have, and every byte of their outputs is the same.
  */
 #ifndef FEDMOTE_DSP_H
@@ -30,22 +30,22 @@ static inline uint32_t fedmote_dsp_word(const int8_t *bytes) {
     return word;
 }
 
-/* Bytes 0 and 2 of a word, sign-extended, each plus a half of `offset`; and bytes 1 and 3. */
-static inline uint32_t fedmote_dsp_even(uint32_t offset, uint32_t word) {
+/* Bytes 0 and 2 of a word, sign-extended; and bytes 1 and 3. */
+static inline uint32_t fedmote_dsp_even(uint32_t word) {
     uint32_t pair;
-    __asm("sxtab16 %0, %1, %2" : "=r"(pair) : "r"(offset), "r"(word));
+    __asm("sxtb16 %0, %1" : "=r"(pair) : "r"(word));
     return pair;
 }
 
-static inline uint32_t fedmote_dsp_odd(uint32_t offset, uint32_t word) {
+static inline uint32_t fedmote_dsp_odd(uint32_t word) {
     uint32_t pair;
-    __asm("sxtab16 %0, %1, %2, ror #8" : "=r"(pair) : "r"(offset), "r"(word));
+    __asm("sxtb16 %0, %1, ror #8" : "=r"(pair) : "r"(word));
     return pair;
 }
 
-/* What adds -zero_point to both halves. */
-static inline uint32_t fedmote_dsp_offset(int32_t zero_point) {
-    const uint32_t half = (uint32_t)-zero_point & 0xFFFFU;
+/* The same value in both halves. */
+static inline uint32_t fedmote_dsp_twice(int32_t value) {
+    const uint32_t half = (uint32_t)value & 0xFFFFU;
     return half | half << 16;
 }
 
@@ -55,8 +55,7 @@ static inline uint8_t *fedmote_dsp_place(uint32_t *column, uint32_t step, uint32
 }
 
 /* Widens x[0..count) into the places from `place` on. */
-static inline void fedmote_dsp_widen(uint32_t *column, uint32_t step, uint32_t place, const int8_t *x, uint32_t count,
-                                     uint32_t offset) {
+static inline void fedmote_dsp_widen(uint32_t *column, uint32_t step, uint32_t place, const int8_t *x, uint32_t count) {
     const int8_t *end = x + count;
     if (place % 4U == 0U) {
         uint32_t *to = column + place / 4U * step;
@@ -64,12 +63,12 @@ static inline void fedmote_dsp_widen(uint32_t *column, uint32_t step, uint32_t p
         place += count & ~3U;
         for (; x != stop; x += 4, to += step) {
             const uint32_t word = fedmote_dsp_word(x);
-            to[0] = fedmote_dsp_even(offset, word);
-            to[1] = fedmote_dsp_odd(offset, word);
+            to[0] = fedmote_dsp_even(word);
+            to[1] = fedmote_dsp_odd(word);
         }
     }
     for (; x != end; x++, place++) {
-        const int16_t value = (int16_t)(*x + (int16_t)(offset & 0xFFFFU));
+        const int16_t value = *x;
         memcpy(fedmote_dsp_place(column, step, place), &value, sizeof value);
     }
 }
@@ -82,13 +81,12 @@ static inline int32_t fedmote_dsp_value(uint32_t *column, uint32_t step, uint32_
 
 /* What makes outputs of sums: the constants of the next output channel, and the outputs' zero point. */
 struct fedmote_dsp_ending {
-    const uint8_t *bias, *multiplier, *shift;
+    const uint8_t *channel;
     int32_t zero_point;
 };
 
 static inline struct fedmote_dsp_ending fedmote_dsp_ending_at(const struct fedmote_scaling *scaling, uint32_t c) {
-    const struct fedmote_dsp_ending ending = {scaling->bias + 4U * c, scaling->multiplier + 4U * c,
-                                              scaling->shift + 4U * c, scaling->zero_point};
+    const struct fedmote_dsp_ending ending = {scaling->channels + FEDMOTE_SCALING_BYTES * c, scaling->zero_point};
     return ending;
 }
 
@@ -112,14 +110,14 @@ void fedmote_dsp_dot_4x1(int32_t *sums, const uint32_t *column, const int8_t *w,
 
 /* The taps of a depthwise patch. Gaps: from behind the last tap of a row to the first of the next. */
 struct fedmote_dsp_taps {
-    uint32_t offset; /* fedmote_dsp_offset() */
+    int32_t first[4]; /* what the sums begin with */
     uint32_t x_tap_step, w_tap_step;
     uint32_t taps; /* of a row, > 0 */
     uint32_t x_gap, w_gap;
     uint32_t rows; /* > 0 */
 };
 
-/* sums[c] = products of all taps for the channels c < 4, which lie beside each other. */
+/* sums[c] = taps->first[c] + products of all taps for the channels c < 4, which lie beside each other. */
 void fedmote_dsp_depthwise_4(int32_t *sums, const int8_t *x, const int8_t *w, const struct fedmote_dsp_taps *taps);
 
 /* Outputs of two channels at two positions: out0[c] of sums[2 * c], out1[c] of sums[2 * c + 1]. Moves the ending on by

@@ -16,7 +16,7 @@ static void add_products(int32_t *sums, uint32_t *column, const struct fedmote_d
         const uint32_t rest = op->in_n - begin;
         const uint32_t length = rest < COLUMN ? rest : COLUMN;
         if (op->in_n > COLUMN) {
-            fedmote_dsp_widen(column, STEP, 0U, input + begin, length, fedmote_dsp_offset(op->input_zero_point));
+            fedmote_dsp_widen(column, STEP, 0U, input + begin, length);
         }
         if (length >= 4U) {
             fedmote_dsp_dot_4x1(sums, column, w + begin, stride, length / 4U);
@@ -30,8 +30,9 @@ static void add_products(int32_t *sums, uint32_t *column, const struct fedmote_d
     }
 }
 
-void fedmote_fully_connected(const struct fedmote_dense *op, const uint8_t *weights, int8_t *memory, uint32_t first,
+void fedmote_fully_connected(const union fedmote_record *record, const uint8_t *weights, int8_t *memory, uint32_t first,
                              uint32_t end) {
+    const struct fedmote_dense *op = &record->dense;
     uint32_t column[FEDMOTE_DSP_WORDS];
     const int8_t *input = memory + op->op.input_offset;
     const int8_t *w = (const int8_t *)(weights + op->channels.weights) + first * op->in_n;
@@ -40,7 +41,7 @@ void fedmote_fully_connected(const struct fedmote_dense *op, const uint8_t *weig
     struct fedmote_dsp_ending ending = fedmote_dsp_ending_at(&scaling, first);
     int8_t *output = memory + op->op.output_offset + first;
     if (op->in_n <= COLUMN) {
-        fedmote_dsp_widen(column, STEP, 0U, input, op->in_n, fedmote_dsp_offset(op->input_zero_point));
+        fedmote_dsp_widen(column, STEP, 0U, input, op->in_n);
     }
     for (uint32_t c = first, count; c < end; c += count) {
         count = end - c >= 4U ? 4U : 1U;

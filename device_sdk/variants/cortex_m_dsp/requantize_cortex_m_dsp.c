@@ -24,12 +24,12 @@
     "ssat " x ", #8, " x "\n"                                                                                          \
     "strb " x ", [" out "], #1\n"
 
-/* One channel at two positions. r4 to r6 the constants, r0 shift. The second position is stored first: it may be the
+/* One channel at two positions. r4 the constants, r0 shift. The second position is stored first: it may be the
  * first once more. */
 #define CHANNEL(a, b, left, done)                                                                                      \
     "ldr r12, [r4], #4\n"                                                                                              \
-    "ldr lr, [r5], #4\n"                                                                                               \
-    "ldr r0, [r6], #4\n"                                                                                               \
+    "ldr lr, [r4], #4\n"                                                                                               \
+    "ldr r0, [r4], #4\n"                                                                                               \
     "add " a ", " a ", r12\n"                                                                                          \
     "add " b ", " b ", r12\n"                                                                                          \
     "rsbs r0, r0, #0\n"                                                                                                \
@@ -45,8 +45,9 @@ __attribute__((naked)) void fedmote_dsp_finish_2x2(const int32_t *sums, struct f
     (void)sums, (void)ending, (void)out0, (void)out1;
     __asm volatile("push {r4-r11, lr}\n"
                    "ldm r0, {r8-r11}\n"
-                   "ldm r1, {r4-r7}\n" CHANNEL("r8", "r9", "1", "2")
-                       CHANNEL("r10", "r11", "3", "4") "stm r1, {r4-r6}\n"
+                   "ldr r4, [r1]\n"
+                   "ldr r7, [r1, #4]\n" CHANNEL("r8", "r9", "1", "2")
+                       CHANNEL("r10", "r11", "3", "4") "str r4, [r1]\n"
                                                        "pop {r4-r11, pc}\n" CHANNEL_LEFT("r8", "r9", "1", "2")
                                                            CHANNEL_LEFT("r10", "r11", "3", "4"));
 }
@@ -55,17 +56,18 @@ __attribute__((naked)) void fedmote_dsp_finish(const int32_t *sums, struct fedmo
                                                uint32_t count) {
     (void)sums, (void)ending, (void)out, (void)count;
     __asm volatile("push {r4-r9, lr}\n"
-                   "ldm r1, {r4-r7}\n"
+                   "ldr r4, [r1]\n"
+                   "ldr r7, [r1, #4]\n"
                    "1: ldr r8, [r0], #4\n"
                    "ldr r12, [r4], #4\n"
-                   "ldr lr, [r5], #4\n"
-                   "ldr r9, [r6], #4\n"
+                   "ldr lr, [r4], #4\n"
+                   "ldr r9, [r4], #4\n"
                    "add r8, r8, r12\n"
                    "rsbs r9, r9, #0\n"
                    "ble 3f\n" MULTIPLY("r8")
                        SHIFT("r8", "r9") "2:\n" STORE("r8", "r2") "subs r3, r3, #1\n"
                                                                   "bne 1b\n"
-                                                                  "stm r1, {r4-r6}\n"
+                                                                  "str r4, [r1]\n"
                                                                   "pop {r4-r9, pc}\n"
                                                                   "3: rsb r9, r9, #0\n"
                                                                   "lsl r8, r8, r9\n" MULTIPLY("r8") "b 2b\n");

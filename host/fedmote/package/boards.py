@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from fedmote.errors import ConfigError
+from fedmote.package.arrangement import OF_KERNELS
+from fedmote.wire.schema import Arrangement, Opcode
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,8 @@ class Board:
         name: as in `--board` and in the device's hello.
         core: "host" or the compiler's name of the core, e.g. "cortex-m4".
         has_fpu: whether float32 arithmetic is in hardware.
+        kernels: "portable", or the variant of the kernels in its images; decides the order of the weights (`arrangement`).
+        operators: of its device image, by the names of their files ("conv_2d"), or ("all",).
         flash_bytes, ram_bytes: of the part.
         slot_bytes: one of the two package slots, its commit record included.
         arena_bytes: the arena of the training image (link buffers, encoder, head, samples).
@@ -49,6 +53,8 @@ class Board:
     name: str
     core: str
     has_fpu: bool
+    kernels: str
+    operators: tuple[str, ...]
     flash_bytes: int
     ram_bytes: int
     slot_bytes: int
@@ -89,8 +95,20 @@ class Board:
         for section, key, kind, flat in _SECTIONS:
             if section in values:
                 values[flat] = _checked(values.pop(section), {key: kind}, f"{origin}: {section}")[key]
+        if isinstance(values.get("operators"), str):
+            values["operators"] = tuple(values["operators"].split())
+        _check_words(values, origin)
         optional = {key: kind for key, kind in _OPTIONAL.items() if key in values}
         return cls(**_checked(values, _REQUIRED | optional, origin))
+
+    @property
+    def arrangement(self) -> Arrangement:
+        """The order of weights that its kernels want."""
+        return OF_KERNELS[self.kernels]
+
+    def has_operator(self, opcode: Opcode) -> bool:
+        """Whether its device image has an operator."""
+        return self.operators == ("all",) or opcode.name.lower() in self.operators
 
     def region(self, name: str) -> Region:
         """The region called `name`.
@@ -107,6 +125,8 @@ _REQUIRED: dict[str, type] = {
     "name": str,
     "core": str,
     "has_fpu": bool,
+    "kernels": str,
+    "operators": tuple,
     **dict.fromkeys(
         (
             "flash_bytes",
@@ -129,6 +149,18 @@ _SECTIONS: tuple[tuple[str, str, type, str], ...] = (
     ("uart", "baud", int, "baud"),
 )
 _OPTIONAL: dict[str, type] = {"regions": dict} | {flat: kind for _, _, kind, flat in _SECTIONS}
+
+
+def _check_words(values: dict[str, Any], where: str) -> None:
+    """Refuses kernels and operators that do not exist; what is of another type is refused elsewhere."""
+    if isinstance(values.get("kernels"), str) and values["kernels"] not in OF_KERNELS:
+        raise ConfigError(f"{where}: kernels = {values['kernels']!r}; there are: {', '.join(OF_KERNELS)}")
+    operators = values.get("operators")
+    known = [opcode.name.lower() for opcode in Opcode]
+    if isinstance(operators, tuple) and operators != ("all",):
+        for name in operators or ("",):
+            if name not in known:
+                raise ConfigError(f"{where}: operators: there is no {name!r}; there are: all, {', '.join(known)}")
 
 
 def _checked(values: dict[str, Any], types: dict[str, type], where: str) -> dict[str, Any]:

@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 
 from fedmote.errors import ConversionError, PackageError
 from fedmote.package import fixed_point
+from fedmote.package.arrangement import arranged
 from fedmote.package.geometry import check_shapes, window_of
 from fedmote.package.graph import Activation, Graph, Op, OpKind, Quantization
 from fedmote.package.planner import MemoryPlan, plan_memory
 from fedmote.package.records import PlanHeader, pack_record
-from fedmote.wire.schema import Opcode, Status
+from fedmote.wire.schema import Arrangement, Opcode, Status
 
 ELEMENTWISE_UNIT = 64  # elements of one unit of ADD and RELU
 _WEIGHTS_ALIGN = 4
@@ -48,8 +49,8 @@ class Plan:
     units: tuple[tuple[str, Opcode, int, int], ...]
 
 
-def compile_graph(graph: Graph) -> Plan:
-    """Compiles an int8 graph.
+def compile_graph(graph: Graph, arrangement: Arrangement = Arrangement.PLAIN) -> Plan:
+    """Compiles an int8 graph, with weights in the order that a board's kernels want.
 
     Raises:
         PackageError: shapes do not match, the graph is not quantized, or its arithmetic could overflow int32.
@@ -59,7 +60,7 @@ def compile_graph(graph: Graph) -> Plan:
     except ConversionError as error:
         raise PackageError(str(error), Status.PACKAGE_BOUNDS) from error
     memory = plan_memory(graph)
-    weights = _WeightsSection()
+    weights = _WeightsSection(arrangement)
     records, units, macs = [], [], 0
     for op in graph.ops:
         fixed_point.check_op(graph, op)
@@ -69,11 +70,11 @@ def compile_graph(graph: Graph) -> Plan:
         records.append(pack_record(_OPCODES[op.kind], values))
         units.append((op.name, _OPCODES[op.kind], values["units"], values["unit_macs"]))
         macs += values["units"] * values["unit_macs"] if op.kind in _WEIGHTED else 0
-    header = _header(graph, memory, len(records), macs)
+    header = _header(graph, memory, len(records), macs, arrangement)
     return Plan(header, header.pack() + b"".join(records), weights.bytes(), memory, tuple(units))
 
 
-def _header(graph: Graph, memory: MemoryPlan, op_count: int, macs: int) -> PlanHeader:
+def _header(graph: Graph, memory: MemoryPlan, op_count: int, macs: int, arrangement: Arrangement) -> PlanHeader:
     first, last = graph.activations[graph.input], graph.activations[graph.output]
     source, target = fixed_point.quantization_of(first), fixed_point.quantization_of(last)
     return PlanHeader(
@@ -88,13 +89,15 @@ def _header(graph: Graph, memory: MemoryPlan, op_count: int, macs: int) -> PlanH
         feature_scale=float(target.scale[0]),
         feature_zero_point=int(target.zero_point[0]),
         macs=macs,
+        arrangement=arrangement,
     )
 
 
 class _WeightsSection:
     """Arrays behind each other, each at a multiple of 4."""
 
-    def __init__(self) -> None:
+    def __init__(self, arrangement: Arrangement) -> None:
+        self.arrangement = arrangement
         self._parts: list[bytes] = []
         self._size = 0
 
@@ -118,7 +121,7 @@ def _record(graph: Graph, op: Op, memory: MemoryPlan, weights: _WeightsSection) 
     shape = graph.activations[op.inputs[0]].shape
     match op.kind:
         case OpKind.CONV_2D | OpKind.DEPTHWISE_CONV_2D:
-            return values | _weighted(op, source, target, weights) | _convolution(op, shape)
+            return values | _weighted(op, source, target, weights) | _convolution(op, shape, source)
         case OpKind.FULLY_CONNECTED:
             outputs, inputs = np.asarray(op.weights).shape
             return values | _weighted(op, source, target, weights) | _cost(outputs, inputs) | {"in_n": inputs, "out_n": outputs}
@@ -150,22 +153,23 @@ def _clamp(activation: Activation, target: Quantization) -> dict[str, int]:
 
 def _weighted(op: Op, source: Quantization, target: Quantization, weights: _WeightsSection) -> dict[str, int]:
     numbers = fixed_point.weighted_requantization(op, source, target)
+    scaling = np.stack([fixed_point.folded_bias(op, source), numbers.multiplier, numbers.shift], axis=1)
     return {
-        "weights": weights.add(np.asarray(op.weights, np.int8)),
-        "bias": weights.add(np.asarray(op.bias, np.int32)),
-        "multipliers": weights.add(numbers.multiplier),
-        "shifts": weights.add(numbers.shift),
-        "input_zero_point": int(source.zero_point[0]),
+        "weights": weights.add(arranged(op, weights.arrangement)),
+        "scaling": weights.add(scaling.astype(np.int32)),
         "output_zero_point": int(target.zero_point[0]),
         **_clamp(op.activation, target),
     }
 
 
-def _convolution(op: Op, shape: tuple[int, ...]) -> dict[str, int]:
+def _convolution(op: Op, shape: tuple[int, ...], source: Quantization) -> dict[str, int]:
     window = window_of(op, shape)
     is_depthwise = op.kind is OpKind.DEPTHWISE_CONV_2D
-    out_c = np.asarray(op.weights).shape[3 if is_depthwise else 0]
-    taps = op.kernel[0] * op.kernel[1] * (1 if is_depthwise else shape[3])
+    weights = np.asarray(op.weights).shape
+    out_c = weights[3 if is_depthwise else 0]
+    group_in_c = 1 if is_depthwise else weights[3]
+    groups = shape[3] // group_in_c
+    taps = op.kernel[0] * op.kernel[1] * group_in_c
     return {
         **_cost(window.out_h, window.out_w * out_c * taps),
         **{"in_h": window.in_h, "in_w": window.in_w, "in_c": shape[3]},
@@ -173,7 +177,8 @@ def _convolution(op: Op, shape: tuple[int, ...]) -> dict[str, int]:
         **{"kernel_h": op.kernel[0], "kernel_w": op.kernel[1], "stride_h": op.stride[0], "stride_w": op.stride[1]},
         **{"dilation_h": op.dilation[0], "dilation_w": op.dilation[1]},
         **{"pad_top": window.pad_top, "pad_left": window.pad_left},
-        "depth_multiplier": op.depth_multiplier if is_depthwise else 0,
+        "input_zero_point": int(source.zero_point[0]),
+        **{"groups": groups, "group_in_c": group_in_c, "group_out_c": out_c // groups},
     }
 
 

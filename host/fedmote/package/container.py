@@ -17,7 +17,7 @@ from fedmote.errors import PackageError
 from fedmote.wire.schema import Section, Status
 
 MAGIC: Final = b"FMP1"
-FORMAT: Final = 1
+FORMAT: Final = 2
 HEADER_BYTES: Final = 48
 HASH_BYTES: Final = 32
 HOST_SECTIONS: Final = 128  # sections from this type on stay on the host

@@ -32,7 +32,7 @@ from fedmote.package.head import head_bytes
 from fedmote.package.host_manifest import HostManifest
 from fedmote.package.plan_check import check_head, check_plan
 from fedmote.package.records import PlanHeader
-from fedmote.wire.schema import Section, Status
+from fedmote.wire.schema import Arrangement, Section, Status
 
 HEAD_HEADER: Final = struct.Struct("<5I")  # layer_count, then of the one layer: inputs, outputs, activation, reserved
 
@@ -208,7 +208,17 @@ def build_package(
         PackageError: the head does not suit the encoder or has values that are not finite.
     """
     return seal_package(
-        template, graph, compile_graph(graph), head_layers, head_tensors, ranges, board, model_id, version, tflite, input_layout
+        template,
+        graph,
+        compile_graph(graph, board.arrangement),
+        head_layers,
+        head_tensors,
+        ranges,
+        board,
+        model_id,
+        version,
+        tflite,
+        input_layout,
     )
 
 
@@ -331,6 +341,6 @@ def _check_host_sections(package: Package) -> None:
         raise PackageError("manifest and host manifest differ in model, version or board", Status.PACKAGE_SECTION)
     if manifest.get("tflite_hash") != hashlib.blake2b(package.encoder_tflite, digest_size=16).digest():
         raise PackageError("the .tflite inside is not the one that the manifest names", Status.PACKAGE_HASH)
-    plan = compile_graph(package.graph)
+    plan = compile_graph(package.graph, Arrangement(package.header.arrangement))
     if plan.records != package.sections[Section.PLAN] or plan.weights != package.sections[Section.WEIGHTS]:
         raise PackageError("the .tflite inside compiles to another plan", Status.PACKAGE_BOUNDS)

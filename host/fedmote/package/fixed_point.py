@@ -109,6 +109,17 @@ def weighted_requantization(op: Op, source: Quantization, target: Quantization) 
     return ChannelRequantization(multiplier, shift)
 
 
+def folded_bias(op: Op, source: Quantization) -> NDArray[np.int32]:
+    """The biases of a weighted operator less the input's zero point times the channel's weights, modulo 2^32, shape (outputs,).
+
+    With them the accumulator is the sum of products of inputs as they are, where inputs in the padding are the zero point.
+    """
+    weights = np.asarray(op.weights, np.int64)
+    axes = tuple(range(weights.ndim - 1)) if op.kind is OpKind.DEPTHWISE_CONV_2D else tuple(range(1, weights.ndim))
+    folded: NDArray[np.int64] = np.asarray(op.bias, np.int64) - int(source.zero_point[0]) * weights.sum(axis=axes)
+    return folded.astype(np.uint32).view(np.int32)
+
+
 def accumulator_bound(op: Op, source: Quantization) -> NDArray[np.int64]:
     """Largest magnitude of the int32 accumulator per output channel, over all int8 inputs."""
     weights = np.abs(np.asarray(op.weights, np.int64))

@@ -57,10 +57,20 @@ def assemble(
     needed = {name: ranges[name] for name in observation_points(template) if name in ranges}
     graph = quantize(bind(template, tensors), needed)
     tflite = tflite_writer.write(graph)
-    plan = compile_graph(graph)
+    plans = {arrangement: compile_graph(graph, arrangement) for arrangement in {board.arrangement for board in boards}}
     return {
         board.name: seal_package(
-            template, graph, plan, head_layers, tensors, needed, board, model_id, version, tflite, input_layout
+            template,
+            graph,
+            plans[board.arrangement],
+            head_layers,
+            tensors,
+            needed,
+            board,
+            model_id,
+            version,
+            tflite,
+            input_layout,
         )
         for board in boards
     }

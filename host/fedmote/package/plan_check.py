@@ -16,7 +16,7 @@ import numpy as np
 
 from fedmote.errors import PackageError
 from fedmote.package.records import HEADER_WORDS, PlanHeader, Record, record_words, unpack_record
-from fedmote.wire.schema import Opcode, Status
+from fedmote.wire.schema import Arrangement, Opcode, Status
 
 PLAN_HEADER_BYTES: Final = 4 * HEADER_WORDS
 _HEAD_HEADER: Final = struct.Struct("<5I")
@@ -25,6 +25,7 @@ _OP_BYTES: Final = 20  # the words that all records begin with
 _DIMENSION_MAX: Final = 0xFFFF
 _ADD_SHIFT_MAX: Final = 22
 _BLOCK: Final = 64
+_SCALING_BYTES: Final = 12  # bias, multiplier, shift of a channel
 Values = Mapping[str, int]
 
 
@@ -49,12 +50,14 @@ def check_plan(plan: bytes, weights: bytes) -> tuple[PlanHeader, list[Record]]:
     bounds = _Bounds(header.encoder_bytes, weights)
     scales = (header.input_scale, header.feature_scale)
     zero_points = (header.input_zero_point, header.feature_zero_point)
-    if not all(scale > 0 and np.isfinite(scale) for scale in scales) or not _are_int8(*zero_points) or header.reserved:
+    if not all(scale > 0 and np.isfinite(scale) for scale in scales) or not _are_int8(*zero_points):
         raise _bounds_error("the plan's header has an impossible quantization")
     if not _is_tensor(bounds, header.input_offset, header.input_count):
         raise _bounds_error("the encoder's input lies outside its arena")
     if not _is_tensor(bounds, header.feature_offset, header.feature_count):
         raise _bounds_error("the features lie outside the encoder's arena")
+    if header.arrangement not in set(Arrangement):
+        raise PackageError(f"the order of its weights, {header.arrangement}, is unknown", Status.PACKAGE_ARRANGEMENT)
     return header, _check_records(plan, header.op_count, bounds)
 
 
@@ -139,11 +142,10 @@ def _is_constant(bounds: _Bounds, offset: int, count: int) -> bool:
 
 
 def _are_channels(v: Values, bounds: _Bounds, weight_count: int, outputs: int) -> bool:
-    sizes = {"weights": weight_count, "bias": 4 * outputs, "multipliers": 4 * outputs, "shifts": 4 * outputs}
+    sizes = {"weights": weight_count, "scaling": _SCALING_BYTES * outputs}
     if not all(_is_constant(bounds, v[name], size) for name, size in sizes.items()):
         return False
-    multipliers = np.frombuffer(bounds.weights, "<i4", outputs, v["multipliers"])
-    shifts = np.frombuffer(bounds.weights, "<i4", outputs, v["shifts"])
+    _, multipliers, shifts = np.frombuffer(bounds.weights, "<i4", 3 * outputs, v["scaling"]).reshape(outputs, 3).T
     return bool((multipliers >= 0).all() and (shifts >= -31).all() and (shifts <= 30).all())
 
 
@@ -170,12 +172,14 @@ def _is_conv(v: Values, bounds: _Bounds, is_depthwise: bool) -> bool:
         return False
     if not _is_axis(v["out_w"], v["kernel_w"], v["stride_w"], v["dilation_w"], v["pad_left"]):
         return False
-    products = v["kernel_h"] * v["kernel_w"] * (1 if is_depthwise else v["in_c"])
-    multiplier = v["depth_multiplier"]
-    is_grouped = v["in_c"] * multiplier == v["out_c"] if is_depthwise else multiplier == 0
+    if not _are_dimensions(*(v[name] for name in ("groups", "group_in_c", "group_out_c"))):
+        return False
+    products = v["kernel_h"] * v["kernel_w"] * v["group_in_c"]
     return (
         products <= _DIMENSION_MAX
-        and is_grouped
+        and v["groups"] * v["group_in_c"] == v["in_c"]
+        and v["groups"] * v["group_out_c"] == v["out_c"]
+        and (not is_depthwise or v["group_in_c"] == 1)
         and _is_unit(v, v["out_h"], v["out_w"] * v["out_c"] * products)
         and _are_images(v, bounds, "in_c", "out_c")
         and _are_channels(v, bounds, products * v["out_c"], v["out_c"])
@@ -191,7 +195,7 @@ def _is_dense(v: Values, bounds: _Bounds) -> bool:
         and _is_tensor(bounds, v["input_offset"], v["in_n"])
         and _is_tensor(bounds, v["output_offset"], v["out_n"])
         and _are_channels(v, bounds, v["in_n"] * v["out_n"], v["out_n"])
-        and _are_int8(v["input_zero_point"], v["output_zero_point"])
+        and _are_int8(v["output_zero_point"])
         and _is_activation(v)
     )
 

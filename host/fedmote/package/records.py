@@ -14,9 +14,9 @@ HEADER_WORDS: Final = 12
 
 _COMMON: Final = ("units", "unit_macs", "input_offset", "output_offset")
 _CONVOLUTION: Final = (
-    *("weights", "bias", "multipliers", "shifts", "in_h", "in_w", "in_c", "out_h", "out_w", "out_c", "kernel_h", "kernel_w"),
+    *("weights", "scaling", "in_h", "in_w", "in_c", "out_h", "out_w", "out_c", "kernel_h", "kernel_w"),
     *("stride_h", "stride_w", "dilation_h", "dilation_w", "pad_top", "pad_left", "input_zero_point", "output_zero_point"),
-    *("activation_min", "activation_max", "depth_multiplier"),
+    *("activation_min", "activation_max", "groups", "group_in_c", "group_out_c"),
 )
 _POOL: Final = (
     *("in_h", "in_w", "channels", "out_h", "out_w", "kernel_h", "kernel_w", "stride_h", "stride_w", "pad_top", "pad_left"),
@@ -27,10 +27,7 @@ _POOL: Final = (
 FIELDS: Final[dict[Opcode, tuple[str, ...]]] = {
     Opcode.CONV_2D: _CONVOLUTION,
     Opcode.DEPTHWISE_CONV_2D: _CONVOLUTION,
-    Opcode.FULLY_CONNECTED: (
-        *("weights", "bias", "multipliers", "shifts", "in_n", "out_n", "input_zero_point", "output_zero_point"),
-        *("activation_min", "activation_max"),
-    ),
+    Opcode.FULLY_CONNECTED: (*("weights", "scaling", "in_n", "out_n", "output_zero_point", "activation_min", "activation_max"),),
     Opcode.ADD: (
         *("input2_offset", "count", "input1_zero_point", "input2_zero_point", "output_zero_point", "left_shift"),
         *("multiplier1", "shift1", "multiplier2", "shift2", "output_multiplier", "output_shift"),
@@ -101,7 +98,7 @@ class PlanHeader:
     feature_scale: float
     feature_zero_point: int
     macs: int
-    reserved: int = 0
+    arrangement: int = 0
 
     def pack(self) -> bytes:
         """The 48 bytes of the header."""
@@ -118,7 +115,7 @@ class PlanHeader:
             self.feature_scale,
             self.feature_zero_point,
             self.macs,
-            self.reserved,
+            self.arrangement,
         )
 
     @classmethod

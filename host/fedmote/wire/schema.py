@@ -51,6 +51,7 @@ class Status(IntEnum):
     PACKAGE_OPERATOR = 26
     PACKAGE_BOUNDS = 27
     PACKAGE_HEAD = 28
+    PACKAGE_ARRANGEMENT = 29
     ARENA = 30
     SLOT = 31
     SLOT_IO = 32
@@ -125,6 +126,14 @@ class Opcode(IntEnum):
     MEAN = 7
     PAD = 8
     RELU = 9
+
+
+class Arrangement(IntEnum):
+    """`arrangement-*` of the schema."""
+
+    PLAIN = 0
+    CORTEX_M_DSP = 1
+    CORTEX_M_HELIUM = 2
 
 
 class Activation(IntEnum):
