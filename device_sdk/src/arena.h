@@ -18,11 +18,11 @@ struct fedmote_layout {
     uint32_t head;                /* parameter_bytes[head_parameters] of the head's arithmetic */
     uint32_t head_base, velocity; /* 4 bytes[head_parameters] each */
     uint32_t scratch;             /* of the head; inside `encoder`, beside the features */
-    uint32_t samples;                   /* loss f32[n], norm f32[n], rank u16[n], norm_rank u16[n] */
-    uint32_t cache;                     /* s8[cached][feature_count] */
-    uint32_t cached;                    /* how many embeddings fit, at most n */
-    uint32_t required;                  /* bytes without any cache: what must fit */
-    uint32_t total;                     /* bytes with all n embeddings cached */
+    uint32_t samples;             /* loss f32[n], norm f32[n], rank u16[n], norm_rank u16[n] */
+    uint32_t cache;               /* s8[cached][feature_count] */
+    uint32_t cached;              /* how many embeddings fit, at most n */
+    uint32_t required;            /* bytes without any cache: what must fit */
+    uint32_t total;               /* bytes with all n embeddings cached */
 };
 
 /* Bytes of both link buffers: 2 * (FEDMOTE_BODY_MAX + 128), each rounded up to 16. */

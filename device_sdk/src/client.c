@@ -81,8 +81,7 @@ static void begin_round(struct fedmote_client *client) {
 
 /* The package is in round.package: does the arena hold what it needs? */
 static int32_t check_fit(struct fedmote_client *client) {
-    int32_t status = fedmote_round_layout(&client->round, client->port, client->identity.arithmetic, client->arena,
-                                          client->arena_bytes);
+    int32_t status = fedmote_round_layout(&client->round, client->port, client->arena, client->arena_bytes);
     const struct fedmote_plan *plan = &client->round.plan;
     if (status == FEDMOTE_OK && plan->has_head && plan->head_size != 4 * client->round.package.head_parameters) {
         return FEDMOTE_ERR_PACKAGE_HEAD;
@@ -299,13 +298,14 @@ static bool is_short(const char *text) { return !text || strlen(text) <= FEDMOTE
 
 static bool is_port_complete(const struct fedmote_port *port) {
     return port->now_ms && port->random && port->stream_read && port->stream_write && port->sample_count &&
-           port->sample_read && port->slot_base && port->slot_erase && port->slot_write && port->operators;
+           port->sample_read && port->slot_base && port->slot_erase && port->slot_write && port->operators &&
+           port->arithmetic;
 }
 
 int32_t fedmote_init(struct fedmote *device, const struct fedmote_port *port, const struct fedmote_identity *identity,
                      uint8_t *arena, uint32_t arena_bytes) {
     if (!device || !port || !identity || !arena || !is_port_complete(port) || !identity->link ||
-        !identity->arithmetic || !is_name(identity->id) || !is_name(identity->site) || (identity->board && !is_name(identity->board)) ||
+        !is_name(identity->id) || !is_name(identity->site) || (identity->board && !is_name(identity->board)) ||
         !is_short(identity->username) || !is_short(identity->password) || (uintptr_t)arena % ARENA_ALIGN != 0) {
         return FEDMOTE_ERR_ARGUMENT;
     }

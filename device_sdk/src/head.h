@@ -6,15 +6,15 @@
  *     g = gradient of the mean loss of a mini-batch        g *= min(1, clip_norm / (|g| + 1e-6))
  *     g += weight_decay * w        velocity = momentum * velocity + g        w -= learning_rate * velocity
  *
- * D = inputs, H = hidden units (0: one layer), C = outputs; the layers are D -> C, or D -> H -> C with a ReLU or nothing
- * between them. Parameters: layer by layer the weights [outputs][inputs], then the bias [outputs]. The features are int8
- * and stand for (q - zero_point) * scale; no copy of them as real numbers is made.
+ * D = inputs, H = hidden units (0: one layer), C = outputs; the layers are D -> C, or D -> H -> C with a ReLU or
+ * nothing between them. Parameters: layer by layer the weights [outputs][inputs], then the bias [outputs]. The features
+ * are int8 and stand for (q - zero_point) * scale; no copy of them as real numbers is made.
  *
  * Memory. Parameters are updated in place and no gradient is stored: the velocity collects the mini-batch, and a
  * mini-batch of one sample without momentum goes straight into the parameters and needs no velocity at all. Clipping
  * needs the norm of a gradient that nobody stores. For one sample it is known in closed form (the gradient of a layer's
- * weights is an outer product). For more samples it is that of the velocity, if that was zero before; if it was not, the
- * mini-batch is gone through again: once more in front, to measure g . velocity, so that |g|^2 = |velocity + g|^2 -
+ * weights is an outer product). For more samples it is that of the velocity, if that was zero before; if it was not,
+ * the mini-batch is gone through again: once more in front, to measure g . velocity, so that |g|^2 = |velocity + g|^2 -
  * |velocity|^2 - 2 g . velocity, and once more behind where there is something to clip, to take away what is too much.
  *
  * Two arithmetics stand behind one struct of functions; which of them a program names is linked, the other is not:
@@ -32,6 +32,7 @@ struct fedmote_training {
     uint32_t loss;            /* enum fedmote_loss */
     uint32_t trained_layers;  /* so many of the last layers; all where there are fewer */
     bool is_bias_only;        /* of these layers */
+    uint32_t seed;            /* of what fedmote_int16 draws for its rounding */
 };
 
 struct fedmote_head_shape {
@@ -60,18 +61,11 @@ struct fedmote_head {
     uint32_t batch_size;
     uint8_t sweep;    /* which time it is gone through */
     bool is_counting; /* losses of this sweep are new: samples of the others have been counted */
-    union {
-        struct {
-            float velocity_square, product; /* |velocity|^2 before the mini-batch, g . velocity */
-            float correction;
-        } real;
-        struct {
-            uint64_t velocity_square;
-            int64_t product;
-            int32_t correction;
-            uint32_t counter; /* of draws */
-            struct fedmote_head_scaling scaling[2];
-        } integer;
+    struct {
+        float velocity_square, product; /* |velocity|^2 before the mini-batch, g . velocity */
+        float correction;
+        uint32_t counter; /* of the draws of fedmote_int16 */
+        struct fedmote_head_scaling scaling[2];
     } state;
 };
 
@@ -79,8 +73,8 @@ struct fedmote_arithmetic {
     uint32_t parameter_bytes;
     /* Takes the parameters f32[] `base` over and clears the velocity. Call after everything else of the head is set. */
     void (*begin)(struct fedmote_head *head, const float *base);
-    /* The loss of one sample and, where `norm` is not NULL, the norm of the gradient of the last layer's weights. In all
-     * functions: features s8[inputs], label < outputs, both unchecked. */
+    /* The loss of one sample and, where `norm` is not NULL, the norm of the gradient of the last layer's weights. In
+     * all functions: features s8[inputs], label < outputs, both unchecked. */
     float (*loss)(struct fedmote_head *head, const int8_t *features, uint32_t label, float *norm);
     /* A mini-batch: begin, then add each of its samples, then end. Where end returns true the same samples are to be
      * added once more, and end to be called again. add returns the loss of the sample. */

@@ -8,19 +8,16 @@
  *     squared error    loss = |z - onehot(y)|^2 / C                          e = 2 (z - onehot(y)) / C
  *
  * so |dloss/dW| = |e| |a|, known without forming the gradient. Subtracting max z keeps every exponential within (0, 1].
- *
- * Both loops over weights take a tile of eight inputs at a time into registers and pass over the rows with it: an int8
- * feature is converted once for all rows, and there is no converted copy of the features.
  */
 #include <math.h>
 #include <stddef.h>
 #include <string.h>
 
 #include "head.h"
+#include "kernels/head_tiles.h"
 
 enum sweep { MEASURE, COLLECT, CORRECT };
 
-#define TILE 8U
 #define NORM_FLOOR 1e-6f /* added to the norm by torch's clip_grad_norm_ */
 
 /* What a layer reads: int8 features, or the real numbers of the layer before. */
@@ -47,28 +44,33 @@ static float element(const struct source *source, uint32_t index) {
                                     : source->values[index];
 }
 
+/* factor * a[first..first + 8) */
+static void load_tile(const struct source *source, uint32_t first, float factor, float tile[FEDMOTE_TILE]) {
+    if (source->features == NULL) {
+        for (uint32_t j = 0; j < FEDMOTE_TILE; j++) {
+            tile[j] = factor * source->values[first + j];
+        }
+        return;
+    }
+    const int8_t *features = source->features + first;
+    const int32_t zero_point = source->zero_point;
+    factor *= source->scale;
+    for (uint32_t j = 0; j < FEDMOTE_TILE; j += 4) {
+        tile[j] = factor * (float)(features[j] - zero_point);
+        tile[j + 1] = factor * (float)(features[j + 1] - zero_point);
+        tile[j + 2] = factor * (float)(features[j + 2] - zero_point);
+        tile[j + 3] = factor * (float)(features[j + 3] - zero_point);
+    }
+}
+
 /* z = W a + b */
 static void forward(const struct source *source, const float *weights, uint32_t inputs, uint32_t outputs, float *z) {
-    const float *bias = weights + (size_t)inputs * outputs;
+    float tile[FEDMOTE_TILE];
     uint32_t i = 0;
-    memcpy(z, bias, outputs * sizeof *z);
-    for (; i + TILE <= inputs; i += TILE) {
-        const float a0 = element(source, i), a1 = element(source, i + 1), a2 = element(source, i + 2),
-                    a3 = element(source, i + 3), a4 = element(source, i + 4), a5 = element(source, i + 5),
-                    a6 = element(source, i + 6), a7 = element(source, i + 7);
-        const float *w = weights + i;
-        for (float *out = z; out != z + outputs; out++, w += inputs) {
-            float sum = *out;
-            sum += w[0] * a0;
-            sum += w[1] * a1;
-            sum += w[2] * a2;
-            sum += w[3] * a3;
-            sum += w[4] * a4;
-            sum += w[5] * a5;
-            sum += w[6] * a6;
-            sum += w[7] * a7;
-            *out = sum;
-        }
+    memcpy(z, weights + (size_t)inputs * outputs, outputs * sizeof *z);
+    for (; i + FEDMOTE_TILE <= inputs; i += FEDMOTE_TILE) {
+        load_tile(source, i, 1.0f, tile);
+        fedmote_tile_multiply(weights + i, inputs, tile, z, outputs);
     }
     for (; i < inputs; i++) {
         const float a = element(source, i);
@@ -80,30 +82,15 @@ static void forward(const struct source *source, const float *weights, uint32_t 
 
 /* target[c][i] += factor * error[c] * a[i], where target is laid out as the weights. */
 static void add_outer(const struct layer *layer, float factor, float *target) {
-    const struct source *source = &layer->source;
     const uint32_t inputs = layer->inputs;
-    const float *const end = layer->error + layer->outputs;
+    float tile[FEDMOTE_TILE];
     uint32_t i = 0;
-    for (; i + TILE <= inputs; i += TILE) {
-        const float a0 = factor * element(source, i), a1 = factor * element(source, i + 1),
-                    a2 = factor * element(source, i + 2), a3 = factor * element(source, i + 3),
-                    a4 = factor * element(source, i + 4), a5 = factor * element(source, i + 5),
-                    a6 = factor * element(source, i + 6), a7 = factor * element(source, i + 7);
-        float *w = target + i;
-        for (const float *error = layer->error; error != end; error++, w += inputs) {
-            const float e = *error;
-            w[0] += e * a0;
-            w[1] += e * a1;
-            w[2] += e * a2;
-            w[3] += e * a3;
-            w[4] += e * a4;
-            w[5] += e * a5;
-            w[6] += e * a6;
-            w[7] += e * a7;
-        }
+    for (; i + FEDMOTE_TILE <= inputs; i += FEDMOTE_TILE) {
+        load_tile(&layer->source, i, factor, tile);
+        fedmote_tile_add(target + i, inputs, tile, layer->error, layer->outputs);
     }
     for (; i < inputs; i++) {
-        const float a = factor * element(source, i);
+        const float a = factor * element(&layer->source, i);
         for (uint32_t c = 0; c < layer->outputs; c++) {
             target[(size_t)c * inputs + i] += layer->error[c] * a;
         }
@@ -162,8 +149,7 @@ static float exponential(float x) {
     const float r = (x - (float)k * 0.693359375f) + (float)k * 2.12194440e-4f;
     const float series =
         1.0f +
-        r * (1.0f +
-             r * (1.0f / 2 + r * (1.0f / 6 + r * (1.0f / 24 + r * (1.0f / 120 + r * (1.0f / 720 + r / 5040))))));
+        r * (1.0f + r * (1.0f / 2 + r * (1.0f / 6 + r * (1.0f / 24 + r * (1.0f / 120 + r * (1.0f / 720 + r / 5040))))));
     const uint32_t bits = (uint32_t)(k + 127) << 23;
     float power;
     memcpy(&power, &bits, sizeof power);
@@ -275,8 +261,7 @@ static void add_gradient(const struct fedmote_head *head, const struct layer lay
 static float square_of_gradient(const struct fedmote_head *head, const struct layer layers[2]) {
     float sum = 0.0f;
     for (uint32_t i = 0; i < fedmote_head_trained_layers(head); i++) {
-        const float source =
-            head->training.is_bias_only ? 0.0f : square_of_source(&layers[i].source, layers[i].inputs);
+        const float source = head->training.is_bias_only ? 0.0f : square_of_source(&layers[i].source, layers[i].inputs);
         sum += square_of(layers[i].error, layers[i].outputs) * (source + 1.0f);
     }
     return sum;
@@ -367,14 +352,10 @@ static void batch_begin(struct fedmote_head *head, uint32_t batch_size) {
     head->batch_size = batch_size;
     head->sweep = COLLECT;
     head->is_counting = true;
-    if (is_in_place(head)) {
-        return;
-    }
-    scale_trained(head, head->velocity, real(head->training.momentum_micro));
-    if (is_clipping(head) && batch_size > 1U) {
-        head->state.real.velocity_square = square_of_velocity(head);
-        head->state.real.product = 0.0f;
-        if (head->state.real.velocity_square > 0.0f) {
+    if (!is_in_place(head) && is_clipping(head) && batch_size > 1U) {
+        head->state.velocity_square = square_of_velocity(head);
+        head->state.product = 0.0f;
+        if (head->state.velocity_square > 0.0f) {
             head->sweep = MEASURE;
             head->is_counting = false;
         }
@@ -386,11 +367,11 @@ static float batch_add(struct fedmote_head *head, const int8_t *features, uint32
     const float loss = run(head, features, label, layers);
     float share = 1.0f / (float)head->batch_size;
     if (head->sweep == MEASURE) {
-        head->state.real.product += share * product_with_velocity(head, layers);
+        head->state.product += share * product_with_velocity(head, layers);
         return loss;
     }
     if (head->sweep == CORRECT) {
-        share = head->state.real.correction;
+        share = head->state.correction;
     } else if (is_clipping(head) && head->batch_size == 1U) {
         share = clip_factor(head, square_of_gradient(head, layers));
     }
@@ -409,17 +390,29 @@ static float batch_add(struct fedmote_head *head, const int8_t *features, uint32
 
 /* The norm of the collected gradient is known: clips it, or says by which share of each sample it is too much. */
 static bool clip(struct fedmote_head *head) {
-    const float before = head->state.real.velocity_square;
-    const float factor =
-        clip_factor(head, square_of_velocity(head) - before - 2.0f * head->state.real.product);
+    const float before = head->state.velocity_square;
+    const float factor = clip_factor(head, square_of_velocity(head) - before - 2.0f * head->state.product);
     if (factor < 1.0f && before > 0.0f) {
-        head->state.real.correction = (factor - 1.0f) / (float)head->batch_size;
+        head->state.correction = (factor - 1.0f) / (float)head->batch_size;
         head->sweep = CORRECT;
         head->is_counting = false;
         return true;
     }
     scale_trained(head, head->velocity, factor);
     return false;
+}
+
+/* The step itself; the velocity is left as the mini-batch to come needs it. */
+static void apply(const struct fedmote_head *head, struct span span) {
+    const float rate = real(head->training.learning_rate_micro), decay = real(head->training.weight_decay_micro);
+    const float momentum = real(head->training.momentum_micro);
+    float *velocity = (float *)head->velocity + span.first;
+    float *parameters = (float *)head->parameters + span.first;
+    for (size_t i = 0; i < span.count; i++) {
+        const float step = velocity[i] + decay * parameters[i];
+        parameters[i] -= rate * step;
+        velocity[i] = momentum * step;
+    }
 }
 
 static bool batch_end(struct fedmote_head *head) {
@@ -436,10 +429,7 @@ static bool batch_end(struct fedmote_head *head) {
     }
     struct span spans[2];
     for (uint32_t i = trained_spans(head, spans); i-- > 0U;) {
-        float *velocity = (float *)head->velocity + spans[i].first;
-        float *parameters = (float *)head->parameters + spans[i].first;
-        add_scaled(velocity, real(head->training.weight_decay_micro), parameters, spans[i].count);
-        add_scaled(parameters, -real(head->training.learning_rate_micro), velocity, spans[i].count);
+        apply(head, spans[i]);
     }
     return false;
 }

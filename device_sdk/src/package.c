@@ -155,7 +155,8 @@ static bool read_shape(struct fedmote_head_shape *shape, const uint8_t *layers, 
         const uint32_t outputs = fedmote_load_u32(layers + 4);
         const uint32_t activation = fedmote_load_u32(layers + 8);
         const bool is_last = i == count - 1U;
-        if (fedmote_load_u32(layers) != inputs || !fedmote_is_dimension(outputs) || fedmote_load_u32(layers + 12) != 0U ||
+        if (fedmote_load_u32(layers) != inputs || !fedmote_is_dimension(outputs) ||
+            fedmote_load_u32(layers + 12) != 0U ||
             activation > (is_last ? FEDMOTE_ACTIVATION_NONE : FEDMOTE_ACTIVATION_RELU)) {
             return false;
         }

@@ -55,14 +55,14 @@ uint32_t fedmote_round_arena_used(const struct fedmote_round *round) {
 /* ---- beginning ----------------------------------------------------------------------------------------------------
  */
 
-int32_t fedmote_round_layout(struct fedmote_round *round, const struct fedmote_port *port,
-                             const struct fedmote_arithmetic *arithmetic, uint8_t *arena, uint32_t arena_bytes) {
+int32_t fedmote_round_layout(struct fedmote_round *round, const struct fedmote_port *port, uint8_t *arena,
+                             uint32_t arena_bytes) {
     uint32_t count = port->sample_count(port->context);
     round->port = port;
     round->arena = arena;
-    round->head.arithmetic = arithmetic;
+    round->head.arithmetic = port->arithmetic;
     round->sample_count = count < FEDMOTE_SAMPLES_MAX ? count : FEDMOTE_SAMPLES_MAX;
-    return fedmote_layout_compute(&round->layout, &round->package, arithmetic, round->sample_count, arena_bytes);
+    return fedmote_layout_compute(&round->layout, &round->package, port->arithmetic, round->sample_count, arena_bytes);
 }
 
 static void begin_phase(struct fedmote_round *round, uint8_t work) {
@@ -101,6 +101,7 @@ int32_t fedmote_round_begin(struct fedmote_round *round, bool has_newer_head, ui
     struct fedmote_head *head = &round->head;
     head->shape = package->head_shape;
     head->training = round->plan.training;
+    head->training.seed = round->plan.seed ^ device_id_crc;
     head->parameters = region(round, round->layout.head);
     head->velocity = region(round, round->layout.velocity);
     head->scratch = region(round, round->layout.scratch);

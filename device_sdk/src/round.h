@@ -62,8 +62,8 @@ struct fedmote_round {
     uint32_t input_label;  /* its label */
     uint32_t epoch, epoch_left, batch_size, batch_left;
     uint32_t batch_cursor; /* where the mini-batch began: it may be gone through again */
-    uint32_t low, high; /* search for the lowest rank that goes to the partner */
-    uint32_t crc;       /* of the blob under way */
+    uint32_t low, high;    /* search for the lowest rank that goes to the partner */
+    uint32_t crc;          /* of the blob under way */
 
     /* Results, as in the report. */
     uint32_t num_examples, discarded, trained, sent;
@@ -77,8 +77,7 @@ struct fedmote_round {
 /* Lays out the arena for round->package and sample_count samples and computes nothing else.
  * Errors: FEDMOTE_ERR_ARENA, FEDMOTE_ERR_NO_SAMPLES. */
 FEDMOTE_MUST_CHECK int32_t fedmote_round_layout(struct fedmote_round *round, const struct fedmote_port *port,
-                                                const struct fedmote_arithmetic *arithmetic, uint8_t *arena,
-                                                uint32_t arena_bytes);
+                                                uint8_t *arena, uint32_t arena_bytes);
 
 /* Where a newer head goes before fedmote_round_begin(): f32[head_parameters]. */
 float *fedmote_round_head_base(const struct fedmote_round *round);

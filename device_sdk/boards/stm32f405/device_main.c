@@ -63,6 +63,7 @@ static const struct fedmote_port port = {
     .slot_write = stm32_slot_write,
     .hash = FEDMOTE_PORT_HASH,
     .operators = operators,
+    .arithmetic = &FEDMOTE_BOARD_ARITHMETIC,
 };
 
 /* A status as decimal digits; its name is in fedmote_schema.h. */
@@ -109,7 +110,6 @@ int main(void) {
         refuse_to_start("no identity in flash", status);
     }
     identity.board = FEDMOTE_BOARD_NAME;
-    identity.arithmetic = &FEDMOTE_BOARD_ARITHMETIC;
     stm32_entropy_start(identity_salt(identity_region));
     status = samples_region_open(&samples, (const uint8_t *)FEDMOTE_BOARD_REGIONS_SAMPLES_ADDRESS,
                                  FEDMOTE_BOARD_REGIONS_SAMPLES_BYTES, FEDMOTE_BOARD_MAX_SAMPLES);

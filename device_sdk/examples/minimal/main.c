@@ -7,8 +7,7 @@ static struct fedmote device;
 static uint8_t arena[16384] __attribute__((aligned(16)));
 
 int main(void) {
-    const struct fedmote_identity identity = {.id = "board-1", .site = "lab", .link = &fedmote_serial_link,
-                                              .arithmetic = &fedmote_float32};
+    const struct fedmote_identity identity = {.id = "board-1", .site = "lab", .link = &fedmote_serial_link};
     if (fedmote_init(&device, &board_port, &identity, arena, sizeof arena) != FEDMOTE_OK) {
         return 1;
     }

@@ -49,18 +49,12 @@ struct fedmote_link;
 extern const struct fedmote_link fedmote_serial_link; /* frames over UART, pty, TCP (src/serial.c) */
 extern const struct fedmote_link fedmote_mqtt_link;   /* MQTT 3.1.1 over any byte stream (src/mqtt.c) */
 
-/* What the head computes in. Name one of them in the identity; the other one is not linked. */
-struct fedmote_arithmetic;
-extern const struct fedmote_arithmetic fedmote_float32; /* for a core with an FPU (src/head_float.c) */
-extern const struct fedmote_arithmetic fedmote_int16;   /* integers only (src/head_integer.c) */
-
 /* Who this device is. The struct is copied by fedmote_init(); its texts are borrowed and must outlive the device. */
 struct fedmote_identity {
     const char *id;                  /* 1 to 32 of [a-z0-9-]; names the participant */
     const char *site;                /* 1 to 32 of [a-z0-9-]; second topic level; serial links ignore it */
     const char *board;               /* 1 to 32 of [a-z0-9-]; NULL: "generic" */
     const struct fedmote_link *link; /* never NULL */
-    const struct fedmote_arithmetic *arithmetic; /* never NULL */
     const char *username;            /* MQTT, at most 64 bytes; NULL: the id */
     const char *password;            /* MQTT, at most 64 bytes; NULL: none is sent */
     uint16_t keep_alive_s;           /* MQTT; 0: 30 s. A silent broker is noticed within this time */
@@ -117,7 +111,7 @@ struct fedmote {
     union {
         void *pointer;
         uint64_t word;
-        uint8_t bytes[600 + 40 * sizeof(void *)];
+        uint8_t bytes[760 + 40 * sizeof(void *)];
     } inside;
 };
 
@@ -144,8 +138,7 @@ uint32_t fedmote_wake_ms(const struct fedmote *device);
 void fedmote_status(const struct fedmote *device, struct fedmote_info *info);
 
 /* Reads an identity region (protocol/SPEC.md, section 8) of at most `region_bytes` at `region`. Texts are copied to
- * `text`, with a zero each; `identity` points there. `board` and `arithmetic` are left NULL. Names both links, so both get
- * linked.
+ * `text`, with a zero each; `identity` points there. `board` is left NULL. Names both links, so both get linked.
  * Errors: FEDMOTE_ERR_MALFORMED without the magic, FEDMOTE_ERR_TRUNCATED, FEDMOTE_ERR_CRC, and those of section 1. */
 FEDMOTE_MUST_CHECK int32_t fedmote_identity_read(struct fedmote_identity *identity,
                                                  char text[FEDMOTE_IDENTITY_TEXT_BYTES], const uint8_t *region,
