@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Instruction counts of encoders and of the head's training step, from an emulated board.
 
-Two timers of the board tick once per executed instruction, whatever this machine is busy with. Every run counts loops of known
-length first, every inference is counted once by each timer, and the features are compared with those of the host: a number that
-comes out of here is one of a correct inference, counted correctly. Instructions are not cycles: never quote them as time.
+Executed instructions drive the clock of the emulator, and with it two counters of the board, whatever this machine is busy with.
+Every run counts loops of known length first, every inference is counted once by each counter, and the features are compared with
+those of the host: a number that comes out of here is one of a correct inference, counted correctly. Instructions are not cycles:
+never quote them as time.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ import functools
 import struct
 import tempfile
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 
 from fedmote.errors import ConfigError, DeviceError, DoesNotFitError
-from fedmote.package.boards import Board, board_names, sdk_root
+from fedmote.package.boards import Board, boards_with, sdk_root
 from fedmote.package.compile import compile_graph
 from fedmote.package.execute import run_int8
 from fedmote.package.file import Package
@@ -28,9 +30,11 @@ from fedmote_hil.build import Image, Program, build
 from fedmote_hil.results import collect_results
 from fedmote_hil.sizes import Sizes, read_map
 
-# What bench_validate() of the images counts: two timers each, two instructions for each turn of a loop.
-_LOOPS = (1, 1001, 100001)
-_EXPECTED = tuple(2 * turns for turns in _LOOPS for _timer in range(2))
+# What bench_validate() of the images counts with each of the two counters: two instructions for each turn of a loop.
+_LOOPS = tuple(2 * turns for turns in (1, 1001, 100001))
+_VALIDATION_WORDS = 2 * len(_LOOPS)
+# Ticks by which a count is off, less than this, where an instruction does not take whole ticks: see Clock.
+_RESOLUTION = 2
 _KERNEL_WORDS = 8
 _HEAD_ROWS = 11
 _HEAD_WORDS = 13
@@ -98,9 +102,50 @@ class HeadCounts:
     stack_bytes: int
 
 
+@dataclass(frozen=True)
+class Clock:
+    """What turns ticks of a board's counter into instructions, exactly.
+
+    A count is the difference of two measurements, the work's and that of no work, and each of these the difference of two readings,
+    which a counter rounds to ticks. Where an instruction takes whole ticks, nothing is rounded. Elsewhere a count is off by less than
+    two ticks, so that one of at least four ticks per instruction still tells each number of instructions from the next.
+
+    Attributes:
+        board: whose counter it is, for messages.
+        ticks: per instruction.
+    """
+
+    board: str
+    ticks: Fraction
+
+    @classmethod
+    def of(cls, board: str, rate_hz: int, icount_shift: int) -> Clock:
+        """The clock of a counter.
+
+        Raises:
+            ConfigError: it is too coarse.
+        """
+        ticks = Fraction(rate_hz << icount_shift, 10**9)
+        if ticks.denominator != 1 and ticks < 2 * _RESOLUTION:
+            raise ConfigError(f"board {board}: {float(ticks)} ticks per instruction cannot tell two numbers of instructions apart")
+        return cls(board, ticks)
+
+    def instructions(self, ticks: int) -> int:
+        """The number of instructions that took so many ticks.
+
+        Raises:
+            DeviceError: no number did, within the resolution: something else drove the counter.
+        """
+        count = round(ticks / self.ticks)
+        off = abs(ticks - count * self.ticks)
+        if off >= _RESOLUTION or (off > 0 and self.ticks.denominator == 1):
+            raise DeviceError(f"board {self.board} miscounts: {ticks} ticks of {float(self.ticks)} per instruction")
+        return count
+
+
 def counting_boards() -> list[str]:
     """Boards on which instructions can be counted."""
-    return [name for name in board_names() if (sdk_root() / "boards" / name / "bench_main.c").is_file()]
+    return boards_with(Program.BENCH_KERNELS)
 
 
 def count_kernels(board: Board | str, package: Package) -> KernelCounts:
@@ -116,11 +161,13 @@ def count_kernels(board: Board | str, package: Package) -> KernelCounts:
     _check_fit(board, package)
     x = random_samples(package.graph, 1, 0)
     units = compile_graph(package.graph, board.arrangement).units
-    words_bytes = 4 * (len(_EXPECTED) + _KERNEL_WORDS + len(units))
+    words_bytes = 4 * (_VALIDATION_WORDS + _KERNEL_WORDS + len(units))
     image = build(board, Program.BENCH_KERNELS, is_checked=True, has_crypto=False)
     content = {"package": package.device_form(), "samples": samples_region(x.reshape(1, -1), np.zeros(1, np.int64))}
     blob = _measure(image, content, words_bytes + package.features)
-    verification, startup, first, second, stack, arena, structs, op_count, *each = _checked_words(board, blob[:words_bytes])
+    clock, other, words = _validated(board, blob[:words_bytes])
+    verification, startup, ticks, other_ticks, stack, arena, structs, op_count, *each = words
+    first, second = clock.instructions(ticks), other.instructions(other_ticks)
     if first != second:
         raise DeviceError(f"board {board.name} miscounts: one inference has {first} and {second} instructions")
     if op_count != len(units):
@@ -131,9 +178,9 @@ def count_kernels(board: Board | str, package: Package) -> KernelCounts:
         kernels=_variant(image),
         instructions=first,
         macs=package.header.macs,
-        operators=tuple((name, opcode, count) for (name, opcode, _, _), count in zip(units, each, strict=True)),
-        verification=verification,
-        startup=startup,
+        operators=tuple((name, opcode, clock.instructions(count)) for (name, opcode, _, _), count in zip(units, each, strict=True)),
+        verification=clock.instructions(verification),
+        startup=clock.instructions(startup),
         arena_bytes=arena + structs,
         flash_bytes=runtime_flash(image, {opcode for _, opcode, _, _ in units}),
         stack_bytes=stack,
@@ -147,17 +194,17 @@ def count_head(board: Board | str) -> list[HeadCounts]:
         ConfigError, DeviceError, RigError: as `count_kernels`.
     """
     board = _counting_board(board)
-    words_bytes = 4 * (len(_EXPECTED) + _HEAD_ROWS * _HEAD_WORDS)
+    words_bytes = 4 * (_VALIDATION_WORDS + _HEAD_ROWS * _HEAD_WORDS)
     image = build(board, Program.BENCH_HEAD, is_checked=True, has_crypto=False)
     blob = _measure(image, {}, words_bytes + _LAST_HEAD_BYTES)
     if not np.all(np.isfinite(np.frombuffer(blob[words_bytes:], "<f4"))):
         raise DeviceError(f"board {board.name} trained a head that is not finite; nothing was measured")
-    words = _checked_words(board, blob[:words_bytes])
-    return [_head_counts(words[start : start + _HEAD_WORDS]) for start in range(0, len(words), _HEAD_WORDS)]
+    clock, _, words = _validated(board, blob[:words_bytes])
+    return [_head_counts(clock, words[start : start + _HEAD_WORDS]) for start in range(0, len(words), _HEAD_WORDS)]
 
 
-def _head_counts(words: tuple[int, ...]) -> HeadCounts:
-    parameter_bytes, inputs, hidden, outputs, batch, momentum, decay, clip, steps, instructions, velocity, scratch, stack = words
+def _head_counts(clock: Clock, words: tuple[int, ...]) -> HeadCounts:
+    parameter_bytes, inputs, hidden, outputs, batch, momentum, decay, clip, steps, ticks, velocity, scratch, stack = words
     return HeadCounts(
         arithmetic="float32" if parameter_bytes == _FLOAT_BYTES else "int16",
         inputs=inputs,
@@ -167,7 +214,7 @@ def _head_counts(words: tuple[int, ...]) -> HeadCounts:
         momentum=momentum / _MICRO,
         weight_decay=decay / _MICRO,
         clip_norm=clip / _MICRO,
-        instructions_per_sample=round(instructions / (steps * batch)),
+        instructions_per_sample=round(clock.instructions(ticks) / (steps * batch)),
         velocity_bytes=velocity,
         scratch_bytes=scratch,
         stack_bytes=stack,
@@ -235,9 +282,19 @@ def _measure(image: Image, content: dict[str, bytes], size: int) -> bytes:
         return collect_results(image, files, size, directory, is_counting=True)
 
 
-def _checked_words(board: Board, data: bytes) -> tuple[int, ...]:
-    """The words behind those of the known loops, if these were counted right."""
+def _clocks(board: Board) -> tuple[Clock, Clock]:
+    """Those of the two counters of an emulated board."""
+    if board.emulator is None:
+        raise ConfigError(f"board {board.name} has no emulator")
+    shift = board.emulator.icount_shift
+    return Clock.of(board.name, board.emulator.counter0_hz, shift), Clock.of(board.name, board.emulator.counter1_hz, shift)
+
+
+def _validated(board: Board, data: bytes) -> tuple[Clock, Clock, tuple[int, ...]]:
+    """The clocks of the two counters, and the words behind those of the known loops, if both counted these right."""
+    clocks = _clocks(board)
     words = struct.unpack(f"<{len(data) // 4}I", data)
-    if words[: len(_EXPECTED)] != _EXPECTED:
-        raise DeviceError(f"board {board.name} miscounts loops of {_EXPECTED} instructions: {words[: len(_EXPECTED)]}")
-    return words[len(_EXPECTED) :]
+    counted = tuple(clocks[n % 2].instructions(ticks) for n, ticks in enumerate(words[:_VALIDATION_WORDS]))
+    if counted != (expected := tuple(loop for loop in _LOOPS for _ in clocks)):
+        raise DeviceError(f"board {board.name} miscounts loops of {expected} instructions: {counted}")
+    return *clocks, words[_VALIDATION_WORDS:]

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from fedmote.errors import RigError
+from fedmote.errors import ConfigError, RigError
 from fedmote.package.boards import Board, sdk_root
 
 CROSS_COMPILER = "arm-none-eabi-gcc"
@@ -99,16 +99,18 @@ def build(board: Board | str, program: Program = Program.DEVICE, *, is_checked: 
 
     Args:
         board: the board or its name.
-        program: which of its programs; not every board has those of `fedmote bench`.
+        program: which of its programs; not every board has all of them.
         is_checked: mistakes end the program with a report: on a process by the compiler's sanitizers, on an emulated board by
             semihosting instead of a blinking light; such an image needs an emulator.
         has_crypto: let the image check hashes where `fedmote_hil.crypto` has fetched the library for it.
 
     Raises:
         RigError: a tool is missing, or the build fails; then with the compiler's words.
-        ConfigError: no such board.
+        ConfigError: no such board, or it has no such program.
     """
     board = Board.load(board) if isinstance(board, str) else board
+    if program not in board.programs:
+        raise ConfigError(f"board {board.name} has no {program}; it has: {', '.join(board.programs)}")
     directory = _build_once(board, _Options(is_checked, crypto_sources() if has_crypto else None))
     if _is_host(board):
         return Image(board, directory / program, None, directory)

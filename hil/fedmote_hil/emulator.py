@@ -57,20 +57,19 @@ class Emulator(Child):
             regions: files by the board's names of its regions ("identity", "samples", ...), loaded before the core starts.
             link: see serial_device().
             directory: for its output files.
-            is_counting: time passes by instructions, 1 ns for each, so that the board's timers count them, instead of by the
-                clock on the wall.
+            is_counting: time passes by instructions, so that the board's counters count them, instead of by the clock on the wall.
 
         Raises:
             RigError: no emulator for this board, QEMU is missing, or a file is larger than its region.
         """
-        if board.machine is None:
+        if board.emulator is None:
             raise RigError(f"board {board.name} has no emulator")
-        command = [find_tool("qemu-system-arm"), "-M", board.machine, "-kernel", str(image)]
+        command = [find_tool("qemu-system-arm"), "-M", board.emulator.machine, "-kernel", str(image)]
         command += ["-display", "none", "-monitor", "none", "-nodefaults"]
         command += ["-semihosting-config", "enable=on,target=native"]
         command += ["-chardev", f"{self._chardev(link)}", "-serial", "chardev:line"]
         if is_counting:
-            command += ["-icount", "shift=0"]
+            command += ["-icount", f"shift={board.emulator.icount_shift}"]
         for name, path in regions.items():
             region, size = board.region(name), path.stat().st_size
             if size > region.bytes:

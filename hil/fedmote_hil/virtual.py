@@ -89,7 +89,7 @@ class VirtualDevice:
         if self.is_running:
             raise RigError(f"device {self.id} runs already")
         image = build(self.board, is_checked=self._is_checked)
-        if self.board.machine is None:
+        if self.board.emulator is None:
             command = [str(image.path), "--identity", str(self._path("identity")), "--samples", str(self._path("samples"))]
             command += ["--slots", str(self._path("slots")), "--events", *_stream_options(self.link)]
             self._child = Child(command, self.directory)

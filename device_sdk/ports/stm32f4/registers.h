@@ -1,26 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The registers of the STM32F405 that this port touches (reference manual RM0090, Armv7-M architecture manual), and
- * nothing else of them.
+ * The registers of the STM32F405 that this port touches (reference manual RM0090), and nothing else of them; those of
+ * the core are in core.h.
  */
 #ifndef FEDMOTE_STM32F4_REGISTERS_H
 #define FEDMOTE_STM32F4_REGISTERS_H
 
 #include <stdint.h>
 
-#define STM32_REGISTER(address) (*(volatile uint32_t *)(uintptr_t)(address))
+#include "core.h"
 
-/* Core. */
-#define SYSTICK_CONTROL STM32_REGISTER(0xE000E010U)
-#define SYSTICK_RELOAD STM32_REGISTER(0xE000E014U)
-#define SYSTICK_VALUE STM32_REGISTER(0xE000E018U)
-#define NVIC_ENABLE(word) STM32_REGISTER(0xE000E100U + 4U * (word))
-#define SCB_VTOR STM32_REGISTER(0xE000ED08U)
-#define SCB_CPACR STM32_REGISTER(0xE000ED88U)
-#define SCB_SHCSR STM32_REGISTER(0xE000ED24U)
-#define SCB_CFSR STM32_REGISTER(0xE000ED28U)
-#define SCB_HFSR STM32_REGISTER(0xE000ED2CU)
-#define SCB_BFAR STM32_REGISTER(0xE000ED38U)
+#define STM32_REGISTER(address) (*(volatile uint32_t *)(uintptr_t)(address))
 
 /* Reset and clock control. */
 #define RCC_CR STM32_REGISTER(0x40023800U)

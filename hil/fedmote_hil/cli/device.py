@@ -10,9 +10,10 @@ from pathlib import Path
 
 from fedmote.config import Credentials, load
 from fedmote.errors import ConfigError, DeviceError
-from fedmote.package.boards import Board, board_names
+from fedmote.package.boards import Board, boards_with
 from fedmote.package.file import Package
 from fedmote.wire.regions import identity_region, samples_region
+from fedmote_hil.build import Program
 from fedmote_hil.samples import board_samples, load_data
 from fedmote_hil.virtual import VirtualDevice
 
@@ -26,7 +27,7 @@ _POLL_S = 0.2  # how soon the end of the process is noticed; the device itself d
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments of the verb."""
-    parser.add_argument("--board", required=True, metavar="BOARD", help=", ".join(board_names()))
+    parser.add_argument("--board", required=True, metavar="BOARD", help=", ".join(boards_with(Program.DEVICE)))
     parser.add_argument("--id", required=True, metavar="NAME", help="the device's name; that of the credentials")
     parser.add_argument("--data", type=Path, required=True, metavar="X.npz", help="x (N, ...) and y (N,)")
     parser.add_argument("--credentials", type=Path, required=True, metavar="FILE", help="TOML: id, site, username, password")

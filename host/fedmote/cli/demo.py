@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Literal
 
 from fedmote.errors import ConfigError
-from fedmote.package.boards import Board, board_names
+from fedmote.package.boards import Board, boards_with
 from fedmote.transport.broker import find_mosquitto
 
 SUMMARY = "real data, three cells, emulated boards, one merge: the whole story on this machine"
+_PROGRAM = "fedmote-device"  # of the boards that can take part
 EXAMPLES = """examples:
   fedmote demo                                          digits, three cells, two emulated boards, ten rounds
   fedmote demo --rounds 3 --boards posix --out story    shorter, native devices, every file of the runs kept in story/
@@ -40,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--boards",
         default="stm32f405,posix",
         metavar="B[,B]",
-        help="of cells a and b, then of cell c: " + ", ".join(board_names()),
+        help="of cells a and b, then of cell c: " + ", ".join(boards_with(_PROGRAM)),
     )
     parser.add_argument("--strategy", default="centaur", metavar="NAME", help=", ".join(STRATEGIES))
     parser.add_argument("--seed", type=int, metavar="S", help="of data, first model and all draws (default: 0)")
@@ -89,9 +90,10 @@ def check(options: argparse.Namespace) -> Choice:
     """The arguments, before anything is imported or started; ConfigError names what was expected."""
     names = [name.strip() for name in options.boards.split(",") if name.strip()]
     if not 1 <= len(names) <= 2:
-        raise ConfigError(f"--boards {options.boards!r}: one or two names are expected, of {', '.join(board_names())}")
+        raise ConfigError(f"--boards {options.boards!r}: one or two names are expected, of {', '.join(boards_with(_PROGRAM))}")
     for name in names:
-        Board.load(name)
+        if _PROGRAM not in Board.load(name).programs:
+            raise ConfigError(f"--boards: {name} has no {_PROGRAM}; these have: {', '.join(boards_with(_PROGRAM))}")
     if options.strategy not in STRATEGIES:
         raise ConfigError(f"--strategy {options.strategy!r}: one of {', '.join(STRATEGIES)} is expected")
     if options.rounds is not None and not 1 <= options.rounds <= 1000:
@@ -141,7 +143,7 @@ def feasible(boards: tuple[str, str, str]) -> tuple[tuple[str, ...], bool, list[
     """What this machine can run: boards by cell, whether there is a broker, and in words what is left out."""
     left_out = []
     missing = [tool for tool in ("qemu-system-arm", "arm-none-eabi-gcc") if shutil.which(tool) is None]
-    chosen = tuple("posix" if missing and Board.load(name).machine is not None else name for name in boards)
+    chosen = tuple("posix" if missing and Board.load(name).emulator is not None else name for name in boards)
     if chosen != boards:
         names = ", ".join(sorted(set(boards) - set(chosen)))
         left_out.append(f"emulated boards ({names}): {' and '.join(missing)} missing; the devices are native processes instead")

@@ -13,7 +13,7 @@ from typing import Any
 
 from fedmote.errors import ConfigError
 from fedmote.package import container
-from fedmote.package.boards import Board, board_names
+from fedmote.package.boards import Board, boards_with
 from fedmote.package.file import Package
 from fedmote.package.importer import import_tflite
 from fedmote.package.plan_check import check_plan
@@ -149,7 +149,7 @@ def describe(package: Package) -> dict[str, Any]:
         ],
         "operators": [_describe_record(record) for record in records],
         "boards": [
-            {**vars(needs), "fits": needs.fits} for needs in (package.cost_on(Board.load(name)) for name in board_names())
+            {**vars(needs), "fits": needs.fits} for needs in (package.cost_on(Board.load(name)) for name in boards_with("fedmote-device"))
         ],
     }
 

@@ -27,6 +27,22 @@ class Region:
 
 
 @dataclass(frozen=True)
+class Emulation:
+    """How an emulator runs a board.
+
+    Attributes:
+        machine: the emulator's name of the board.
+        icount_shift: where time passes by instructions, each takes 2**icount_shift ns.
+        counter0_hz, counter1_hz: rates of the two counters of the board, in the emulator.
+    """
+
+    machine: str
+    icount_shift: int
+    counter0_hz: int
+    counter1_hz: int
+
+
+@dataclass(frozen=True)
 class Board:
     """What a board offers. Bytes everywhere; `board.toml` explains each number.
 
@@ -36,6 +52,7 @@ class Board:
         has_fpu: whether float32 arithmetic is in hardware.
         kernels: "portable", or the variant of the kernels in its images; decides the order of the weights (`arrangement`).
         operators: of its device image, by the names of their files ("conv_2d"), or ("all",).
+        programs: names of its images and programs; `fedmote_hil.build.Program` has them all.
         flash_bytes, ram_bytes: of the part.
         slot_bytes: one of the two package slots, its commit record included.
         arena_bytes: the arena of the training image (link buffers, encoder, head, samples).
@@ -44,7 +61,9 @@ class Board:
         body_max: largest message body.
         stack_bytes: reserved for the stack.
         regions: named parts of the address space ("identity", "package", "samples", ...); empty where files stand for them.
-        machine: the emulator's name of the board, or None.
+        has_unaligned_access: whether its code may read and write words at any address.
+        peripherals: addresses that the chip's port asks for; nothing on the host does.
+        emulator: how an emulator runs it, or None.
         flash_command: command that writes `{file}` to `{address}` of the real part, or None.
         hse_hz: frequency of the crystal, or None.
         baud: of the board's serial line, or None where it has no UART.
@@ -55,6 +74,7 @@ class Board:
     has_fpu: bool
     kernels: str
     operators: tuple[str, ...]
+    programs: tuple[str, ...]
     flash_bytes: int
     ram_bytes: int
     slot_bytes: int
@@ -64,7 +84,9 @@ class Board:
     body_max: int
     stack_bytes: int
     regions: dict[str, Region] = field(default_factory=dict)
-    machine: str | None = None
+    has_unaligned_access: bool = True
+    peripherals: dict[str, int] = field(default_factory=dict)
+    emulator: Emulation | None = None
     flash_command: str | None = None
     hse_hz: int | None = None
     baud: int | None = None
@@ -92,11 +114,14 @@ class Board:
             key: Region(**_checked(region, {"address": int, "bytes": int}, f"{origin}: regions.{key}"))
             for key, region in values.get("regions", {}).items()
         }
+        if "emulator" in values:
+            values["emulator"] = Emulation(**_checked(values["emulator"], _EMULATION, f"{origin}: emulator"))
         for section, key, kind, flat in _SECTIONS:
             if section in values:
                 values[flat] = _checked(values.pop(section), {key: kind}, f"{origin}: {section}")[key]
-        if isinstance(values.get("operators"), str):
-            values["operators"] = tuple(values["operators"].split())
+        for key in ("operators", "programs"):
+            if isinstance(values.get(key), str):
+                values[key] = tuple(values[key].split())
         _check_words(values, origin)
         optional = {key: kind for key, kind in _OPTIONAL.items() if key in values}
         return cls(**_checked(values, _REQUIRED | optional, origin))
@@ -127,6 +152,7 @@ _REQUIRED: dict[str, type] = {
     "has_fpu": bool,
     "kernels": str,
     "operators": tuple,
+    "programs": tuple,
     **dict.fromkeys(
         (
             "flash_bytes",
@@ -143,12 +169,17 @@ _REQUIRED: dict[str, type] = {
 }
 # Sections of one key: section, key, type, name of the attribute.
 _SECTIONS: tuple[tuple[str, str, type, str], ...] = (
-    ("emulator", "machine", str, "machine"),
     ("flash", "command", str, "flash_command"),
     ("clock", "hse_hz", int, "hse_hz"),
     ("uart", "baud", int, "baud"),
 )
-_OPTIONAL: dict[str, type] = {"regions": dict} | {flat: kind for _, _, kind, flat in _SECTIONS}
+_OPTIONAL: dict[str, type] = {
+    "regions": dict,
+    "has_unaligned_access": bool,
+    "peripherals": dict,
+    "emulator": Emulation,
+} | {flat: kind for _, _, kind, flat in _SECTIONS}
+_EMULATION: dict[str, type] = {"machine": str, "icount_shift": int, "counter0_hz": int, "counter1_hz": int}
 
 
 def _check_words(values: dict[str, Any], where: str) -> None:
@@ -191,3 +222,8 @@ def sdk_root() -> Path:
 def board_names() -> list[str]:
     """Names of all boards, sorted."""
     return sorted(path.parent.name for path in (sdk_root() / "boards").glob("*/board.toml"))
+
+
+def boards_with(program: str) -> list[str]:
+    """Names of the boards that have a program ("fedmote-device", ...), sorted."""
+    return [name for name in board_names() if program in Board.load(name).programs]

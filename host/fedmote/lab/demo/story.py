@@ -129,7 +129,7 @@ class _Seed:
         with Fleet(self.home / "work") as fleet:
             for board in dict.fromkeys(self.scene.boards.values()):
                 sizes[board] = None
-                if Board.load(board).machine is not None:
+                if Board.load(board).emulator is not None:
                     image = self.home / "work" / f"{board}.bin"
                     answer = fleet.run(f"build-{board}", _BUILD_TIMEOUT_S, "build", "--board", board, "-o", image, "--json")
                     sizes[board] = int(json.loads(answer)["bytes"])

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#ifndef FEDMOTE_STM32F405_STARTUP_H
-#define FEDMOTE_STM32F405_STARTUP_H
+#ifndef FEDMOTE_CORTEX_M_STARTUP_H
+#define FEDMOTE_CORTEX_M_STARTUP_H
 
 #include <stdint.h>
 
@@ -14,5 +14,9 @@ struct board_fault {
     uint32_t address;    /* of the access, where cfsr says that it is valid */
 };
 extern struct board_fault board_fault;
+
+/* For the entries of a chip's interrupt table, which follows the core's vectors from section .vectors.interrupts. */
+typedef void (*board_handler)(void);
+void unexpected_handler(void);
 
 #endif

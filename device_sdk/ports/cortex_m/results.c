@@ -1,23 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "results.h"
 
-#include "stm32f4.h"
+#include "chip.h"
 #include "wire.h"
 
 #define CHUNK_BYTES (FEDMOTE_BODY_MAX - FEDMOTE_LIMIT_CHUNK_OVERHEAD)
 #define LINE_BYTES ((FEDMOTE_BODY_MAX + 128U + 15U) / 16U * 16U)
-
-static int32_t port_stream_read(void *context, uint8_t *bytes, uint32_t capacity) {
-    (void)context;
-    return stm32_uart_read(bytes, capacity);
-}
-
-static int32_t port_stream_write(void *context, const uint8_t *bytes, uint32_t size) {
-    (void)context;
-    return stm32_uart_write(bytes, size);
-}
-
-static const struct fedmote_port port = {.stream_read = port_stream_read, .stream_write = port_stream_write};
 
 /* Waits until the line has taken the message: these programs have nothing else to do. */
 static int32_t send_message(struct results *results, const struct fedmote_message *message) {
@@ -39,7 +27,7 @@ static int32_t send_message(struct results *results, const struct fedmote_messag
 struct results *results_open(void) {
     static uint8_t receive[LINE_BYTES], transmit[LINE_BYTES] __attribute__((aligned(16)));
     static struct results results = {
-        .line = {.port = &port, .receive = receive, .transmit = transmit, .capacity = LINE_BYTES}};
+        .line = {.port = &chip_port, .receive = receive, .transmit = transmit, .capacity = LINE_BYTES}};
     fedmote_serial_link.open(&results.line);
     return &results;
 }

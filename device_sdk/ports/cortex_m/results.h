@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * How the programs of this board that are no federated device hand their results to the host: one blob over the serial
+ * How programs that are no federated device hand their results to the host: one blob over the serial
  * line, as `data` messages with handle 0 in serial frames, in order; or `refuse` with the reason.
  */
-#ifndef FEDMOTE_STM32F405_RESULTS_H
-#define FEDMOTE_STM32F405_RESULTS_H
+#ifndef FEDMOTE_CORTEX_M_RESULTS_H
+#define FEDMOTE_CORTEX_M_RESULTS_H
 
 #include "link.h"
 
@@ -13,7 +13,7 @@ struct results {
     uint32_t offset; /* bytes of the blob that were sent */
 };
 
-/* Opens the line; after stm32_start(). There is one line, so there is one struct. */
+/* Opens the line; after chip_start(). There is one line, so there is one struct. */
 struct results *results_open(void);
 
 /* Sends the next `size` bytes of the blob and waits until the line has taken them. `context` is the struct. 0, or an

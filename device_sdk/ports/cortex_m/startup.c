@@ -1,13 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Reset and interrupt vectors of the STM32F405. Reset copies .data, clears .bss, switches the FPU on and calls main().
- * A fault leaves a record in RAM that survives a reset, then blinks the LED on PC12 (the Olimex H405's) for ever; a
- * test build (FEDMOTE_SEMIHOSTING) reports it to the debugger or emulator instead and ends with exit code 70.
+ * Reset and vectors of any Cortex-M, from M0 to M55. Reset copies .data, clears .bss, switches float and vector
+ * registers on and calls main(). Code that was compiled for aligned accesses alone runs with unaligned ones trapping. A
+ * fault leaves a record in RAM that survives a reset, then halts as the chip does; a test build (FEDMOTE_SEMIHOSTING)
+ * reports it to the debugger or emulator instead and ends with exit code 70.
  */
-#include <stdint.h>
-
-#include "registers.h"
 #include "startup.h"
+
+#include "chip.h"
+#include "core.h"
 
 extern uint32_t image_data_load[], image_data_start[], image_data_end[], image_bss_start[], image_bss_end[];
 extern uint32_t image_stack_top[];
@@ -15,9 +16,6 @@ extern uint32_t image_stack_top[];
 int main(void);
 
 __attribute__((section(".noinit"))) struct board_fault board_fault;
-
-#define WEAK_HANDLER __attribute__((weak, alias("unexpected_handler")))
-#define LED_PIN 12U
 
 #ifdef FEDMOTE_SEMIHOSTING
 #define SEMIHOSTING_WRITE 0x04U
@@ -50,16 +48,6 @@ static void report_fault(void) {
 static void report_fault(void) {}
 #endif
 
-__attribute__((noreturn)) static void blink_for_ever(void) {
-    RCC_AHB1ENR |= RCC_AHB1ENR_GPIOC;
-    GPIO_MODER(GPIOC_BASE) = (GPIO_MODER(GPIOC_BASE) & ~(3U << (2U * LED_PIN))) | (1U << (2U * LED_PIN));
-    for (;;) {
-        GPIO_ODR(GPIOC_BASE) ^= 1U << LED_PIN;
-        for (volatile uint32_t turn = 0; turn < 1000000U; turn++) {
-        }
-    }
-}
-
 __attribute__((noreturn, used)) static void fault_recorded(const uint32_t *frame) {
     board_fault.magic = BOARD_FAULT_MAGIC;
     board_fault.cfsr = SCB_CFSR;
@@ -76,40 +64,54 @@ __attribute__((noreturn, used)) static void fault_recorded(const uint32_t *frame
         board_fault.pc = 0U;
     }
     report_fault();
-    blink_for_ever();
+    chip_halt();
 }
 
+/* Finds the frame on the stack that was in use, with instructions that every Cortex-M has. */
 __attribute__((naked, used)) static void fault_handler(void) {
-    __asm volatile("tst lr, #4\n"
-                   "ite eq\n"
-                   "mrseq r0, msp\n"
-                   "mrsne r0, psp\n"
-                   "b fault_recorded\n");
+    __asm volatile("mrs r0, msp\n"
+                   "mov r1, lr\n"
+                   "movs r2, #4\n"
+                   "tst r1, r2\n"
+                   "beq 1f\n"
+                   "mrs r0, psp\n"
+                   "1: ldr r1, 2f\n"
+                   "bx r1\n"
+                   ".align 2\n"
+                   "2: .word fault_recorded\n");
 }
 
 /* An interrupt that nobody enabled or handles is a bug as well: same record, same end. */
-void unexpected_handler(void);
-__attribute__((naked)) void unexpected_handler(void) { __asm volatile("b fault_handler"); }
+void unexpected_handler(void) __attribute__((alias("fault_handler")));
+void systick_handler(void);
+void systick_handler(void) __attribute__((weak, alias("fault_handler")));
 
-void systick_handler(void) WEAK_HANDLER;
-void usart1_handler(void) WEAK_HANDLER;
-
-typedef void (*handler)(void);
-
-/* 16 vectors of the core, then 82 of the part; number 37 is USART1, number 81 the FPU. */
+/* The vectors of the core; those of the chip, if it has any, lie behind them. */
 struct vectors {
     uint32_t *stack;
-    handler core[15];
-    handler interrupts[82];
+    board_handler core[15];
 };
 extern const struct vectors image_vectors;
 
+static void arm_core(void) {
+#ifndef __ARM_ARCH_6M__ /* which has none of these and traps unaligned accesses always */
+    /* A chip may map a boot loader to address 0: interrupts find this table whoever started the image. */
+    SCB_VTOR = (uint32_t)(uintptr_t)&image_vectors;
+    SCB_SHCSR |= SCB_SHCSR_OWN_NAMES;
+#endif
+#if defined(__ARM_FP) || defined(__ARM_FEATURE_MVE)
+    SCB_CPACR |= SCB_CPACR_FLOAT;
+#endif
+#ifndef __ARM_FEATURE_UNALIGNED
+    SCB_CCR |=
+        SCB_CCR_TRAP_UNALIGNED; /* set for ever on Armv6-M; whoever runs its code on another core wants the same */
+#endif
+    __asm volatile("dsb\nisb" ::: "memory");
+}
+
 __attribute__((noreturn)) void reset_handler(void);
 __attribute__((noreturn)) void reset_handler(void) {
-    /* The part maps flash or its boot loader to address 0: interrupts find this table whoever started the image. */
-    SCB_VTOR = (uint32_t)(uintptr_t)&image_vectors;
-    SCB_CPACR |= 0xFU << 20; /* before anything that the compiler may do with float registers */
-    __asm volatile("dsb\nisb" ::: "memory");
+    arm_core(); /* before anything that the compiler may do with float registers */
     const uint32_t *from = image_data_load;
     for (uint32_t *to = image_data_start; (uintptr_t)to < (uintptr_t)image_data_end; to++) {
         *to = *from++;
@@ -117,14 +119,10 @@ __attribute__((noreturn)) void reset_handler(void) {
     for (uint32_t *to = image_bss_start; (uintptr_t)to < (uintptr_t)image_bss_end; to++) {
         *to = 0U;
     }
-    SCB_SHCSR |= 7U << 16; /* memory, bus and usage faults by their own names */
     (void)main();
     for (;;) {
     }
 }
-
-#define UNUSED_4 unexpected_handler, unexpected_handler, unexpected_handler, unexpected_handler
-#define UNUSED_16 UNUSED_4, UNUSED_4, UNUSED_4, UNUSED_4
 
 __attribute__((section(".vectors"), used)) const struct vectors image_vectors = {
     .stack = image_stack_top,
@@ -145,13 +143,5 @@ __attribute__((section(".vectors"), used)) const struct vectors image_vectors = 
             0,
             unexpected_handler, /* pended supervisor call */
             systick_handler,
-        },
-    .interrupts =
-        {
-            UNUSED_16, UNUSED_16, UNUSED_4, unexpected_handler, /* 0 to 36 */
-            usart1_handler,                                     /* 37 */
-            UNUSED_16, UNUSED_16, UNUSED_4, UNUSED_4, unexpected_handler, unexpected_handler,
-            unexpected_handler, /* 38 to 80 */
-            unexpected_handler, /* 81: FPU */
         },
 };

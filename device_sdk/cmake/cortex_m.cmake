@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+#
+# Images of a board with a Cortex-M: start-up, linker script and programs of ports/cortex_m with the port of a chip.
+
+# The core and its float registers; M0 is the only one whose assembler has an older dialect by default.
+set(fedmote_core_options -mcpu=${FEDMOTE_BOARD_CORE} -mthumb -masm-syntax-unified)
+if(FEDMOTE_BOARD_HAS_FPU)
+    list(APPEND fedmote_core_options -mfloat-abi=hard)
+else()
+    list(APPEND fedmote_core_options -mfloat-abi=soft)
+endif()
+if(DEFINED FEDMOTE_BOARD_HAS_UNALIGNED_ACCESS AND NOT FEDMOTE_BOARD_HAS_UNALIGNED_ACCESS)
+    list(APPEND fedmote_core_options -mno-unaligned-access)
+endif()
+target_compile_options(fedmote_device PUBLIC ${fedmote_core_options} PRIVATE -fstack-usage)
+if(TARGET monocypher)
+    target_compile_options(monocypher PRIVATE ${fedmote_core_options})
+endif()
+
+# fedmote_image(<name> HAS_SLOTS|NO_SLOTS <include directories> <source>...)
+function(fedmote_image name slots directories)
+    set(script "${CMAKE_CURRENT_BINARY_DIR}/${name}.ld")
+    set(template "${CMAKE_CURRENT_SOURCE_DIR}/ports/cortex_m/image.ld.in")
+    set(script_options "")
+    if(slots STREQUAL "HAS_SLOTS")
+        set(script_options -DFEDMOTE_IMAGE_HAS_SLOTS)
+    endif()
+    add_custom_command(
+        OUTPUT "${script}"
+        COMMAND "${CMAKE_C_COMPILER}" -E -P -x c ${script_options} "-I${FEDMOTE_GENERATED}" "${template}" -o "${script}"
+        DEPENDS "${template}" "${FEDMOTE_GENERATED}/fedmote_board.h"
+        VERBATIM)
+    add_custom_target(${name}-script DEPENDS "${script}")
+    add_executable(${name} ${ARGN} ports/cortex_m/startup.c)
+    add_dependencies(${name} ${name}-script)
+    target_include_directories(${name} PRIVATE "${FEDMOTE_GENERATED}" ports/cortex_m ${directories} ports/region ports/monocypher
+                               src)
+    target_compile_options(${name} PRIVATE ${FEDMOTE_WARNINGS} -ffunction-sections -fdata-sections -ffreestanding -fstack-usage)
+    target_compile_definitions(${name} PRIVATE $<$<BOOL:${FEDMOTE_CHECKED}>:FEDMOTE_SEMIHOSTING>)
+    # Freestanding: newlib lends memcpy, memset and a few functions of libm, and none of its start-up or system calls.
+    target_link_options(${name} PRIVATE ${fedmote_core_options} -nostartfiles -specs=nano.specs -T "${script}"
+                        -Wl,--gc-sections -Wl,--fatal-warnings "-Wl,-Map=${CMAKE_CURRENT_BINARY_DIR}/${name}.map")
+    target_link_libraries(${name} PRIVATE fedmote::device fedmote_crypto)
+    set_target_properties(${name} PROPERTIES SUFFIX ".elf" LINK_DEPENDS "${script}")
+    add_custom_command(TARGET ${name} POST_BUILD VERBATIM
+        COMMAND "${CMAKE_OBJCOPY}" -O binary "$<TARGET_FILE:${name}>" "${CMAKE_CURRENT_BINARY_DIR}/${name}.bin")
+endfunction()
+
+# fedmote_cortex_m_programs(INCLUDE <directory>... CHIP <source>... [COUNTERS <source>...] [DEVICE <source>...]): the programs
+# that board.toml names. CHIP goes into all of them, COUNTERS into those that count instructions, DEVICE into
+# fedmote-device.
+function(fedmote_cortex_m_programs)
+    cmake_parse_arguments(port "" "" "INCLUDE;CHIP;COUNTERS;DEVICE" ${ARGN})
+    set(program_sources ${port_CHIP} ports/region/samples_region.c)
+    set(results_sources ${program_sources} ports/cortex_m/results.c)
+    separate_arguments(programs UNIX_COMMAND "${FEDMOTE_BOARD_PROGRAMS}")
+    foreach(program IN LISTS programs)
+        if(program STREQUAL "fedmote-device")
+            fedmote_image(${program} HAS_SLOTS "${port_INCLUDE}" ${program_sources} ${port_DEVICE})
+        elseif(program STREQUAL "fedmote-run")
+            fedmote_image(${program} NO_SLOTS "${port_INCLUDE};examples/run" ${results_sources} ports/cortex_m/run_main.c
+                          examples/run/run.c)
+        elseif(program MATCHES "^fedmote-bench-(kernels|head)$")
+            fedmote_image(${program} NO_SLOTS "${port_INCLUDE};examples/bench" ${results_sources} ${port_COUNTERS}
+                          ports/cortex_m/bench_main.c examples/bench/bench.c examples/bench/${CMAKE_MATCH_1}.c)
+        else()
+            message(FATAL_ERROR "${FEDMOTE_BOARD_DIR}/board.toml: there is no program ${program}")
+        endif()
+    endforeach()
+endfunction()

@@ -1,0 +1,30 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * What a chip lends to the start-up and the programs of this folder, which are the same on every Cortex-M. Each port of
+ * a chip defines these; the counters only where an emulator can run the chip by an instruction-driven clock.
+ */
+#ifndef FEDMOTE_CHIP_H
+#define FEDMOTE_CHIP_H
+
+#include <stdint.h>
+
+#include "fedmote/fedmote_port.h"
+
+/* Clock and serial line, before chip_port and chip_sleep(). */
+void chip_start(void);
+
+/* The serial line: stream_read and stream_write, nothing else. */
+extern const struct fedmote_port chip_port;
+
+/* Until an interrupt, if the chip has started any. */
+void chip_sleep(void);
+
+/* What a board shows for ever after a fault. */
+__attribute__((noreturn)) void chip_halt(void);
+
+/* Two counters with 32 bits, which count up at the rates counter0_hz and counter1_hz of board.toml. */
+#define CHIP_COUNTERS 2U
+void chip_counters_start(void);
+uint32_t chip_counter(uint32_t counter);
+
+#endif
