@@ -82,7 +82,8 @@ class DeviceHead:
         is_float = self._functions.parameter_bytes == 4
         self.own = np.zeros(layers.parameters, np.float32 if is_float else np.int16)
         self.velocity = np.full(layers.parameters, 77, np.float32 if is_float else np.int32)
-        self._scratch = np.zeros(layers.outputs + 2 * layers.hidden + 1, np.float32)
+        words = layers.outputs + 2 * layers.hidden + self._functions.words_per_input * max(layers.inputs, layers.hidden)
+        self._scratch = np.zeros(words + 1, np.float32)
         self._scratch[-1] = 12345.0
         shape = HeadShape(layers.inputs, layers.hidden, layers.outputs, layers.is_relu, scale, zero_point)
         buffers = (self.own.ctypes.data, self.velocity.ctypes.data, self._scratch.ctypes.data)

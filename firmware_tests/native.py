@@ -132,7 +132,7 @@ class Arithmetic(ctypes.Structure):
     """`struct fedmote_arithmetic`."""
 
     _fields_ = [
-        ("parameter_bytes", ctypes.c_uint32),
+        ("parameter_bytes", ctypes.c_uint32), ("words_per_input", ctypes.c_uint32),
         ("begin", ctypes.CFUNCTYPE(None, ctypes.POINTER(Head), ctypes.c_void_p)),
         ("loss", ctypes.CFUNCTYPE(ctypes.c_float, ctypes.POINTER(Head), ctypes.c_char_p, ctypes.c_uint32, ctypes.c_void_p)),
         ("batch_begin", ctypes.CFUNCTYPE(None, ctypes.POINTER(Head), ctypes.c_uint32)),

@@ -15,8 +15,9 @@ static uint32_t place(uint64_t *end, uint64_t bytes) {
 
 /* While the head works the encoder rests, and of its memory only the features count: the head's scratch memory lies in
  * front of them, or else behind. Only an encoder smaller than that grows by it. */
-static uint32_t place_encoder(uint64_t *end, const struct fedmote_package *package, uint32_t *scratch) {
-    const uint64_t bytes = fedmote_head_scratch_bytes(package->head_shape.hidden, package->head_shape.outputs);
+static uint32_t place_encoder(uint64_t *end, const struct fedmote_package *package,
+                              const struct fedmote_arithmetic *arithmetic, uint32_t *scratch) {
+    const uint64_t bytes = fedmote_head_scratch_bytes(&package->head_shape, arithmetic);
     const uint64_t behind = round_16((uint64_t)package->feature_offset + package->feature_count);
     const uint64_t at = package->feature_offset >= bytes ? 0U : behind;
     const uint64_t needed = at + bytes;
@@ -38,7 +39,7 @@ int32_t fedmote_layout_compute(struct fedmote_layout *layout, const struct fedmo
     uint64_t end = 0;
     layout->receive = place(&end, fedmote_link_bytes() / 2U);
     layout->transmit = place(&end, fedmote_link_bytes() / 2U);
-    layout->encoder = place_encoder(&end, package, &layout->scratch);
+    layout->encoder = place_encoder(&end, package, arithmetic, &layout->scratch);
     layout->head = place(&end, (uint64_t)arithmetic->parameter_bytes * package->head_parameters);
     layout->head_base = place(&end, UINT64_C(4) * package->head_parameters);
     layout->velocity = place(&end, UINT64_C(4) * package->head_parameters);

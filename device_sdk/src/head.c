@@ -9,8 +9,10 @@ uint64_t fedmote_head_parameters(const struct fedmote_head_shape *shape) {
     return (shape->inputs + UINT64_C(1)) * shape->hidden + (last_inputs + 1U) * shape->outputs;
 }
 
-uint64_t fedmote_head_scratch_bytes(uint32_t hidden, uint32_t outputs) {
-    return UINT64_C(4) * (outputs + UINT64_C(2) * hidden);
+uint64_t fedmote_head_scratch_bytes(const struct fedmote_head_shape *shape,
+                                    const struct fedmote_arithmetic *arithmetic) {
+    const uint64_t inputs = shape->inputs > shape->hidden ? shape->inputs : shape->hidden;
+    return UINT64_C(4) * (shape->outputs + UINT64_C(2) * shape->hidden + arithmetic->words_per_input * inputs);
 }
 
 bool fedmote_head_needs_velocity(const struct fedmote_training *training, uint32_t batch) {

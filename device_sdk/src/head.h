@@ -47,6 +47,7 @@ struct fedmote_head_scaling {
     int16_t weight_exponent, bias_exponent;
     int16_t first_weight_exponent, first_bias_exponent; /* as the training began with them */
     uint32_t weight_bound, bias_bound;                  /* no number of the layer is larger than these */
+    uint32_t weight_limit;                              /* nor may a weight become larger than this */
 };
 
 struct fedmote_head {
@@ -64,13 +65,16 @@ struct fedmote_head {
     struct {
         float velocity_square, product; /* |velocity|^2 before the mini-batch, g . velocity */
         float correction;
-        uint32_t counter; /* of the draws of fedmote_int16 */
+        /* Of fedmote_int16: its draws so far; the learning rate by the size of the mini-batch. */
+        uint32_t counter;
+        int32_t rate_mantissa, rate_shift;
         struct fedmote_head_scaling scaling[2];
     } state;
 };
 
 struct fedmote_arithmetic {
     uint32_t parameter_bytes;
+    uint32_t words_per_input; /* of scratch memory */
     /* Takes the parameters f32[] `base` over and clears the velocity. Call after everything else of the head is set. */
     void (*begin)(struct fedmote_head *head, const float *base);
     /* The loss of one sample and, where `norm` is not NULL, the norm of the gradient of the last layer's weights. In
@@ -88,8 +92,10 @@ struct fedmote_arithmetic {
 /* Parameters of a head. */
 uint64_t fedmote_head_parameters(const struct fedmote_head_shape *shape);
 
-/* Bytes of the scratch memory: errors of the outputs, values and errors of the hidden units. */
-uint64_t fedmote_head_scratch_bytes(uint32_t hidden, uint32_t outputs);
+/* Bytes of the scratch memory: errors of the outputs, values and errors of the hidden units, and the inputs of a layer
+ * where the arithmetic wants them as words. */
+uint64_t fedmote_head_scratch_bytes(const struct fedmote_head_shape *shape,
+                                    const struct fedmote_arithmetic *arithmetic);
 
 /* Whether mini-batches of at most `batch` samples need a velocity. */
 bool fedmote_head_needs_velocity(const struct fedmote_training *training, uint32_t batch);

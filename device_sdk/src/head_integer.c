@@ -27,14 +27,14 @@
 #include <string.h>
 
 #include "head.h"
+#include "kernels/head_rows.h"
 #include "select.h"
 
 enum sweep { MEASURE, COLLECT, CORRECT };
 
-#define ROWS 4U
+#define ROWS FEDMOTE_ROWS
 #define OFFSET 32768U
-#define DITHER_STEP 0x9E37U
-#define FRACTION 16 /* bits of a change below one unit of a parameter, where it goes straight into the parameter */
+#define FRACTION FEDMOTE_CHANGE_FRACTION /* where a change goes straight into the parameter */
 #define VELOCITY_FRACTION 12
 #define VELOCITY_MAX (1 << 29)
 #define HEADROOM 8.0f
@@ -71,6 +71,7 @@ struct layer {
     uint32_t inputs, outputs;
     uint32_t start; /* of its weights among the parameters; the bias follows them */
     int32_t *error; /* Q15[outputs] */
+    int32_t *words; /* room for its features as words, shared by the layers */
     struct fedmote_head_scaling *scaling;
 };
 
@@ -153,13 +154,12 @@ static uint32_t draw(struct fedmote_head *head) {
  */
 
 static struct numbers weights_of(const struct fedmote_head *head, const struct layer *layer) {
-    const uint32_t room = UINT32_C(0x7FFFFFFF) / (255U * layer->inputs);
     struct numbers numbers = {(uint16_t *)head->parameters + layer->start,
                               (int32_t *)head->velocity + layer->start,
                               layer->inputs * layer->outputs,
                               &layer->scaling->weight_exponent,
                               &layer->scaling->weight_bound,
-                              room < OFFSET - 1U ? room : OFFSET - 1U};
+                              layer->scaling->weight_limit};
     return numbers;
 }
 
@@ -174,15 +174,6 @@ static struct numbers bias_of(const struct fedmote_head *head, const struct laye
     return numbers;
 }
 
-static void measure(const struct numbers *numbers) {
-    uint32_t most = 0;
-    for (uint32_t i = 0; i < numbers->count; i++) {
-        const uint32_t size = magnitude((int32_t)numbers->values[i] - (int32_t)OFFSET);
-        most = size > most ? size : most;
-    }
-    *numbers->bound = most;
-}
-
 /* Half the numbers, twice the unit. What a velocity holds stays the same change. */
 static void halve(struct fedmote_head *head, const struct numbers *numbers, bool has_velocity) {
     uint32_t random = draw(head);
@@ -195,59 +186,21 @@ static void halve(struct fedmote_head *head, const struct numbers *numbers, bool
         }
     }
     (*numbers->exponent)--;
-    measure(numbers);
+    *numbers->bound = *numbers->bound / 2U + 1U;
 }
 
-/* Whether no value leaves its room if it changes by up to `change`; looks where the bound does not tell. */
+/* Whether no value leaves its room if it changes by up to `change`. Where the bound does not tell, it looks, and then
+ * wants half of the room to be free, so that it need not look again soon. */
 static bool has_room(const struct numbers *numbers, uint32_t change) {
-    if (*numbers->bound + change > numbers->limit) {
-        measure(numbers);
+    if (*numbers->bound + change <= numbers->limit) {
+        return true;
     }
-    return *numbers->bound + change <= numbers->limit;
+    *numbers->bound = fedmote_rows_largest(numbers->values, numbers->count);
+    return *numbers->bound + change <= numbers->limit && *numbers->bound <= numbers->limit / 2U;
 }
 
 /* ---- rows of weights ----------------------------------------------------------------------------------------------
  */
-
-/* Dot products of a group of rows; always inlined with a constant number of rows, which unrolls the inner loops. */
-static inline void multiply(const uint16_t *weights, uint32_t rows, const int8_t *features, int32_t zero_point,
-                            uint32_t inputs, uint32_t sums[ROWS]) {
-    uint32_t sum0 = 0, sum1 = 0, sum2 = 0, sum3 = 0;
-    for (const int8_t *const end = features + inputs; features != end; weights += rows) {
-        const uint32_t x = (uint32_t)(*features++ - zero_point);
-        sum0 += weights[0] * x;
-        sum1 += rows > 1U ? weights[1] * x : 0U;
-        sum2 += rows > 2U ? weights[2] * x : 0U;
-        sum3 += rows > 3U ? weights[3] * x : 0U;
-    }
-    sums[0] = sum0;
-    sums[1] = sum1;
-    sums[2] = sum2;
-    sums[3] = sum3;
-}
-
-static inline uint16_t changed(uint16_t weight, int32_t share, int32_t x, int32_t random) {
-    return (uint16_t)(weight + (uint32_t)((share * x + random) >> FRACTION));
-}
-
-static inline void add(uint16_t *weights, uint32_t rows, const int8_t *features, int32_t zero_point, uint32_t inputs,
-                       const int32_t shares[ROWS], uint32_t random) {
-    const int32_t share0 = shares[0], share1 = shares[1], share2 = shares[2], share3 = shares[3];
-    for (const int8_t *const end = features + inputs; features != end; weights += rows) {
-        const int32_t x = *features++ - zero_point;
-        random = (random + DITHER_STEP) & 0xFFFFU;
-        weights[0] = changed(weights[0], share0, x, (int32_t)random);
-        if (rows > 1U) {
-            weights[1] = changed(weights[1], share1, x, (int32_t)random);
-        }
-        if (rows > 2U) {
-            weights[2] = changed(weights[2], share2, x, (int32_t)random);
-        }
-        if (rows > 3U) {
-            weights[3] = changed(weights[3], share3, x, (int32_t)random);
-        }
-    }
-}
 
 static void add_to_velocity(int32_t *velocity, uint32_t rows, const int8_t *features, int32_t zero_point,
                             uint32_t inputs, const int32_t shares[ROWS]) {
@@ -259,27 +212,31 @@ static void add_to_velocity(int32_t *velocity, uint32_t rows, const int8_t *feat
     }
 }
 
+/* Features without zero point, a word each, and their sum modulo 2^32: both passes over the weights read them. */
+static uint32_t load_words(const struct layer *layer) {
+    const int8_t *features = layer->features;
+    const int32_t zero_point = layer->zero_point;
+    uint32_t total = 0;
+    for (int32_t *word = layer->words, *const end = word + layer->inputs; word != end; word++) {
+        const int32_t value = *features++ - zero_point;
+        *word = value;
+        total += (uint32_t)value;
+    }
+    return total;
+}
+
 /* z Q16[outputs] = W a + b */
 static void forward(const struct fedmote_head *head, const struct layer *layer, int32_t *z) {
     const struct numbers weights = weights_of(head, layer), bias = bias_of(head, layer);
     const int32_t shift = layer->scale.shift + *weights.exponent - 31;
-    int32_t total = -(int32_t)layer->inputs * layer->zero_point;
-    for (uint32_t i = 0; i < layer->inputs; i++) {
-        total += layer->features[i];
-    }
+    const uint32_t total = load_words(layer);
     const uint16_t *group = weights.values;
     for (uint32_t c = 0; c < layer->outputs; c += ROWS, group += (size_t)ROWS * layer->inputs) {
         const uint32_t rows = layer->outputs - c < ROWS ? layer->outputs - c : ROWS;
         uint32_t sums[ROWS];
-        if (rows == 4U) {
-            multiply(group, 4U, layer->features, layer->zero_point, layer->inputs, sums);
-        } else if (rows == 2U) {
-            multiply(group, 2U, layer->features, layer->zero_point, layer->inputs, sums);
-        } else {
-            multiply(group, rows, layer->features, layer->zero_point, layer->inputs, sums);
-        }
+        fedmote_rows_multiply(group, rows, layer->words, layer->inputs, sums);
         for (uint32_t row = 0; row < rows; row++) {
-            const int32_t sum = (int32_t)(sums[row] - OFFSET * (uint32_t)total);
+            const int32_t sum = (int32_t)(sums[row] - OFFSET * total);
             const int32_t product =
                 (sum >> 15) * layer->scale.mantissa + (((sum & 0x7FFF) * layer->scale.mantissa) >> 15);
             z[c + row] = shifted(product, shift, LOGIT_MAX) +
@@ -372,6 +329,7 @@ static struct layer first_layer(struct fedmote_head *head, const int8_t *feature
                           .inputs = shape->inputs,
                           .outputs = shape->hidden == 0U ? shape->outputs : shape->hidden,
                           .error = head->scratch,
+                          .words = (int32_t *)head->scratch + shape->outputs + 2U * shape->hidden,
                           .scaling = &head->state.scaling[0]};
 }
 
@@ -499,6 +457,9 @@ static void change_layer(struct fedmote_head *head, const struct layer *layer, s
         make_room(head, &weights, product, most, 255, limit);
         product = change_of(product, &weights);
         uint32_t random = draw(head);
+        if (fedmote_head_trained_layers(head) > 1U && layer->start == 0U) {
+            (void)load_words(layer); /* those of the last layer lie there */
+        }
         uint16_t *group = weights.values;
         for (uint32_t c = 0; c < layer->outputs; c += ROWS, group += (size_t)ROWS * layer->inputs) {
             const uint32_t rows = layer->outputs - c < ROWS ? layer->outputs - c : ROWS;
@@ -507,13 +468,7 @@ static void change_layer(struct fedmote_head *head, const struct layer *layer, s
                 random += 0x9E3779B9U;
                 shares[row] = share_of(-layer->error[c + row], product, FRACTION, random, limit);
             }
-            if (rows == 4U) {
-                add(group, 4U, layer->features, layer->zero_point, layer->inputs, shares, random >> 16);
-            } else if (rows == 2U) {
-                add(group, 2U, layer->features, layer->zero_point, layer->inputs, shares, random >> 16);
-            } else {
-                add(group, rows, layer->features, layer->zero_point, layer->inputs, shares, random >> 16);
-            }
+            fedmote_rows_add(group, rows, layer->words, layer->inputs, shares, random >> 16);
         }
     }
     const struct numbers bias = bias_of(head, layer);
@@ -523,7 +478,8 @@ static void change_layer(struct fedmote_head *head, const struct layer *layer, s
     for (uint32_t c = 0; c < layer->outputs; c++) {
         random += 0x9E3779B9U;
         const int32_t share = share_of(-layer->error[c], factor, FRACTION, random, 1 << 29);
-        bias.values[c] = changed(bias.values[c], share, 1, (int32_t)(random & 0xFFFFU));
+        const int32_t change = (share + (int32_t)(random & 0xFFFFU)) >> FRACTION;
+        bias.values[c] = (uint16_t)(bias.values[c] + (uint32_t)change);
     }
 }
 
@@ -735,6 +691,8 @@ static int16_t exponent_for(const float *base, uint32_t count, uint32_t limit) {
 }
 
 static void begin_layer(struct fedmote_head *head, const struct layer *layer, const float *base) {
+    const uint32_t room = UINT32_C(0x7FFFFFFF) / (255U * layer->inputs);
+    layer->scaling->weight_limit = room < OFFSET - 1U ? room : OFFSET - 1U;
     const struct numbers weights = weights_of(head, layer), bias = bias_of(head, layer);
     *weights.exponent = exponent_for(base, weights.count, weights.limit);
     *bias.exponent = exponent_for(base + weights.count, bias.count, bias.limit);
@@ -747,13 +705,14 @@ static void begin_layer(struct fedmote_head *head, const struct layer *layer, co
     }
     layer->scaling->first_weight_exponent = *weights.exponent;
     layer->scaling->first_bias_exponent = *bias.exponent;
-    measure(&weights);
-    measure(&bias);
+    *weights.bound = fedmote_rows_largest(weights.values, weights.count);
+    *bias.bound = fedmote_rows_largest(bias.values, bias.count);
 }
 
 static void begin(struct fedmote_head *head, const float *base) {
     const struct fedmote_head_shape *shape = &head->shape;
     head->state.counter = 0;
+    head->batch_size = 0;
     struct layer layer = first_layer(head, NULL);
     begin_layer(head, &layer, base);
     if (shape->hidden > 0U) {
@@ -768,7 +727,15 @@ static void begin(struct fedmote_head *head, const float *base) {
     }
 }
 
-static float loss_of(int32_t loss) { return (float)loss * power_of_two(-16); }
+/* Q16 as a float, by its exponent. */
+static float loss_of(int32_t loss) {
+    float value = (float)loss;
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    bits -= loss != 0 ? UINT32_C(16) << 23 : 0U;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
 
 static float sample_loss(struct fedmote_head *head, const int8_t *features, uint32_t label, float *norm) {
     struct layer layers[2];
@@ -779,8 +746,18 @@ static float sample_loss(struct fedmote_head *head, const int8_t *features, uint
     return loss_of(loss);
 }
 
+/* The share of one sample in a step. */
+static float rate_of(const struct fedmote_head *head) {
+    return real(head->training.learning_rate_micro) / (float)head->batch_size;
+}
+
 static void batch_begin(struct fedmote_head *head, uint32_t batch_size) {
-    head->batch_size = batch_size;
+    if (head->batch_size != batch_size) {
+        head->batch_size = batch_size;
+        const struct scaled rate = scaled_from(rate_of(head));
+        head->state.rate_mantissa = rate.mantissa;
+        head->state.rate_shift = rate.shift;
+    }
     head->sweep = COLLECT;
     head->is_counting = true;
     if (!is_in_place(head) && is_clipping(head) && batch_size > 1U && head->training.learning_rate_micro > 0U) {
@@ -800,16 +777,15 @@ static float batch_add(struct fedmote_head *head, const int8_t *features, uint32
         head->state.product += product_with_velocity(head, layers) / (float)head->batch_size;
         return loss;
     }
-    float rate = real(head->training.learning_rate_micro) / (float)head->batch_size;
+    struct scaled factor = {head->state.rate_mantissa, head->state.rate_shift};
     if (head->sweep == CORRECT) {
-        rate *= head->state.correction;
+        factor = scaled_from(rate_of(head) * head->state.correction);
     } else if (is_clipping(head) && head->batch_size == 1U) {
-        rate *= clip_factor(head, square_of_gradient(head, layers));
+        factor = scaled_from(rate_of(head) * clip_factor(head, square_of_gradient(head, layers)));
     }
     if (is_in_place(head) && head->training.weight_decay_micro > 0U) {
         decay_in_place(head);
     }
-    const struct scaled factor = scaled_from(rate);
     for (uint32_t i = 0; i < fedmote_head_trained_layers(head) && factor.mantissa > 0; i++) {
         if (is_in_place(head)) {
             change_layer(head, &layers[i], factor);
@@ -906,6 +882,7 @@ static float delta(const struct fedmote_head *head, const float *base, uint32_t 
 
 const struct fedmote_arithmetic fedmote_int16 = {
     .parameter_bytes = sizeof(uint16_t),
+    .words_per_input = 1U,
     .begin = begin,
     .loss = sample_loss,
     .batch_begin = batch_begin,

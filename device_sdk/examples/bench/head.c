@@ -55,7 +55,7 @@ static void prepare(struct steps *steps, const struct row *row, uint8_t *memory)
     struct fedmote_head *head = &steps->head;
     *head = (struct fedmote_head){
         .arithmetic = &FEDMOTE_BOARD_ARITHMETIC,
-        .shape = {row->inputs, row->hidden, row->outputs, true, 0.05f, -3},
+        .shape = {row->inputs, row->hidden, row->outputs, true, 0.01f, -3},
         .training = {.learning_rate_micro = LEARNING_RATE_MICRO,
                      .momentum_micro = row->momentum_micro,
                      .weight_decay_micro = row->weight_decay_micro,
@@ -64,7 +64,8 @@ static void prepare(struct steps *steps, const struct row *row, uint8_t *memory)
     };
     const uint32_t parameters = (uint32_t)fedmote_head_parameters(&head->shape);
     float *base = (float *)(void *)memory;
-    int8_t *features = (int8_t *)(memory + 12U * parameters + fedmote_head_scratch_bytes(row->hidden, row->outputs));
+    int8_t *features =
+        (int8_t *)(memory + 12U * parameters + fedmote_head_scratch_bytes(&head->shape, head->arithmetic));
     head->parameters = base + parameters;
     head->velocity = base + 2U * parameters;
     head->scratch = base + 3U * parameters;
@@ -106,7 +107,7 @@ int32_t bench_run(const struct bench_board *board, struct bench_results *results
             steps.count,
             instructions,
             has_velocity ? 4U * parameters : 0U,
-            (uint32_t)fedmote_head_scratch_bytes(row->hidden, row->outputs),
+            (uint32_t)fedmote_head_scratch_bytes(&head->shape, head->arithmetic),
             stack,
         };
         for (uint32_t j = 0; j < sizeof words / sizeof words[0]; j++) {
