@@ -52,7 +52,10 @@ _callbacks = {
 class Port(ctypes.Structure):
     """`struct fedmote_port`."""
 
-    _fields_ = [("context", ctypes.c_void_p), *_callbacks.items(), ("operators", ctypes.c_void_p),
+    _fields_ = [
+        ("context", ctypes.c_void_p),
+        *_callbacks.items(),
+        ("operators", ctypes.c_void_p),
         ("arithmetic", ctypes.c_void_p),
     ]
 

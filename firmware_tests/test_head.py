@@ -61,9 +61,7 @@ def test_parts_of_a_head_train_as_in_torch_and_the_rest_stays(
 ) -> None:
     options = Options(0.02, 0.9, 0.01, 0.5, loss, trained_layers, is_bias_only)
     for momentum in (0.0, 0.9):
-        assert_ten_steps_equal_torch(
-            TWO, batch, Options(0.02, momentum, 0.01, 0.5, loss, trained_layers, is_bias_only)
-        )
+        assert_ten_steps_equal_torch(TWO, batch, Options(0.02, momentum, 0.01, 0.5, loss, trained_layers, is_bias_only))
     base, features, labels = problem(TWO, 2, batch)
     head = DeviceHead(TWO, base, options)
     head.sgd_step(features, labels)

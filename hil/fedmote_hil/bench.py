@@ -127,7 +127,9 @@ class Clock:
         """
         ticks = Fraction(rate_hz << icount_shift, 10**9)
         if ticks.denominator != 1 and ticks < 2 * _RESOLUTION:
-            raise ConfigError(f"board {board}: {float(ticks)} ticks per instruction cannot tell two numbers of instructions apart")
+            raise ConfigError(
+                f"board {board}: {float(ticks)} ticks per instruction cannot tell two numbers of instructions apart"
+            )
         return cls(board, ticks)
 
     def instructions(self, ticks: int) -> int:
@@ -178,7 +180,9 @@ def count_kernels(board: Board | str, package: Package) -> KernelCounts:
         kernels=_variant(image),
         instructions=first,
         macs=package.header.macs,
-        operators=tuple((name, opcode, clock.instructions(count)) for (name, opcode, _, _), count in zip(units, each, strict=True)),
+        operators=tuple(
+            (name, opcode, clock.instructions(count)) for (name, opcode, _, _), count in zip(units, each, strict=True)
+        ),
         verification=clock.instructions(verification),
         startup=clock.instructions(startup),
         arena_bytes=arena + structs,

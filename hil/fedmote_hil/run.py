@@ -119,8 +119,8 @@ def _job(board: Board, package: Package, x: NDArray[np.int8], logits: bool) -> J
 
 
 def _arena_bytes(package: Package) -> int:
-    """What the program takes: encoder, float scratch with the logits, one result (device_sdk/examples/run/run.c)."""
-    float_bytes = 4 * (package.features + 2 * package.outputs)
+    """What the program takes: encoder, hidden values with the logits, one result (device_sdk/examples/run/run.c)."""
+    float_bytes = 4 * (package.head_shape.hidden + package.outputs)
     return round_up(package.header.encoder_bytes) + round_up(float_bytes) + package.features + 4 * package.outputs
 
 
