@@ -36,9 +36,11 @@ _VALIDATION_WORDS = 2 * len(_LOOPS)
 # Ticks by which a count is off, less than this, where an instruction does not take whole ticks: see Clock.
 _RESOLUTION = 2
 _KERNEL_WORDS = 8
-_HEAD_ROWS = 6
-_HEAD_WORDS = 5
-_LAST_HEAD_BYTES = 4 * (256 * 10 + 10)
+_HEAD_ROWS = 11
+_HEAD_WORDS = 13
+_LAST_HEAD_BYTES = 4 * (65 * 16 + 17 * 10)
+_MICRO = 1e6
+_FLOAT_BYTES = 4
 # What an encoder needs of the SDK besides the kernels of its operators: the reader, and what kernels share.
 _RUNTIME_FILES = ("package", "crc32", "encoder", "operator", "arrangement", "dot", "requantize")
 
@@ -75,17 +77,29 @@ class HeadCounts:
     """Steps of SGD of one head.
 
     Attributes:
-        inputs, outputs: of the dense layer.
+        arithmetic: "float32" or "int16".
+        inputs, hidden, outputs: sizes; hidden 0 is one layer.
         batch: samples of one step.
-        instructions: of the whole step.
-        extra_ram_bytes: needed beyond the parameters.
+        momentum, weight_decay, clip_norm: of SGD; 0 is without.
+        instructions_per_sample: mean over 32 samples.
+        velocity_bytes: of the one buffer that momentum and batches above 1 need.
+        scratch_bytes: outputs and hidden units of the sample at hand. In a device's arena they lie in the encoder's memory, which
+            rests meanwhile, and add nothing to it.
+        stack_bytes: deepest stack of a step.
     """
 
+    arithmetic: str
     inputs: int
+    hidden: int
     outputs: int
     batch: int
-    instructions: int
-    extra_ram_bytes: int
+    momentum: float
+    weight_decay: float
+    clip_norm: float
+    instructions_per_sample: int
+    velocity_bytes: int
+    scratch_bytes: int
+    stack_bytes: int
 
 
 @dataclass(frozen=True)
@@ -178,7 +192,7 @@ def count_kernels(board: Board | str, package: Package) -> KernelCounts:
 
 
 def count_head(board: Board | str) -> list[HeadCounts]:
-    """Counts training steps of heads with 64, 128 and 256 inputs and 10 outputs, batch 1 and 8.
+    """Counts training steps of heads of several sizes, plain and with every option, in the board's arithmetic.
 
     Raises:
         ConfigError, DeviceError, RigError: as `count_kernels`.
@@ -190,8 +204,25 @@ def count_head(board: Board | str) -> list[HeadCounts]:
     if not np.all(np.isfinite(np.frombuffer(blob[words_bytes:], "<f4"))):
         raise DeviceError(f"board {board.name} trained a head that is not finite; nothing was measured")
     clock, _, words = _validated(board, blob[:words_bytes])
-    rows = [words[start : start + _HEAD_WORDS] for start in range(0, len(words), _HEAD_WORDS)]
-    return [HeadCounts(row[0], row[1], row[2], clock.instructions(row[3]), row[4]) for row in rows]
+    return [_head_counts(clock, words[start : start + _HEAD_WORDS]) for start in range(0, len(words), _HEAD_WORDS)]
+
+
+def _head_counts(clock: Clock, words: tuple[int, ...]) -> HeadCounts:
+    parameter_bytes, inputs, hidden, outputs, batch, momentum, decay, clip, steps, ticks, velocity, scratch, stack = words
+    return HeadCounts(
+        arithmetic="float32" if parameter_bytes == _FLOAT_BYTES else "int16",
+        inputs=inputs,
+        hidden=hidden,
+        outputs=outputs,
+        batch=batch,
+        momentum=momentum / _MICRO,
+        weight_decay=decay / _MICRO,
+        clip_norm=clip / _MICRO,
+        instructions_per_sample=round(clock.instructions(ticks) / (steps * batch)),
+        velocity_bytes=velocity,
+        scratch_bytes=scratch,
+        stack_bytes=stack,
+    )
 
 
 def runtime_flash(image: Image, opcodes: set[Opcode]) -> int:

@@ -35,7 +35,7 @@ def test_logits_on_a_board_equal_the_float_head_on_its_features(board):
     logits = run_on_board(board, package.device_form(), x, logits=True)
     header = package.header
     features = run_int8(package.graph, x).reshape(7, -1).astype(np.float64)
-    weights, bias = package.head()
+    weights, bias = package.head[0].weights, package.head[0].bias
     expected = (features - header.feature_zero_point) * header.feature_scale @ weights.T + bias
     np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-5)
 

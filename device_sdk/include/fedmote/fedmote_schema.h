@@ -122,6 +122,16 @@ enum fedmote_arrangement {
     FEDMOTE_ARRANGEMENT_CORTEX_M_HELIUM = 2,
 };
 
+enum fedmote_activation {
+    FEDMOTE_ACTIVATION_NONE = 0,
+    FEDMOTE_ACTIVATION_RELU = 1,
+};
+
+enum fedmote_loss {
+    FEDMOTE_LOSS_CROSS_ENTROPY = 0,
+    FEDMOTE_LOSS_SQUARED_ERROR = 1,
+};
+
 enum fedmote_kind {
     FEDMOTE_KIND_HELLO = 1,
     FEDMOTE_KIND_WAIT = 2,
@@ -192,7 +202,12 @@ enum fedmote_field {
     FEDMOTE_FIELD_REASON = 53,
     FEDMOTE_FIELD_IS_ONLINE = 54,
     FEDMOTE_FIELD_FRAME_ERRORS = 55,
-    FEDMOTE_FIELDS_END = 56, /* one more than the highest key */
+    FEDMOTE_FIELD_LOSS = 56,
+    FEDMOTE_FIELD_WEIGHT_DECAY_MICRO = 57,
+    FEDMOTE_FIELD_CLIP_NORM_MICRO = 58,
+    FEDMOTE_FIELD_TRAINED_LAYERS = 59,
+    FEDMOTE_FIELD_IS_BIAS_ONLY = 60,
+    FEDMOTE_FIELDS_END = 61, /* one more than the highest key */
 };
 
 enum fedmote_type { FEDMOTE_TYPE_NONE, FEDMOTE_TYPE_UINT, FEDMOTE_TYPE_BYTES, FEDMOTE_TYPE_TEXT };

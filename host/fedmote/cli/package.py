@@ -112,7 +112,7 @@ def _run_verify(options: Namespace) -> int:
     checks = [
         f"header, checksum and hash of {len(package.to_bytes())} bytes",
         f"{package.header.op_count} operators: codes, shapes, offsets, shifts, clamps",
-        f"head {package.features} -> {package.outputs}",
+        f"head {package.head_shape}",
         "manifest agrees with plan and head",
     ]
     if not package.is_device_form:
@@ -140,7 +140,7 @@ def describe(package: Package) -> dict[str, Any]:
         "device_bytes": len(package.device_form()),
         "input": manifest["input"],
         "features": manifest["features"],
-        "head": {"inputs": package.features, "outputs": package.outputs},
+        "head": {"inputs": package.features, "hidden": package.head_shape.hidden, "outputs": package.outputs},
         "macs": header.macs,
         "encoder_bytes": header.encoder_bytes,
         "is_pushable": not package.is_device_form and package.host.template is not None,
@@ -231,7 +231,7 @@ def _print_table(package: Package) -> None:
         tensor = d[side]
         shape = "x".join(str(length) for length in tensor["shape"])
         _say(f"{side:9}{shape:14} scale {tensor['scale']:.7g}, zero point {tensor['zero_point']}")
-    _say(f"head     {d['head']['inputs']} -> {d['head']['outputs']}, float32")
+    _say(f"head     {package.head_shape}, float32")
     _say(f"encoder  {d['macs']:,} MACs, {d['encoder_bytes']:,} bytes of arena\n")
     _print_rows(("section", "bytes"), [(s["name"], f"{s['bytes']:,}") for s in d["sections"]])
     rows = [("device form", f"{d['device_bytes']:,}"), ("file", f"{d['file_bytes']:,}")]

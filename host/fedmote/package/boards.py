@@ -6,9 +6,11 @@ from __future__ import annotations
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from fedmote.errors import ConfigError
+
+Arithmetic = Literal["float32", "int16"]
 from fedmote.package.arrangement import OF_KERNELS
 from fedmote.wire.schema import Arrangement, Opcode
 
@@ -134,6 +136,11 @@ class Board:
     def has_operator(self, opcode: Opcode) -> bool:
         """Whether its device image has an operator."""
         return self.operators == ("all",) or opcode.name.lower() in self.operators
+
+    @property
+    def arithmetic(self) -> Arithmetic:
+        """What the board trains its head in: floats where they are in hardware."""
+        return "float32" if self.has_fpu else "int16"
 
     def region(self, name: str) -> Region:
         """The region called `name`.

@@ -205,6 +205,7 @@ class HeadLayer:
         inputs, outputs: sizes.
         chw: (channels, height, width) of the activation that was flattened into the inputs, where channels-first and
             channels-last order differ: the device computes its features channels last. `fedmote.package.head` regroups.
+        activation: behind the layer: NONE or RELU where another layer follows, NONE for the last one.
     """
 
     weight: str
@@ -212,3 +213,4 @@ class HeadLayer:
     inputs: int
     outputs: int
     chw: tuple[int, int, int] | None = None
+    activation: Activation = Activation.NONE

@@ -62,7 +62,7 @@ class HostManifest:
             "version": self.version,
             "board": self.board,
             "input_layout": self.input_layout,
-            "head": [vars(layer) for layer in self.head],
+            "head": [vars(layer) | {"activation": layer.activation.value} for layer in self.head],
             "template": None if self.template is None else _dump_graph(self.template),
             "ranges": {name: list(limits) for name, limits in self.ranges.items()},
         }
@@ -205,6 +205,7 @@ def _load_head(content: Mapping[str, Any]) -> HeadLayer:
         inputs=_count(content["inputs"]),
         outputs=_count(content["outputs"]),
         chw=_load_chw(content["chw"]),
+        activation=Activation(content["activation"]),
     )
 
 

@@ -18,10 +18,13 @@ import numpy as np
 from fedmote.errors import PackageError
 from fedmote.package.arrangement import INT4, is_scaling, weight_bytes
 from fedmote.package.records import HEADER_WORDS, PlanHeader, Record, record_words, unpack_record
+from fedmote.wire import schema as wire
 from fedmote.wire.schema import Arrangement, Opcode, Status
 
 PLAN_HEADER_BYTES: Final = 4 * HEADER_WORDS
-_HEAD_HEADER: Final = struct.Struct("<5I")
+HEAD_HEADER: Final = struct.Struct("<I")  # layer_count
+HEAD_LAYER: Final = struct.Struct("<4I")  # inputs, outputs, activation, reserved
+_HEAD_LAYERS_MAX: Final = 2
 _OP_BYTES: Final = 20  # the words that all records begin with
 # Dimensions, strides and lengths of dot products: sums of that many int8 products stay below 2^31.
 _DIMENSION_MAX: Final = 0xFFFF
@@ -91,22 +94,38 @@ def _check_records(plan: bytes, op_count: int, bounds: _Bounds) -> list[Record]:
     return records
 
 
-def check_head(head: bytes, features: int) -> None:
+def check_head(head: bytes, features: int) -> list[tuple[int, int, bool]]:
     """Checks section `head` against the number of features.
+
+    Returns:
+        (inputs, outputs, is_relu) of each layer.
 
     Raises:
         PackageError: with PACKAGE_HEAD.
     """
-    if len(head) < _HEAD_HEADER.size:
-        raise PackageError(f"section head has {len(head)} bytes, its header {_HEAD_HEADER.size}", Status.PACKAGE_HEAD)
-    layers, inputs, outputs, activation, reserved = _HEAD_HEADER.unpack_from(head)
-    if layers != 1 or inputs != features or not _are_dimensions(outputs) or activation or reserved:
+    (count,) = HEAD_HEADER.unpack_from(head) if len(head) >= HEAD_HEADER.size else (0,)
+    size = HEAD_HEADER.size + HEAD_LAYER.size * count
+    if not 1 <= count <= _HEAD_LAYERS_MAX or len(head) < size:
         raise PackageError(
-            f"a head of {layers} layers, {inputs} inputs, {outputs} outputs does not suit {features} features",
-            Status.PACKAGE_HEAD,
+            f"section head has {len(head)} bytes, {count} layers; devices train one or two", Status.PACKAGE_HEAD
         )
-    if 4 * (inputs + 1) * outputs != len(head) - _HEAD_HEADER.size:
-        raise PackageError(f"the head has {len(head) - _HEAD_HEADER.size} bytes of parameters", Status.PACKAGE_HEAD)
+    layers: list[tuple[int, int, bool]] = []
+    expected = features
+    for number in range(count):
+        inputs, outputs, activation, reserved = HEAD_LAYER.unpack_from(head, HEAD_HEADER.size + HEAD_LAYER.size * number)
+        is_last = number == count - 1
+        highest = wire.Activation.NONE if is_last else wire.Activation.RELU
+        if inputs != expected or not _are_dimensions(outputs) or activation > highest or reserved:
+            raise PackageError(
+                f"layer {number} of the head, {inputs} inputs, {outputs} outputs, activation {activation}, does not suit "
+                f"{expected} features",
+                Status.PACKAGE_HEAD,
+            )
+        layers.append((inputs, outputs, activation == wire.Activation.RELU))
+        expected = outputs
+    if 4 * sum((inputs + 1) * outputs for inputs, outputs, _ in layers) != len(head) - size:
+        raise PackageError(f"the head has {len(head) - size} bytes of parameters", Status.PACKAGE_HEAD)
+    return layers
 
 
 def _bounds_error(message: str) -> PackageError:
