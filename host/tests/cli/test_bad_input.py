@@ -144,7 +144,7 @@ NO_OPERATOR = ["node 1", "TANH", "supported are ADD"]
 NO_LABELS = ["key 'y'", "holds subject, x", "expected a .npz file with x (N, ...) and y (N,)"]
 NO_NAME_KEY = ["run:", "found 'nmae'", "expected one of the keys site, name"]
 NO_SEED_KEY = ["top level", "found 'sede'", "expected one of the keys id, site"]
-NO_BOARD = ["board", "'esp99'", "there are: posix, stm32f405"]
+NO_BOARD = ["board", "'esp99'", "there are: ", "posix, stm32f405"]
 CASES = [
     # ---- a truncated package ------------------------------------------------------------------------------------------
     ("package verify short.fmp", REFUSED, ["short.fmp", *TRUNCATED]),
