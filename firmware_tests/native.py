@@ -11,6 +11,7 @@ import ctypes
 import functools
 import hashlib
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -211,8 +212,13 @@ class OpenPackage:
         status: what `fedmote_package_open` returned.
     """
 
-    def __init__(self, package: bytes, is_hashing: bool = False) -> None:
+    def __init__(self, package: bytes, is_hashing: bool = False, operators: Sequence[str] | None = None) -> None:
+        """`operators`: names of those that the port has; without them, all."""
         port = Port(operators=all_operators(library()))
+        if operators is not None:
+            addresses = [address_of(library(), f"fedmote_operator_{name}") for name in operators]
+            self._operators = (ctypes.c_void_p * (len(addresses) + 1))(*addresses, None)
+            port.operators = ctypes.addressof(self._operators)
         if is_hashing:
             port.hash = blake2b_of_two_spans
         self._bytes = aligned(len(package))

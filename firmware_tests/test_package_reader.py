@@ -80,8 +80,9 @@ def test_package_with_every_operator_is_accepted_with_its_numbers() -> None:
     assert opened.status == OK
     numbers = opened.struct
     assert (numbers.size, numbers.op_count, numbers.input_count, numbers.feature_count) == (len(package), 15, 32, FEATURES)
-    assert (numbers.head_outputs, numbers.head_parameters, numbers.feature_zero_point) == (3, 3 * FEATURES + 3, -7)
-    assert numbers.feature_scale == np.float32(0.05)
+    head = numbers.head_shape
+    assert (head.outputs, numbers.head_parameters, head.feature_zero_point) == (3, 3 * FEATURES + 3, -7)
+    assert head.feature_scale == np.float32(0.05)
 
 
 def test_a_call_of_the_encoder_stays_within_its_budget() -> None:
@@ -232,6 +233,15 @@ def test_port_with_a_hash_refuses_what_the_checksum_alone_would_pass() -> None:
     assert OpenPackage(package, is_hashing=True).status == OK
     assert OpenPackage(forged).status == OK
     assert OpenPackage(forged, is_hashing=True).status == -Status.PACKAGE_HASH
+
+
+def test_operator_that_a_program_does_not_name_is_refused() -> None:
+    builder = fmp.Builder(5)
+    package = builder.build(builder.table(0, 5, int8(np.random.default_rng(0), 256)), 5)
+
+    assert OpenPackage(package, operators=["pad", "table"]).status == OK
+    assert OpenPackage(package, operators=["pad"]).status == -Status.PACKAGE_OPERATOR
+    assert OpenPackage(package, operators=[]).status == -Status.PACKAGE_OPERATOR
 
 
 def test_sum_of_products_that_could_overflow_is_refused() -> None:

@@ -26,7 +26,7 @@ from fedmote.package.file import Package
 from fedmote.package.specimen import random_samples
 from fedmote.wire.regions import samples_region
 from fedmote.wire.schema import Opcode
-from fedmote_hil.build import Image, Program, build
+from fedmote_hil.build import Image, Program, build, build_footprint
 from fedmote_hil.results import collect_results
 from fedmote_hil.sizes import Sizes, read_map
 
@@ -41,8 +41,6 @@ _HEAD_WORDS = 13
 _LAST_HEAD_BYTES = 4 * (65 * 16 + 17 * 10)
 _MICRO = 1e6
 _FLOAT_BYTES = 4
-# What an encoder needs of the SDK besides the kernels of its operators: the reader, and what kernels share.
-_RUNTIME_FILES = ("package", "crc32", "encoder", "operator", "arrangement", "dot", "requantize")
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,7 @@ class KernelCounts:
         verification: instructions of opening the package: CRC-32 and every bound; a hash would come on top.
         startup: instructions from the verified package to the first operator.
         arena_bytes: the encoder's arena and the two structs beside it.
-        flash_bytes: package reader, encoder, the kernels in use and the C library.
+        flash_bytes: an image of package reader, encoder and the kernels in use, C library included, less an empty image.
         stack_bytes: deepest stack of one inference.
     """
 
@@ -186,7 +184,7 @@ def count_kernels(board: Board | str, package: Package) -> KernelCounts:
         verification=clock.instructions(verification),
         startup=clock.instructions(startup),
         arena_bytes=arena + structs,
-        flash_bytes=runtime_flash(image, {opcode for _, opcode, _, _ in units}),
+        flash_bytes=runtime_flash(board, {opcode for _, opcode, _, _ in units}),
         stack_bytes=stack,
     )
 
@@ -225,14 +223,16 @@ def _head_counts(clock: Clock, words: tuple[int, ...]) -> HeadCounts:
     )
 
 
-def runtime_flash(image: Image, opcodes: set[Opcode]) -> int:
-    """Bytes of flash of what an encoder with these operators needs, from the linker's map of an image."""
-    needed = {*_RUNTIME_FILES, *(opcode.name.lower() for opcode in opcodes)}
-    return sum(
-        size
-        for (owner, file), size in _map_of(image).flash.items()
-        if owner == "library" or (owner == "sdk" and _without_variant(file)[0] in needed)
-    )
+def runtime_flash(board: Board, opcodes: set[Opcode]) -> int:
+    """Bytes of flash of an encoder with these operators: an image of reader, encoder and their kernels less an empty image."""
+    encoder, empty = build_footprint(board, [opcode.name.lower() for opcode in opcodes])
+    return _image_bytes(encoder) - _image_bytes(empty)
+
+
+def _image_bytes(image: Image) -> int:
+    if image.binary is None:
+        raise ConfigError(f"board {image.board.name} has no image")
+    return image.binary.stat().st_size
 
 
 def _map_of(image: Image) -> Sizes:

@@ -2,6 +2,7 @@
 import argparse
 import json
 import struct
+import subprocess
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from fedmote.package.boards import Board
 from fedmote.package.specimen import random_int8_graph
 from fedmote.wire.schema import Opcode
 from fedmote_hil import bench
-from fedmote_hil.build import Program, build
+from fedmote_hil.build import Program, build, build_footprint
 from fedmote_hil.cli import bench as bench_verb
 from fedmote_hil.models import REFERENCE_MODELS, encoder_package, example_encoders
 from fedmote_hil.peers import Figure
@@ -118,11 +119,23 @@ def test_an_inference_with_other_features_is_not_measured(monkeypatch):
 
 
 @emulator_test
-def test_flash_counts_only_the_kernels_of_the_operators_in_use():
-    image = build(BOARD, Program.BENCH_KERNELS, is_checked=True, has_crypto=False)
-    dense = bench.runtime_flash(image, {Opcode.FULLY_CONNECTED})
-    both = bench.runtime_flash(image, {Opcode.FULLY_CONNECTED, Opcode.CONV_2D})
+def test_flash_is_an_image_of_the_operators_in_use_less_an_empty_one():
+    board = Board.load(BOARD)
+    dense = bench.runtime_flash(board, {Opcode.FULLY_CONNECTED})
+    both = bench.runtime_flash(board, {Opcode.FULLY_CONNECTED, Opcode.CONV_2D})
     assert 2000 < dense < both < 12000
+    image, empty = build_footprint(board, ["fully_connected"])
+    defined = {path: _defined(path) for path in (image.path, empty.path)}
+    operators = {name for name in defined[image.path] if name.startswith("fedmote_operator_")} - {"fedmote_operator_find"}
+    assert operators == {"fedmote_operator_fully_connected"}
+    assert defined[image.path].isdisjoint({"fedmote_conv_2d", "fedmote_add", "fedmote_softmax", "fedmote_init"})
+    assert not any(name.startswith("fedmote") for name in defined[empty.path])
+
+
+def _defined(path):
+    command = ["arm-none-eabi-nm", "--defined-only", "--format=posix", str(path)]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    return {line.split()[0] for line in lines}
 
 
 @emulator_test

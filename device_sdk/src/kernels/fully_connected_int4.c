@@ -12,8 +12,14 @@ void fedmote_fully_connected_int4(const union fedmote_record *record, const uint
     const struct fedmote_scaling scaling =
         fedmote_scaling_of(&op->channels, weights, op->output_zero_point, op->activation_min, op->activation_max);
     int8_t *output = memory + op->op.output_offset;
-    for (uint32_t c = first; c < end; c++) {
-        const int32_t sum = fedmote_int4_dot(input, weights + op->channels.weights, c * op->in_n, op->in_n);
-        fedmote_scale(output + c, &scaling, c, &sum, 1U);
+    for (uint32_t c = first, count; c < end; c += count) {
+        count = op->in_n % 2U == 0U && end - c >= 4U ? 4U : 1U;
+        int32_t sums[4] = {0, 0, 0, 0};
+        if (count == 4U) {
+            fedmote_int4_dot_4(sums, input, weights + op->channels.weights, c * op->in_n, op->in_n, op->in_n);
+        } else {
+            sums[0] = fedmote_int4_dot(input, weights + op->channels.weights, c * op->in_n, op->in_n);
+        }
+        fedmote_scale(output + c, &scaling, c, sums, count);
     }
 }
