@@ -37,7 +37,7 @@ def arranged(op: Op, in_c: int, arrangement: Arrangement) -> NDArray[np.int8]:
 
 
 def arranged_scaling(op: Op, source: Quantization, target: Quantization, arrangement: Arrangement) -> NDArray[np.int32]:
-    """What makes outputs of the sums of a weighted operator, shape (outputs, 3): bias, multiplier, and a shift in arrangement plain."""
+    """What makes outputs of the sums of a weighted operator, shape (outputs, 3): bias, multiplier, shift, or what kernels want."""
     numbers = fixed_point.weighted_requantization(op, source, target)
     bias = fixed_point.folded_bias(op, source)
     if arrangement is Arrangement.CORTEX_M_DSP:
@@ -95,9 +95,7 @@ def _padded(array: NDArray[np.int8], axis: int, multiple: int) -> NDArray[np.int
     return np.pad(array, width)
 
 
-def _is_dsp_3x3(
-    kernel: tuple[int, ...], dilation: tuple[int, ...], stride_w: int, channels: int, channels_of_input: int
-) -> bool:
+def _is_dsp_3x3(kernel: tuple[int, ...], dilation: tuple[int, ...], stride_w: int, channels: int, channels_of_input: int) -> bool:
     """Whether there is a kernel of its own for a depthwise convolution."""
     is_shape = tuple(kernel) == (3, 3) and tuple(dilation) == (1, 1)
     return is_shape and stride_w <= 2 and channels % 4 == 0 and channels_of_input == 1

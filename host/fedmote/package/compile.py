@@ -124,7 +124,12 @@ def _record(graph: Graph, op: Op, memory: MemoryPlan, weights: _WeightsSection) 
             return values | _weighted(op, shape, source, target, weights) | _convolution(op, shape, source)
         case OpKind.FULLY_CONNECTED:
             outputs, inputs = np.asarray(op.weights).shape
-            return values | _weighted(op, shape, source, target, weights) | _cost(outputs, inputs) | {"in_n": inputs, "out_n": outputs}
+            return (
+                values
+                | _weighted(op, shape, source, target, weights)
+                | _cost(outputs, inputs)
+                | {"in_n": inputs, "out_n": outputs}
+            )
         case OpKind.ADD:
             return values | _add(graph, op, memory)
         case OpKind.AVERAGE_POOL_2D | OpKind.MAX_POOL_2D:
