@@ -45,7 +45,7 @@ def on_board(package: bytes, x: np.ndarray, directory: Path) -> np.ndarray:
 
 
 @pytest.mark.parametrize("seed", range(20))
-@pytest.mark.parametrize("operator", ["conv-2d", "depthwise-conv-2d", "fully-connected", "add"])
+@pytest.mark.parametrize("operator", ["conv-2d", "depthwise-conv-2d", "fully-connected", "add", "average-pool-2d"])
 def test_operator_on_the_board_equals_the_integer_reference_bit_for_bit(operator: str, seed: int, tmp_path: Path) -> None:
     package, x, expect = CASES[operator](np.random.default_rng(seed))
     for row, sample in zip(on_board(package, x, tmp_path), x, strict=True):
