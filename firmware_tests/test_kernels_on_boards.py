@@ -43,9 +43,11 @@ def check(board: Board, cases: dict[str, Case]) -> None:
             np.testing.assert_array_equal(row[:features].view(np.int8), expect(sample).ravel(), err_msg=name)
 
 
-@pytest.mark.parametrize("operator", ["conv-2d", "depthwise-conv-2d", "fully-connected"])
-def test_operator_on_the_board_equals_the_integer_reference_bit_for_bit(operator: str, board: Board) -> None:
-    check(board, {f"seed {seed}": CASES[operator](np.random.default_rng(seed)) for seed in range(20)})
+def test_every_operator_on_the_board_equals_the_integer_reference_bit_for_bit(board: Board) -> None:
+    check(
+        board,
+        {f"{operator}, seed {seed}": CASES[operator](np.random.default_rng(seed)) for operator in CASES for seed in range(20)},
+    )
 
 
 # Sums of more products than are widened at once (FEDMOTE_DSP_WORDS), and of as many, one less, one more.

@@ -61,7 +61,7 @@ def arranged(op: Op, in_c: int, arrangement: Arrangement) -> NDArray[np.int8] | 
 
 
 def arranged_scaling(op: Op, source: Quantization, target: Quantization, arrangement: Arrangement) -> NDArray[np.int32]:
-    """What makes outputs of the sums of a weighted operator, (outputs, 3): bias, multiplier, and a shift in arrangement plain."""
+    """What makes outputs of the sums of a weighted operator, shape (outputs, 3): bias, multiplier, shift, or as kernels want."""
     numbers = fixed_point.weighted_requantization(op, source, target)
     bias = fixed_point.folded_bias(op, source)
     if arrangement is Arrangement.CORTEX_M_DSP and op.weight_bits == 8:
