@@ -42,8 +42,8 @@ void fedmote_dot(int32_t *sums, uint32_t count, const int8_t *x, const int8_t *w
     }
 }
 
-/* Written out: a loop would cost more than its body. Not inlined: the offsets of all taps would be worked out in front of
- * the loop over channels, and spilled. */
+/* Written out: a loop would cost more than its body. Not inlined: the offsets of all taps would be worked out in front
+ * of the loop over channels, and spilled. */
 __attribute__((noinline)) static int32_t depthwise_dot_9(const int8_t *const *x, uint32_t j, const int8_t *w,
                                                          uint32_t stride) {
     int32_t sum = 0;

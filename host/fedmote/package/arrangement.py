@@ -99,9 +99,7 @@ def _padded(array: NDArray[np.int8], axis: int, multiple: int) -> NDArray[np.int
     return np.pad(array, width)
 
 
-def _is_dsp_3x3(
-    kernel: tuple[int, ...], dilation: tuple[int, ...], stride_w: int, channels: int, channels_of_input: int
-) -> bool:
+def _is_dsp_3x3(kernel: tuple[int, ...], dilation: tuple[int, ...], stride_w: int, channels: int, channels_of_input: int) -> bool:
     """Whether there is a kernel of its own for a depthwise convolution."""
     is_shape = tuple(kernel) == (3, 3) and tuple(dilation) == (1, 1)
     return is_shape and stride_w <= 2 and channels % 4 == 0 and channels_of_input == 1
