@@ -61,7 +61,8 @@ static inline int32_t fedmote_high_product(int32_t x, int32_t multiplier) {
 /* Step 2: x / 2^right. Taking 1 from negative numbers turns "ties away from zero" into "ties up". 1 <= right <= 31, and
  * x is what step 1 makes: between INT32_MIN and INT32_MAX - 1, both excluded, so neither 1 overflows. */
 static inline int32_t fedmote_rounding_shift(int32_t x, int32_t right) {
-    return (((x - (int32_t)((uint32_t)x >> 31)) >> (right - 1)) + 1) >> 1;
+    /* cppcheck-suppress shiftTooManyBitsSigned ; -1 where x is negative, see fedmote_shift_keeps_the_sign */
+    return (((x + (x >> 31)) >> (right - 1)) + 1) >> 1;
 }
 
 /* x * multiplier * 2^(shift - 31). multiplier >= 0, -31 <= shift <= 30. */
