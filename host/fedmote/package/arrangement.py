@@ -18,7 +18,11 @@ from fedmote.package.graph import Op, OpKind, Quantization
 from fedmote.wire.schema import Arrangement, Opcode
 
 # By the `kernels` of a board file: folders of device_sdk/variants, and "portable".
-OF_KERNELS: Final = {"portable": Arrangement.PLAIN, "cortex_m_dsp": Arrangement.CORTEX_M_DSP}
+OF_KERNELS: Final = {
+    "portable": Arrangement.PLAIN,
+    "cortex_m0": Arrangement.PLAIN,
+    "cortex_m_dsp": Arrangement.CORTEX_M_DSP,
+}
 
 # Operators with weights of 4 bits, which lie packed in plain order with plain scaling for all kernels.
 INT4: Final = {
