@@ -20,7 +20,7 @@ from fedmote.package.boards import Board
 from fedmote.package.compile import Plan, compile_graph
 from fedmote.package.execute import run_int8
 from fedmote.package.graph import Graph
-from fedmote.package.specimen import random_int8_graph, random_samples
+from fedmote.package.specimen import random_int8_graph, random_samples, wide_int8_graph
 from fedmote.package.tflite_writer import write_numbered
 from fedmote_hil.run import run_jobs
 from fedmote_hil.tensors import Int8, check_arena, features_of, job_of, tensors_of
@@ -28,6 +28,7 @@ from fedmote_hil.tensors import Int8, check_arena, features_of, job_of, tensors_
 Judge = Callable[[Graph, Int8], dict[str, Int8]]
 
 SAMPLES = 4  # of each graph: all bytes at their least, all at their greatest, the others random
+_WIDE_EVERY = 8  # seeds; the graphs of the others are small, of all kinds of operators
 _GRAPHS_AT_ONCE = 50  # packages that are in memory together
 _INTERPRETER_BYTES = 1 << 24
 
@@ -101,7 +102,7 @@ def _specimens(board: Board, seeds: Iterable[int]) -> list[_Specimen]:
     """The graphs of which all tensors fit the board's memory."""
     specimens = []
     for seed in seeds:
-        graph = random_int8_graph(seed)
+        graph = random_int8_graph(seed) if seed % _WIDE_EVERY else wide_int8_graph(seed)
         debug = compile_graph(graph, board.arrangement, is_debug=True)
         with contextlib.suppress(DoesNotFitError):
             check_arena(board, debug)

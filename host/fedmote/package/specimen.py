@@ -80,6 +80,31 @@ def _varied(graph: Graph, op: Op, rng: np.random.Generator) -> Op:
     return op
 
 
+def wide_int8_graph(seed: int) -> Graph:
+    """An int8 graph of three convolutions with many channels over few pixels: sums longer than any kernel does at once."""
+    rng = np.random.default_rng([seed, 3])
+    sketch = _Sketch(rng)
+    sketch.shapes["x"] = (1, int(rng.integers(5, 9)), int(rng.integers(1, 6)), int(rng.integers(40, 80)))
+    for index in range(3):
+        channels = sketch.shapes[sketch.head][3]
+        is_depthwise = bool(index == 1 and rng.random() < 0.5)
+        op = sketch._op(OpKind.DEPTHWISE_CONV_2D if is_depthwise else OpKind.CONV_2D)
+        outputs = channels if is_depthwise else int(rng.integers(1, 100))
+        shape = (1, 3, 3, outputs) if is_depthwise else (outputs, 3, 3, channels)
+        sketch._add(_with(op, padding="SAME", kernel=(3, 3), **_bounded_weights(rng, shape, outputs)))
+    activations = {name: Activations(name, shape) for name, shape in sketch.shapes.items()}
+    graph = Graph("x", sketch.head, activations, tuple(sketch.ops))
+    x = rng.normal(0, 1, (8, *graph.activations["x"].shape[1:])).astype(np.float32)
+    ranges = {name: (low, high if high > low else low + 1.0) for name, (low, high) in observe(graph, x).items()}
+    return quantize(graph, ranges)
+
+
+def _bounded_weights(rng: np.random.Generator, shape: tuple[int, ...], outputs: int) -> dict[str, object]:
+    """Weights that keep activations about as large as they are."""
+    weights = rng.normal(0, (shape[0] * outputs / np.prod(shape)) ** 0.5, shape).astype(np.float32)
+    return {"weights": weights, "bias": rng.normal(0, 0.5, outputs).astype(np.float32)}
+
+
 def random_samples(graph: Graph, count: int, seed: int) -> np.ndarray[tuple[int, ...], np.dtype[np.int8]]:
     """Uniform int8 samples (count, ...) of the graph's input shape, the extremes included."""
     shape = (count, *graph.activations[graph.input].shape[1:])
