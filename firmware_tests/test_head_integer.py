@@ -32,7 +32,7 @@ def problem(layers: Layers, count: int, seed: int) -> tuple[np.ndarray, np.ndarr
 @pytest.mark.parametrize("layers", HEADS)
 @pytest.mark.parametrize("options", WAYS)
 def test_every_bit_is_as_predicted(layers: Layers, options: Options) -> None:
-    x, y = problem(layers, 60, seed=2)
+    x, y = problem(layers, 40, seed=2)
     base = layers.random_parameters(np.random.default_rng(4), 0.2)
     device = DeviceHead(layers, base, options, "fedmote_int16", 0.02, -128)
     host = IntegerHead(layers, base, options, 0.02, -128)
@@ -58,8 +58,10 @@ def test_small_updates_are_not_lost() -> None:
     for _ in range(2999):
         reference.sgd_step(x, np.array([0]))
     expected = reference.parameters - base
-    assert np.abs(device.deltas() - expected).max() < 6 * unit
-    assert np.linalg.norm(device.deltas() - expected) < 0.1 * np.linalg.norm(expected)
+    # A number that gets k units further has taken k of them in about k steps drawn by lot: its deviation is near sqrt(k).
+    deviation = (device.deltas() - expected)[:64] / unit / np.sqrt(np.abs(expected[:64]) / unit + 1)
+    assert np.sqrt(np.mean(deviation**2)) < 1.3
+    assert abs(np.mean(deviation)) < 0.4
 
 
 @pytest.mark.parametrize("layers", [Layers(64, 0, 10), Layers(64, 12, 10)])
@@ -84,6 +86,8 @@ def test_every_option_leads_near_to_where_torch_gets(layers: Layers, batch: int,
         assert len(losses) == batch
         reference.sgd_step(x[first : first + batch], y[first : first + batch])
     expected = reference.parameters - base
-    assert np.linalg.norm(device.deltas() - expected) < 0.05 * np.linalg.norm(expected)
+    # A unit of the weights here, and a standard deviation of at most half of it for each change of each number.
+    noise = 0.5 * 2.0**-12 * np.sqrt(layers.parameters * len(x) / batch)
+    assert np.linalg.norm(device.deltas() - expected) < 0.04 * np.linalg.norm(expected) + noise
 
 
