@@ -11,8 +11,11 @@ import hashlib
 import struct
 import zlib
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
+
+from firmware_tests import dsp_arrangement
 
 CONV_2D, DEPTHWISE_CONV_2D, FULLY_CONNECTED, ADD, AVERAGE_POOL_2D, MAX_POOL_2D, MEAN, PAD, RELU = range(1, 10)
 MANIFEST, PLAN, WEIGHTS, HEAD = range(1, 5)
@@ -52,8 +55,12 @@ def head_section(weight: np.ndarray, bias: np.ndarray) -> bytes:
 
 @dataclass
 class Builder:
-    """Collects operators and constants; tensors are placed one after another and never share memory."""
+    """Collects operators and constants; tensors are placed one after another and never share memory.
 
+    `arrangement`: 0 or that of `dsp_arrangement`.
+    """
+
+    arrangement: ClassVar[int] = 0
     input_count: int
     records: list[bytes] = field(default_factory=list)
     constants: bytearray = field(default_factory=bytearray)
@@ -78,12 +85,16 @@ class Builder:
         self.records.append(words(opcode | (5 + len(rest)) << 16, units, unit_macs, source, target, *rest))
         return target
 
-    def _channels(self, constants: tuple[np.ndarray, ...], axis: int, zero_point: int) -> list[int]:
+    def _channels(self, constants: tuple[np.ndarray, ...], axis: int, zero_point: int, arranged: np.ndarray) -> list[int]:
         """Of weights with their channels on `axis`, bias, multiplier and shift; the input's zero point goes into the bias."""
         weights, bias, multiplier, shift = constants
-        sums = np.moveaxis(weights, axis, 0).reshape(len(bias), -1).sum(axis=1, dtype=np.int64)
-        folded = (bias - zero_point * sums).astype(np.uint32).view(np.int32)
-        return [self.constant(array) for array in (weights, np.stack([folded, multiplier, shift], axis=1))]
+        rows = np.moveaxis(weights, axis, 0).reshape(len(bias), -1)
+        folded = (bias - zero_point * rows.sum(axis=1, dtype=np.int64)).astype(np.uint32).view(np.int32).astype(np.int64)
+        if self.arrangement != dsp_arrangement.CORTEX_M_DSP:
+            scaling = np.stack([folded, multiplier, shift], axis=1).astype(np.int32)
+        else:
+            scaling = dsp_arrangement.scaling(folded, multiplier, shift, rows, bias, axis != 2)
+        return [self.constant(array) for array in (arranged, scaling)]
 
     def conv(self, opcode: int, source: int, shapes: tuple[tuple[int, int, int], tuple[int, int, int]], kernel: tuple[int, int],
              stride: tuple[int, int], dilation: tuple[int, int], pads: tuple[int, int], constants: tuple[np.ndarray, ...],
@@ -93,11 +104,19 @@ class Builder:
         macs = out_w * out_c * kernel[0] * kernel[1] * (in_c // groups)
         rest = [in_h, in_w, in_c, out_h, out_w, out_c, *kernel, *stride, *dilation, *pads, *quantization]
         target = self.tensor(out_h * out_w * out_c)
-        channels = self._channels(constants, 0 if opcode == CONV_2D else 2, quantization[0])
+        arranged = constants[0]
+        if self.arrangement == dsp_arrangement.CORTEX_M_DSP:
+            if opcode == CONV_2D:
+                arranged = dsp_arrangement.conv(arranged, groups, dilation[1])
+            else:
+                arranged = dsp_arrangement.depthwise(arranged, dilation, stride[1], out_c // groups)
+        channels = self._channels(constants, 0 if opcode == CONV_2D else 2, quantization[0], arranged)
         return self.record(opcode, out_h, macs, source, target, *channels, *rest, groups, in_c // groups, out_c // groups)
 
     def dense(self, source: int, in_n: int, out_n: int, constants: tuple[np.ndarray, ...], quantization: tuple[int, ...]) -> int:
-        rest = [*self._channels(constants, 0, quantization[0]), in_n, out_n, *quantization[1:]]
+        is_dsp = self.arrangement == dsp_arrangement.CORTEX_M_DSP
+        arranged = dsp_arrangement.dense(constants[0]) if is_dsp else constants[0]
+        rest = [*self._channels(constants, 0, quantization[0], arranged), in_n, out_n, *quantization[1:]]
         return self.record(FULLY_CONNECTED, out_n, in_n, source, self.tensor(out_n), *rest)
 
     def add(self, source: int, source2: int, count: int, *parameters: int) -> int:
@@ -133,7 +152,7 @@ class Builder:
         scale = struct.unpack("<I", struct.pack("<f", feature_scale))[0]
         size = round_16(self.used) if encoder_bytes is None else encoder_bytes
         header = words(len(self.records), size, self.input_offset, self.input_count, features, feature_count,
-                       scale, 0, scale, feature_zero_point, 1000, 0)  # fmt: skip
+                       scale, 0, scale, feature_zero_point, 1000, self.arrangement)  # fmt: skip
         plan = header + b"".join(self.records)
         return [(MANIFEST, b"\xa0"), (PLAN, plan), (WEIGHTS, bytes(self.constants)), (HEAD, head)]
 

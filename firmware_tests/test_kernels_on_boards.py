@@ -2,6 +2,7 @@
 """The kernels that an emulated board really has, where they are not the portable ones: same bytes, on the board."""
 
 import shutil
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,6 @@ from fedmote_hil.results import collect_results
 from fedmote_hil.run import run_on_board
 from firmware_tests import integer_reference as reference
 from firmware_tests import package_builder as fmp
-from firmware_tests.native import OpenPackage
 from firmware_tests.test_kernels import CASES, channel_constants, int8, limits, zero_points
 
 BOARD = "stm32f405"
@@ -25,15 +25,23 @@ _missing = [tool for tool in ("arm-none-eabi-gcc", "qemu-system-arm") if shutil.
 pytestmark = [pytest.mark.emulator, pytest.mark.skipif(bool(_missing), reason=f"not installed: {', '.join(_missing)}")]
 
 
+@pytest.fixture(autouse=True)
+def arrangement(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Packages that are written by hand have the weights of the board's kernels."""
+    monkeypatch.setattr(fmp.Builder, "arrangement", int(Board.load(BOARD).arrangement))
+
+
 def on_board(package: bytes, x: np.ndarray, directory: Path) -> np.ndarray:
     """Features int8 (N, D) of a package without a manifest, which `run_on_board` would refuse."""
-    struct = OpenPackage(package).struct
-    record_bytes = struct.feature_count + 4 * struct.head_outputs
+    offsets = {kind: offset for kind, offset, _, _ in struct.iter_unpack("<4I", package[48 : 48 + 16 * 4])}
+    (feature_count,) = struct.unpack_from("<I", package, offsets[fmp.PLAN] + 20)
+    (outputs,) = struct.unpack_from("<I", package, offsets[fmp.HEAD] + 8)
+    record_bytes = feature_count + 4 * outputs
     files = {"package": directory / "package.fmp", "samples": directory / "samples.bin"}
     files["package"].write_bytes(package)
     files["samples"].write_bytes(samples_region(x.reshape(len(x), -1), np.zeros(len(x), np.int64)))
     results = collect_results(build(BOARD, Program.RUN, is_checked=True), files, len(x) * record_bytes, directory)
-    return np.frombuffer(results, np.int8).reshape(len(x), record_bytes)[:, : struct.feature_count]
+    return np.frombuffer(results, np.int8).reshape(len(x), record_bytes)[:, :feature_count]
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -73,6 +81,29 @@ def test_long_convolution_sums_on_the_board_equal_the_integer_reference(in_c: in
     rows = on_board(builder.build(out, size * size * out_c), x, tmp_path)
     for row, sample in zip(rows, x, strict=True):
         expected = reference.conv(sample, *constants, (size, size), *window[1:], quantization, is_depthwise=False)
+        np.testing.assert_array_equal(row, expected.ravel())
+
+
+# The shapes of a kernel of its own: rows of more columns than are widened at once, windows that lie in the padding altogether.
+@pytest.mark.parametrize("stride", [(1, 1), (2, 2), (3, 2), (1, 3)])
+@pytest.mark.parametrize(("width", "pad"), [(1, 1), (2, 1), (3, 0), (5, 1), (6, 2), (9, 3), (80, 1)])
+def test_three_by_three_depthwise_on_the_board_equals_the_integer_reference(
+    width: int, pad: int, stride: tuple[int, int], tmp_path: Path
+) -> None:
+    rng = np.random.default_rng([width, *stride])
+    height, channels = int(rng.integers(1, 7)), 4 * int(rng.integers(1, 4))
+    out_hw = (height + 1) // stride[0] + 1, max(width + 2 * pad - 3, 0) // stride[1] + 1
+    bias, multiplier = rng.integers(-9000, 9000, channels), rng.integers(2**30, 2**31, channels)
+    constants = (int8(rng, 3, 3, channels), bias.astype(np.int32), multiplier.astype(np.int32), rng.integers(-12, -5, channels))
+    quantization = (*zero_points(rng, 2), *limits(rng))
+    builder = fmp.Builder(height * width * channels)
+    shapes = ((height, width, channels), (*out_hw, channels))
+    window = ((3, 3), stride, (1, 1), (1, pad))
+    out = builder.conv(fmp.DEPTHWISE_CONV_2D, 0, shapes, *window, constants, quantization, channels)
+    x = int8(rng, 2, height, width, channels)
+    rows = on_board(builder.build(out, out_hw[0] * out_hw[1] * channels), x, tmp_path)
+    for row, sample in zip(rows, x, strict=True):
+        expected = reference.conv(sample, *constants, out_hw, *window[1:], quantization, True)
         np.testing.assert_array_equal(row, expected.ravel())
 
 

@@ -69,7 +69,15 @@ def example_encoders() -> dict[str, Graph]:
     windows = _Chain((1, 1, 128, 9))
     for outputs in (16, 32, 64):
         windows = windows.conv(outputs, (1, 5)).pool((1, 2))
-    return {"digits_cnn": digits.averaged(), "har_cnn": windows.averaged()}
+    return {"digits_cnn": digits.averaged(), "har_cnn": windows.averaged(), "mobilenet_v1_025_96": mobilenet()}
+
+
+def mobilenet() -> Graph:
+    """MobileNetV1, width 0.25, 96x96x3, two classes: 27 convolutions, 7.49 M multiply-accumulates. Random weights."""
+    chain = _Chain((1, 96, 96, 3), samples=2).conv(8, (3, 3), 2, Activation.RELU6)
+    for stride, outputs in ((1, 16), (2, 32), (1, 32), (2, 64), (1, 64), (2, 128), *[(1, 128)] * 5, (2, 256), (1, 256)):
+        chain = chain.depthwise((3, 3), stride, Activation.RELU6).conv(outputs, (1, 1), 1, Activation.RELU6)
+    return chain.pool((3, 3), OpKind.AVERAGE_POOL_2D).flattened().dense(2).quantized()
 
 
 @dataclass
@@ -80,6 +88,7 @@ class _Chain:
     ops: list[Op] = field(default_factory=list)
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
+    samples: int = 16  # by which the ranges of activations are found
 
     def __post_init__(self) -> None:
         self.shapes["x"] = self.shape
@@ -88,22 +97,46 @@ class _Chain:
     def last(self) -> str:
         return self.ops[-1].output if self.ops else "x"
 
-    def conv(self, outputs: int, kernel: tuple[int, int]) -> _Chain:
-        """SAME padding, ReLU."""
-        weights = self.rng.normal(0, 0.2, (outputs, *kernel, self.shape[3])).astype(np.float32)
-        bias = self.rng.normal(0, 0.1, outputs).astype(np.float32)
-        op = self._op(OpKind.CONV_2D)
-        return self._add(replace(op, kernel=kernel, padding="SAME", activation=Activation.RELU, weights=weights, bias=bias))
+    def conv(self, outputs: int, kernel: tuple[int, int], stride: int = 1, activation: Activation = Activation.RELU) -> _Chain:
+        """SAME padding."""
+        weights = self._weights((outputs, *kernel, self.shape[3]), math.prod(kernel) * self.shape[3])
+        op = replace(self._op(OpKind.CONV_2D), kernel=kernel, stride=(stride, stride), padding="SAME", activation=activation)
+        return self._add(replace(op, weights=weights, bias=self._bias(outputs)))
 
-    def pool(self, window: tuple[int, int]) -> _Chain:
-        """The largest of each window, windows beside each other."""
-        return self._add(replace(self._op(OpKind.MAX_POOL_2D), kernel=window, stride=window, padding="VALID"))
+    def depthwise(self, kernel: tuple[int, int], stride: int, activation: Activation) -> _Chain:
+        """SAME padding, an output for each channel."""
+        weights = self._weights((1, *kernel, self.shape[3]), math.prod(kernel))
+        op = replace(self._op(OpKind.DEPTHWISE_CONV_2D), kernel=kernel, stride=(stride, stride), padding="SAME")
+        return self._add(replace(op, activation=activation, weights=weights, bias=self._bias(self.shape[3])))
+
+    def pool(self, window: tuple[int, int], kind: OpKind = OpKind.MAX_POOL_2D) -> _Chain:
+        """The largest or the average of each window, windows beside each other."""
+        return self._add(replace(self._op(kind), kernel=window, stride=window, padding="VALID"))
+
+    def flattened(self) -> _Chain:
+        """One axis."""
+        return self._add(self._op(OpKind.RESHAPE), (1, math.prod(self.shape)))
+
+    def dense(self, outputs: int) -> _Chain:
+        """Without activation."""
+        weights = self._weights((outputs, self.shape[1]), self.shape[1])
+        return self._add(replace(self._op(OpKind.FULLY_CONNECTED), weights=weights, bias=self._bias(outputs)))
 
     def averaged(self) -> Graph:
         """The finished graph: the mean over height and width of what there is, in int8."""
-        self._add(self._op(OpKind.MEAN), (1, self.shape[3]))
+        return self._add(self._op(OpKind.MEAN), (1, self.shape[3])).quantized()
+
+    def quantized(self) -> Graph:
+        """The finished graph in int8."""
         graph = Graph("x", self.last, {name: Activations(name, shape) for name, shape in self.shapes.items()}, tuple(self.ops))
-        return quantize(graph, observe(graph, self.rng.normal(size=(16, *self.shapes["x"][1:])).astype(np.float32)))
+        return quantize(graph, observe(graph, self.rng.normal(size=(self.samples, *self.shapes["x"][1:])).astype(np.float32)))
+
+    def _weights(self, shape: tuple[int, ...], products: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+        """Of a size that keeps activations as large as they are, through any number of layers."""
+        return self.rng.normal(0, (2.0 / products) ** 0.5, shape).astype(np.float32)
+
+    def _bias(self, outputs: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+        return self.rng.normal(0, 0.1, outputs).astype(np.float32)
 
     def _op(self, kind: OpKind) -> Op:
         name = f"{kind.value.lower()}{len(self.ops)}"

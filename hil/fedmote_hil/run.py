@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Inference of a package on a board: what the device would compute, byte by byte."""
+"""Inference of packages on a board: what the device would compute, byte by byte."""
 
 from __future__ import annotations
 
 import re
 import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +24,23 @@ from fedmote_hil.results import collect_results, refused
 _PROCESS_S = 600.0
 
 
+@dataclass(frozen=True)
+class Job:
+    """A package in its device form and its samples.
+
+    Attributes:
+        package: bytes.
+        samples: int8 (N, input bytes).
+        result_bytes: of one sample: its features, then its float32 logits.
+    """
+
+    package: bytes
+    samples: NDArray[np.int8]
+    result_bytes: int
+
+
 def run_on_board(board: Board | str, package: bytes, x: NDArray[np.int8], logits: bool = False) -> NDArray[np.generic]:
-    """Runs every sample through the package's encoder, and its head, on a board.
+    """Runs every sample through the package's encoder, and its head, on a board; see `run_many_on_board`.
 
     Args:
         board: the board or its name.
@@ -33,36 +50,72 @@ def run_on_board(board: Board | str, package: bytes, x: NDArray[np.int8], logits
 
     Returns:
         Features int8 (N, D), or logits float32 (N, C).
+    """
+    return run_many_on_board(board, [(package, x)], logits)[0]
+
+
+def run_many_on_board(
+    board: Board | str, items: Sequence[tuple[bytes, NDArray[np.int8]]], logits: bool = False
+) -> list[NDArray[np.generic]]:
+    """Runs many packages, each over its own samples, with as few starts of the board as its regions allow.
+
+    Args:
+        board: the board or its name.
+        items: packages and samples as for `run_on_board`.
+        logits: the heads' logits instead of the features.
+
+    Returns:
+        For each package features int8 (N, D), or logits float32 (N, C).
 
     Raises:
-        PackageError: the package is damaged, before anything is started.
+        PackageError: a package is damaged, before anything is started.
         ConfigError: samples of another size than the package's input, or logits of a package without a head.
-        DoesNotFitError: the package is too large for the board.
-        DeviceError: the board refused the package or stopped.
+        DoesNotFitError: a package is too large for the board.
+        DeviceError: the board refused a package or stopped.
         RigError: a tool is missing, or the build fails.
     """
     board = Board.load(board) if isinstance(board, str) else board
-    content = Package.read(package)
-    flat = np.ascontiguousarray(x, np.int8).reshape(len(x), int(np.prod(x.shape[1:])))
-    if flat.shape[1] != content.header.input_count:
-        raise ConfigError(f"samples of {flat.shape[1]} bytes, the package's input has {content.header.input_count}")
-    if logits and content.outputs == 0:
-        raise ConfigError("the package has no head: no logits")
-    record_bytes = content.features + 4 * content.outputs
-    device_form = content.device_form()
-    if (needed := _arena_bytes(content)) > board.run_arena_bytes:
-        raise DoesNotFitError(board.name, "arena", needed, board.run_arena_bytes)
+    packages = [Package.read(package) for package, _ in items]
+    jobs = [_job(board, package, x, logits) for package, (_, x) in zip(packages, items, strict=True)]
+    return [
+        np.ascontiguousarray(results[:, package.features :]).view("<f4")
+        if logits
+        else np.ascontiguousarray(results[:, : package.features]).view(np.int8)
+        for package, results in zip(packages, run_jobs(board, jobs), strict=True)
+    ]
+
+
+def run_jobs(board: Board, jobs: Sequence[Job]) -> list[NDArray[np.uint8]]:
+    """What a board computes: uint8 (N, result_bytes) for each job.
+
+    Raises:
+        DoesNotFitError, DeviceError, RigError: as `run_many_on_board`.
+    """
     run = _run_process if board.emulator is None else _run_emulated
-    batch = _batch_size(board, device_form, flat)
+    results = [bytearray() for _ in jobs]
     with tempfile.TemporaryDirectory(prefix="fedmote-run-") as directory:
-        results = b"".join(
-            run(board, device_form, flat[start : start + batch], record_bytes, Path(directory))
-            for start in range(0, len(flat), batch)
-        )
-    records = np.frombuffer(results, np.uint8).reshape(len(flat), record_bytes)
-    if logits:
-        return np.ascontiguousarray(records[:, content.features :]).view("<f4").reshape(len(flat), content.outputs)
-    return np.ascontiguousarray(records[:, : content.features]).view(np.int8)
+        for start in _starts(board, jobs):
+            blob = run(board, [job for _, job in start], Path(directory))
+            for index, job in start:
+                size = len(job.samples) * job.result_bytes
+                results[index] += blob[:size]
+                blob = blob[size:]
+    return [
+        np.frombuffer(result, np.uint8).reshape(len(job.samples), job.result_bytes)
+        for job, result in zip(jobs, results, strict=True)
+    ]
+
+
+def _job(board: Board, package: Package, x: NDArray[np.int8], logits: bool) -> Job:
+    """A package and its samples, if they go together and fit the program."""
+    flat = np.ascontiguousarray(x, np.int8).reshape(len(x), int(np.prod(x.shape[1:])))
+    if flat.shape[1] != package.header.input_count:
+        raise ConfigError(f"samples of {flat.shape[1]} bytes, the package's input has {package.header.input_count}")
+    if logits and package.outputs == 0:
+        raise ConfigError("the package has no head: no logits")
+    if (needed := _arena_bytes(package)) > board.run_arena_bytes:
+        raise DoesNotFitError(board.name, "arena", needed, board.run_arena_bytes)
+    return Job(package.device_form(), flat, package.features + 4 * package.outputs)
 
 
 def _arena_bytes(package: Package) -> int:
@@ -71,30 +124,70 @@ def _arena_bytes(package: Package) -> int:
     return round_up(package.header.encoder_bytes) + round_up(float_bytes) + package.features + 4 * package.outputs
 
 
-def _batch_size(board: Board, package: bytes, flat: NDArray[np.int8]) -> int:
-    """Samples of one start of the board."""
+def _starts(board: Board, jobs: Sequence[Job]) -> Iterator[list[tuple[int, Job]]]:
+    """What each start of the board does: numbers of jobs, and the part of their samples for which there is room."""
     if board.emulator is None:
-        return max(len(flat), 1)
-    room = board.region("package").bytes
-    if len(package) > room:
-        raise DoesNotFitError(board.name, "flash", len(package), room)
-    room = board.region("samples").bytes - 16
-    batch = int(room // (flat.shape[1] + 4))  # 4: a label, and what pads the labels
-    if batch == 0:
-        raise DoesNotFitError(board.name, "samples", flat.shape[1] + 4, room)
-    return batch
+        if any(len(job.samples) for job in jobs):
+            yield [(index, job) for index, job in enumerate(jobs) if len(job.samples)]
+        return
+    rooms = board.region("package").bytes, board.region("samples").bytes
+    start: list[tuple[int, Job]] = []
+    package_room, samples_room = rooms
+    for job in jobs:
+        _check_fit(board, job, *rooms)
+    for index, job in enumerate(jobs):
+        done = 0
+        while done < len(job.samples):
+            count = min(len(job.samples) - done, _samples_in(samples_room, job))
+            if count == 0 or len(job.package) > package_room:
+                yield start
+                start, (package_room, samples_room) = [], rooms
+                continue
+            part = Job(job.package, job.samples[done : done + count], job.result_bytes)
+            start.append((index, part))
+            package_room -= round_up(len(part.package))
+            samples_room -= len(_padded_samples(part))
+            done += count
+    if start:
+        yield start
 
 
-def _files(directory: Path, package: bytes, x: NDArray[np.int8]) -> dict[str, Path]:
-    """The regions of a run, by their names."""
-    files = {"package": directory / "package.fmp", "samples": directory / "samples.bin"}
-    files["package"].write_bytes(package)
-    files["samples"].write_bytes(samples_region(x, np.zeros(len(x), np.int64)))
+def _check_fit(board: Board, job: Job, package_room: int, samples_room: int) -> None:
+    """Refuses a job of which not even one sample fits an empty board."""
+    if len(job.package) > package_room:
+        raise DoesNotFitError(board.name, "flash", len(job.package), package_room)
+    if _samples_in(samples_room, job) == 0:
+        raise DoesNotFitError(board.name, "samples", job.samples.shape[1] + _SAMPLES_OVERHEAD, samples_room)
+
+
+# A samples region of N samples has N labels, at most this much else beside the samples, and begins at a multiple of 16.
+_SAMPLES_OVERHEAD = 16 + 3 + 15
+
+
+def _samples_in(room: int, job: Job) -> int:
+    """How many samples of a job surely fit."""
+    return max(0, room - _SAMPLES_OVERHEAD) // (job.samples.shape[1] + 1)
+
+
+def _padded_samples(job: Job) -> bytes:
+    region = samples_region(job.samples, np.zeros(len(job.samples), np.int64))
+    return region.ljust(round_up(len(region)), b"\0")
+
+
+def _files(directory: Path, jobs: Sequence[Job]) -> dict[str, Path]:
+    """The regions of a start, by their names."""
+    files = {"package": directory / "packages.bin", "samples": directory / "samples.bin"}
+    files["package"].write_bytes(b"".join(job.package.ljust(round_up(len(job.package)), b"\0") for job in jobs))
+    files["samples"].write_bytes(b"".join(_padded_samples(job) for job in jobs))
     return files
 
 
-def _run_process(board: Board, package: bytes, x: NDArray[np.int8], record_bytes: int, directory: Path) -> bytes:
-    files = _files(directory, package, x)
+def _blob_bytes(jobs: Sequence[Job]) -> int:
+    return sum(len(job.samples) * job.result_bytes for job in jobs)
+
+
+def _run_process(board: Board, jobs: Sequence[Job], directory: Path) -> bytes:
+    files = _files(directory, jobs)
     output = directory / "output.bin"
     image = build(board, Program.RUN)
     child = Child([str(image.path), str(files["package"]), str(files["samples"]), str(output)], directory)
@@ -104,8 +197,8 @@ def _run_process(board: Board, package: bytes, x: NDArray[np.int8], record_bytes
     finally:
         child.kill()
     results = output.read_bytes()
-    if len(results) != len(x) * record_bytes:
-        raise DeviceError(f"board {board.name}: {len(results)} bytes of results, {len(x) * record_bytes} expected")
+    if len(results) != _blob_bytes(jobs):
+        raise DeviceError(f"board {board.name}: {len(results)} bytes of results, {_blob_bytes(jobs)} expected")
     return results
 
 
@@ -115,6 +208,6 @@ def _refusal(board: Board, said: str) -> DeviceError:
     return DeviceError(f"board {board.name}: {said}") if found is None else refused(board, int(found[1]))
 
 
-def _run_emulated(board: Board, package: bytes, x: NDArray[np.int8], record_bytes: int, directory: Path) -> bytes:
+def _run_emulated(board: Board, jobs: Sequence[Job], directory: Path) -> bytes:
     image = build(board, Program.RUN, is_checked=True)
-    return collect_results(image, _files(directory, package, x), len(x) * record_bytes, directory)
+    return collect_results(image, _files(directory, jobs), _blob_bytes(jobs), directory)

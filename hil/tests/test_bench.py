@@ -83,7 +83,7 @@ def test_the_head_is_counted_for_all_sizes_and_batches():
 
 
 def test_a_board_that_cannot_count_is_refused_with_those_that_can():
-    with pytest.raises(ConfigError, match="posix cannot count instructions; these can: stm32f405"):
+    with pytest.raises(ConfigError, match="posix cannot count instructions; these can: .*stm32f405"):
         bench.count_head("posix")
 
 
@@ -107,7 +107,7 @@ def test_absent_and_too_large_models_are_named_and_the_rest_is_counted(monkeypat
     assert _said("kernels", "--json") == 0
     said = json.loads(capsys.readouterr().out)
     assert [row["model"] for row in said["rows"]] == ["digits_cnn"]
-    assert [reason.split(":")[0] for reason in said["skipped"]] == [*REFERENCE_MODELS, "har_cnn"]
+    assert [reason.split(":")[0] for reason in said["skipped"]] == [*REFERENCE_MODELS, "har_cnn", "mobilenet_v1_025_96"]
 
 
 @emulator_test

@@ -21,43 +21,67 @@ static struct fedmote_head head_of(const struct fedmote_package *package, float 
     };
 }
 
-int32_t run_samples(const uint8_t *package_bytes, uint32_t package_size, const struct samples_region *samples,
-                    uint8_t *memory, uint32_t memory_bytes, run_emit emit, void *context) {
-    static const struct fedmote_operator *const operators[] = {FEDMOTE_ALL_OPERATORS, NULL};
-    const struct fedmote_port unsigned_port = {.hash = NULL, .operators = operators};
-    struct fedmote_package package;
-    int32_t status = fedmote_package_open(&package, &unsigned_port, package_bytes, package_size);
-    if (status != FEDMOTE_OK) {
-        return status;
-    }
+static int32_t run_samples(const struct fedmote_package *package, const struct samples_region *samples, uint8_t *memory,
+                           uint32_t memory_bytes, run_emit emit, void *context) {
     /* encoder, then scratch f32[D + C] with the logits f32[C] behind it, then the result. The bounds that
      * fedmote_package_open() has checked keep these sums far below 2^32. */
-    const uint32_t encoder_bytes = round_16(package.encoder_bytes);
-    const uint32_t float_bytes = round_16(4U * (package.feature_count + 2U * package.head_outputs));
-    const uint32_t result_bytes = package.feature_count + 4U * package.head_outputs;
+    const uint32_t encoder_bytes = round_16(package->encoder_bytes);
+    const uint32_t float_bytes = round_16(4U * (package->feature_count + 2U * package->head_outputs));
+    const uint32_t result_bytes = package->feature_count + 4U * package->head_outputs;
     if (memory_bytes < float_bytes + result_bytes || encoder_bytes > memory_bytes - float_bytes - result_bytes) {
         return FEDMOTE_ERR_ARENA;
     }
     float *scratch = (float *)(void *)(memory + encoder_bytes);
-    float *logits = scratch + package.feature_count + package.head_outputs;
+    float *logits = scratch + package->feature_count + package->head_outputs;
     uint8_t *result = memory + encoder_bytes + float_bytes;
-    const struct fedmote_head head = head_of(&package, scratch);
+    const struct fedmote_head head = head_of(package, scratch);
     struct fedmote_encoder encoder;
-    fedmote_encoder_init(&encoder, &package, (int8_t *)memory);
+    int32_t status = FEDMOTE_OK;
+    fedmote_encoder_init(&encoder, package, (int8_t *)memory);
 
     for (uint32_t index = 0; status == FEDMOTE_OK && index < samples->count; index++) {
         uint32_t label;
-        if (samples_region_read(samples, index, fedmote_encoder_input(&encoder), package.input_count, &label) != 0) {
+        if (samples_region_read(samples, index, fedmote_encoder_input(&encoder), package->input_count, &label) != 0) {
             return FEDMOTE_ERR_SAMPLE_IO;
         }
         while (fedmote_encoder_run(&encoder, FEDMOTE_MACS_PER_STEP) == FEDMOTE_BUSY) {
         }
-        memcpy(result, fedmote_encoder_features(&encoder), package.feature_count);
-        if (package.head_outputs > 0U) {
+        memcpy(result, fedmote_encoder_features(&encoder), package->feature_count);
+        if (package->head_outputs > 0U) {
             fedmote_head_forward(&head, fedmote_encoder_features(&encoder), logits);
-            memcpy(result + package.feature_count, logits, 4U * package.head_outputs);
+            memcpy(result + package->feature_count, logits, 4U * package->head_outputs);
         }
         status = emit(context, result, result_bytes);
+    }
+    return status;
+}
+
+static void skip(struct run_region *region, uint32_t size) {
+    size = round_16(size) < region->size ? round_16(size) : region->size;
+    region->bytes += size;
+    region->size -= size;
+}
+
+int32_t run_packages(struct run_region packages, struct run_region samples, uint8_t *memory, uint32_t memory_bytes,
+                     run_emit emit, void *context) {
+    static const struct fedmote_operator *const operators[] = {FEDMOTE_ALL_OPERATORS, NULL};
+    static const struct fedmote_port unsigned_port = {.hash = NULL, .operators = operators};
+    struct samples_region region;
+    int32_t status = samples_region_open(&region, samples.bytes, samples.size, UINT32_MAX);
+    while (status == FEDMOTE_OK) {
+        struct fedmote_package package;
+        status = fedmote_package_open(&package, &unsigned_port, packages.bytes, packages.size);
+        if (status == FEDMOTE_OK) {
+            status = run_samples(&package, &region, memory, memory_bytes, emit, context);
+        }
+        if (status == FEDMOTE_OK) {
+            skip(&packages, package.size);
+            skip(&samples, region.size);
+            status = samples_region_open(&region, samples.bytes, samples.size, UINT32_MAX);
+            if (status == FEDMOTE_ERR_MALFORMED) { /* no samples: no package either */
+                return FEDMOTE_OK;
+            }
+        }
     }
     return status;
 }

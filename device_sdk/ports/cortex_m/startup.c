@@ -103,7 +103,8 @@ static void arm_core(void) {
     SCB_CPACR |= SCB_CPACR_FLOAT;
 #endif
 #ifndef __ARM_FEATURE_UNALIGNED
-    SCB_CCR |= SCB_CCR_TRAP_UNALIGNED; /* set for ever on Armv6-M; whoever runs its code on another core wants the same */
+    SCB_CCR |=
+        SCB_CCR_TRAP_UNALIGNED; /* set for ever on Armv6-M; whoever runs its code on another core wants the same */
 #endif
     __asm volatile("dsb\nisb" ::: "memory");
 }

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * fedmote-run: inference as a process. Writes for every sample s8[features], then f32[classes], without any header.
+ * fedmote-run: inference as a process. Writes for every sample of every package s8[features], then f32[classes],
+ * without any header.
  */
 #define _POSIX_C_SOURCE 200809L
 #include <errno.h>
@@ -34,27 +35,24 @@ static int complain_status(const char *what, int32_t status, int exit_code) {
 
 int main(int count, char **arguments) {
     static uint8_t memory[FEDMOTE_BOARD_RUN_ARENA_BYTES] __attribute__((aligned(16)));
-    struct file_map package, region;
-    struct samples_region samples;
+    struct file_map packages, samples;
 
     if (count != 4) {
-        (void)fprintf(stderr, "usage: fedmote-run PACKAGE SAMPLES OUTPUT\n");
+        (void)fprintf(stderr, "usage: fedmote-run PACKAGES SAMPLES OUTPUT\n");
         return EXIT_USAGE;
     }
     for (int i = 1; i <= 2; i++) {
-        if (!file_map_open(i == 1 ? &package : &region, arguments[i])) {
+        if (!file_map_open(i == 1 ? &packages : &samples, arguments[i])) {
             return complain(arguments[i], strerror(errno), EXIT_USAGE);
         }
-    }
-    int32_t status = samples_region_open(&samples, region.bytes, (uint32_t)region.size, UINT32_MAX);
-    if (status != FEDMOTE_OK) {
-        return complain_status(arguments[2], status, EXIT_USAGE);
     }
     FILE *output = fopen(arguments[3], "wb");
     if (output == NULL) {
         return complain(arguments[3], strerror(errno), EXIT_USAGE);
     }
-    status = run_samples(package.bytes, (uint32_t)package.size, &samples, memory, sizeof memory, emit, output);
+    int32_t status =
+        run_packages((struct run_region){packages.bytes, (uint32_t)packages.size},
+                     (struct run_region){samples.bytes, (uint32_t)samples.size}, memory, sizeof memory, emit, output);
     if (fclose(output) != 0 && status == FEDMOTE_OK) {
         status = EMIT_ERROR;
     }

@@ -31,6 +31,7 @@ int32_t samples_region_open(struct samples_region *samples, const uint8_t *regio
     samples->x = (const int8_t *)(region + HEADER_BYTES + label_bytes);
     samples->count = count < max_samples ? count : max_samples;
     samples->input_bytes = input_bytes;
+    samples->size = HEADER_BYTES + (uint32_t)(label_bytes + sample_bytes);
     return FEDMOTE_OK;
 }
 

@@ -13,6 +13,7 @@ struct samples_region {
     const int8_t *x;       /* s8[count][input_bytes], borrowed */
     uint32_t count;
     uint32_t input_bytes;
+    uint32_t size; /* bytes of the region that these samples take */
 };
 
 /* Finds the samples in at most `bytes` bytes at `region`, which is borrowed; at most `max_samples` of them are shown.

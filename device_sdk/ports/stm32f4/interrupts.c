@@ -11,9 +11,9 @@ void usart1_handler(void); /* uart.c */
 
 extern const board_handler image_interrupts[82];
 __attribute__((section(".vectors.interrupts"), used)) const board_handler image_interrupts[82] = {
-    UNUSED_16, UNUSED_16, UNUSED_4, unexpected_handler, /* 0 to 36 */
-    usart1_handler,                                     /* 37 */
-    UNUSED_16, UNUSED_16, UNUSED_4, UNUSED_4, unexpected_handler, unexpected_handler,
-    unexpected_handler, /* 38 to 80 */
-    unexpected_handler, /* 81: FPU */
+    UNUSED_16,          UNUSED_16,          UNUSED_4,           unexpected_handler, /* 0 to 36 */
+    usart1_handler,                                                                 /* 37 */
+    UNUSED_16,          UNUSED_16,          UNUSED_4,           UNUSED_4,
+    unexpected_handler, unexpected_handler, unexpected_handler, /* 38 to 80 */
+    unexpected_handler,                                         /* 81: FPU */
 };

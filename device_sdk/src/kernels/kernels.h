@@ -18,6 +18,7 @@
 #ifndef FEDMOTE_KERNELS_H
 #define FEDMOTE_KERNELS_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 /* Elements in one unit of the element-wise operators; the last unit may be shorter. */
@@ -119,6 +120,14 @@ typedef void fedmote_kernel(const union fedmote_record *record, const uint8_t *w
 
 /* The order of the weights' bytes that the kernels of this build want: one of FEDMOTE_ARRANGEMENT_*. */
 extern const uint32_t fedmote_kernel_arrangement;
+
+/* Bytes that the int8 weights of an operator take in that order. */
+uint64_t fedmote_conv_weight_bytes(const struct fedmote_conv *op);
+uint64_t fedmote_depthwise_weight_bytes(const struct fedmote_conv *op);
+uint64_t fedmote_dense_weight_bytes(const struct fedmote_dense *op);
+
+/* Whether those kernels take the scaling of the channels of an operator with int8 weights: s32[count][3]. */
+bool fedmote_is_kernel_scaling(const uint8_t *scaling, uint32_t count);
 
 /* Copies the first `words` words of a record in the package. */
 void fedmote_record_read(union fedmote_record *record, const uint8_t *bytes, uint32_t words);

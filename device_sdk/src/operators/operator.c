@@ -53,14 +53,9 @@ bool fedmote_is_constant(const struct fedmote_bounds *bounds, uint32_t offset, u
     return offset % 4U == 0U && fedmote_is_inside(offset, count, bounds->weights_bytes);
 }
 
-bool fedmote_are_channels(const struct fedmote_bounds *bounds, const struct fedmote_channels *channels,
-                          uint64_t weight_bytes, uint32_t out_c) {
-    if (!fedmote_is_constant(bounds, channels->weights, weight_bytes) ||
-        !fedmote_is_constant(bounds, channels->scaling, (uint64_t)FEDMOTE_SCALING_BYTES * out_c)) {
-        return false;
-    }
-    const uint8_t *scaling = bounds->weights + channels->scaling;
-    for (uint32_t c = 0; c < out_c; c++, scaling += FEDMOTE_SCALING_BYTES) {
+bool fedmote_are_scalings(const uint8_t *scaling, uint32_t count) {
+    for (const uint8_t *end = scaling + FEDMOTE_SCALING_BYTES * count; scaling != end;
+         scaling += FEDMOTE_SCALING_BYTES) {
         if (!fedmote_is_scaling(fedmote_load_s32(scaling + 4), fedmote_load_s32(scaling + 8))) {
             return false;
         }
@@ -68,12 +63,28 @@ bool fedmote_are_channels(const struct fedmote_bounds *bounds, const struct fedm
     return true;
 }
 
+bool fedmote_are_channels(const struct fedmote_bounds *bounds, const struct fedmote_channels *channels,
+                          uint64_t weight_bytes, uint32_t out_c, bool is_plain) {
+    if (!fedmote_is_constant(bounds, channels->weights, weight_bytes) ||
+        !fedmote_is_constant(bounds, channels->scaling, (uint64_t)FEDMOTE_SCALING_BYTES * out_c)) {
+        return false;
+    }
+    const uint8_t *scaling = bounds->weights + channels->scaling;
+    return is_plain ? fedmote_are_scalings(scaling, out_c) : fedmote_is_kernel_scaling(scaling, out_c);
+}
+
 bool fedmote_is_axis(uint32_t out, uint32_t kernel, uint32_t stride, uint32_t dilation, uint32_t pad) {
     return fedmote_are_dimensions(kernel, stride, dilation) && pad <= FEDMOTE_DIMENSION_MAX &&
            (uint64_t)(out - 1U) * stride + (uint64_t)(kernel - 1U) * dilation <= INT32_MAX - FEDMOTE_DIMENSION_MAX;
 }
 
-bool fedmote_is_conv(const struct fedmote_conv *op, const struct fedmote_bounds *bounds, uint32_t weight_bits) {
+/* Weights of `weight_bits` each in plain order, or of int8 in that of the kernels. */
+static uint64_t weight_bytes(uint64_t count, uint32_t weight_bits, uint64_t arranged_bytes) {
+    return weight_bits == 8U ? arranged_bytes : (count * weight_bits + 7U) / 8U;
+}
+
+static bool is_convolution(const struct fedmote_conv *op, const struct fedmote_bounds *bounds, uint32_t weight_bits,
+                           uint64_t (*arranged_bytes)(const struct fedmote_conv *op)) {
     if (!fedmote_are_dimensions(op->in_h, op->in_w, op->in_c) ||
         !fedmote_are_dimensions(op->out_h, op->out_w, op->out_c) ||
         !fedmote_are_dimensions(op->groups, op->group_in_c, op->group_out_c) ||
@@ -87,21 +98,29 @@ bool fedmote_is_conv(const struct fedmote_conv *op, const struct fedmote_bounds 
            fedmote_is_unit(&op->op, op->out_h, (uint64_t)op->out_w * op->out_c * products) &&
            fedmote_is_image(bounds, op->op.input_offset, op->in_h, op->in_w, op->in_c) &&
            fedmote_is_image(bounds, op->op.output_offset, op->out_h, op->out_w, op->out_c) &&
-           fedmote_are_channels(bounds, &op->channels, (products * op->out_c * weight_bits + 7U) / 8U, op->out_c) &&
+           fedmote_are_channels(bounds, &op->channels,
+                                weight_bytes(products * op->out_c, weight_bits, arranged_bytes(op)), op->out_c,
+                                weight_bits != 8U) &&
            fedmote_is_int8(op->input_zero_point) && fedmote_is_int8(op->output_zero_point) &&
            fedmote_is_activation(op->activation_min, op->activation_max);
 }
 
+bool fedmote_is_conv(const struct fedmote_conv *op, const struct fedmote_bounds *bounds, uint32_t weight_bits) {
+    return is_convolution(op, bounds, weight_bits, fedmote_conv_weight_bytes);
+}
+
 bool fedmote_is_depthwise(const struct fedmote_conv *op, const struct fedmote_bounds *bounds, uint32_t weight_bits) {
-    return op->group_in_c == 1U && fedmote_is_conv(op, bounds, weight_bits);
+    return op->group_in_c == 1U && is_convolution(op, bounds, weight_bits, fedmote_depthwise_weight_bytes);
 }
 
 bool fedmote_is_dense(const struct fedmote_dense *op, const struct fedmote_bounds *bounds, uint32_t weight_bits) {
     return fedmote_is_dimension(op->in_n) && fedmote_is_dimension(op->out_n) &&
            fedmote_is_unit(&op->op, op->out_n, op->in_n) && fedmote_is_tensor(bounds, op->op.input_offset, op->in_n) &&
            fedmote_is_tensor(bounds, op->op.output_offset, op->out_n) &&
-           fedmote_are_channels(bounds, &op->channels, ((uint64_t)op->in_n * op->out_n * weight_bits + 7U) / 8U,
-                                op->out_n) &&
+           fedmote_are_channels(
+               bounds, &op->channels,
+               weight_bytes((uint64_t)op->in_n * op->out_n, weight_bits, fedmote_dense_weight_bytes(op)), op->out_n,
+               weight_bits != 8U) &&
            fedmote_is_int8(op->output_zero_point) && fedmote_is_activation(op->activation_min, op->activation_max);
 }
 

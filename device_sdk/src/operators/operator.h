@@ -44,6 +44,8 @@ bool fedmote_are_dimensions(uint32_t a, uint32_t b, uint32_t c);
 bool fedmote_is_int8(int32_t value);
 bool fedmote_is_activation(int32_t low, int32_t high);
 bool fedmote_is_scaling(int32_t multiplier, int32_t shift);
+/* s32[count][3]: bias, multiplier, shift. */
+bool fedmote_are_scalings(const uint8_t *scaling, uint32_t count);
 
 /* The pieces of an operator, and that none costs more than it says: the bound of a step rests on it. `macs` is a
  * product of a row in memory and at most 2^16 taps: no overflow in 64 bits. */
@@ -57,9 +59,10 @@ bool fedmote_is_tensor(const struct fedmote_bounds *bounds, uint32_t offset, uin
 bool fedmote_is_image(const struct fedmote_bounds *bounds, uint32_t offset, uint32_t a, uint32_t b, uint32_t c);
 /* s8[count] or, with count times 4, s32[] at an offset of the section `weights`. */
 bool fedmote_is_constant(const struct fedmote_bounds *bounds, uint32_t offset, uint64_t count);
-/* The constants of a weighted operator, `weight_bytes` of weights. */
+/* The constants of a weighted operator, `weight_bytes` of weights; `is_plain`: its scaling is that of the portable
+ * kernels in every build. */
 bool fedmote_are_channels(const struct fedmote_bounds *bounds, const struct fedmote_channels *channels,
-                          uint64_t weight_bytes, uint32_t out_c);
+                          uint64_t weight_bytes, uint32_t out_c, bool is_plain);
 /* One axis of a sliding window: all coordinates that it touches fit into int32. */
 bool fedmote_is_axis(uint32_t out, uint32_t kernel, uint32_t stride, uint32_t dilation, uint32_t pad);
 /* Shapes, costs, tensors and clamps of a convolution whose weights take `weight_bits` each. */

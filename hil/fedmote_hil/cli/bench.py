@@ -80,7 +80,7 @@ def _default_models(board: Board, skipped: list[str]) -> Iterator[tuple[str, Pac
 
 
 def _kernel_row(board: Board, model: str, counts: KernelCounts) -> Row:
-    figures = KERNELS.get(model, {})
+    figures = KERNELS.get(board.core, {}).get(model, {})
     values = {
         "instructions": counts.instructions,
         "verification_instructions": counts.verification,

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from fedmote.errors import ConversionError, PackageError
 from fedmote.package import fixed_point
-from fedmote.package.arrangement import arranged
+from fedmote.package.arrangement import arranged, arranged_scaling
 from fedmote.package.geometry import check_shapes, window_of
 from fedmote.package.graph import Activation, Graph, Op, OpKind, Quantization
 from fedmote.package.planner import MemoryPlan, plan_memory
@@ -121,10 +121,10 @@ def _record(graph: Graph, op: Op, memory: MemoryPlan, weights: _WeightsSection) 
     shape = graph.activations[op.inputs[0]].shape
     match op.kind:
         case OpKind.CONV_2D | OpKind.DEPTHWISE_CONV_2D:
-            return values | _weighted(op, source, target, weights) | _convolution(op, shape, source)
+            return values | _weighted(op, shape, source, target, weights) | _convolution(op, shape, source)
         case OpKind.FULLY_CONNECTED:
             outputs, inputs = np.asarray(op.weights).shape
-            return values | _weighted(op, source, target, weights) | _cost(outputs, inputs) | {"in_n": inputs, "out_n": outputs}
+            return values | _weighted(op, shape, source, target, weights) | _cost(outputs, inputs) | {"in_n": inputs, "out_n": outputs}
         case OpKind.ADD:
             return values | _add(graph, op, memory)
         case OpKind.AVERAGE_POOL_2D | OpKind.MAX_POOL_2D:
@@ -151,12 +151,12 @@ def _clamp(activation: Activation, target: Quantization) -> dict[str, int]:
     return {"activation_min": low, "activation_max": high}
 
 
-def _weighted(op: Op, source: Quantization, target: Quantization, weights: _WeightsSection) -> dict[str, int]:
-    numbers = fixed_point.weighted_requantization(op, source, target)
-    scaling = np.stack([fixed_point.folded_bias(op, source), numbers.multiplier, numbers.shift], axis=1)
+def _weighted(
+    op: Op, shape: tuple[int, ...], source: Quantization, target: Quantization, weights: _WeightsSection
+) -> dict[str, int]:
     return {
-        "weights": weights.add(arranged(op, weights.arrangement)),
-        "scaling": weights.add(scaling.astype(np.int32)),
+        "weights": weights.add(arranged(op, shape[-1], weights.arrangement)),
+        "scaling": weights.add(arranged_scaling(op, source, target, weights.arrangement)),
         "output_zero_point": int(target.zero_point[0]),
         **_clamp(op.activation, target),
     }

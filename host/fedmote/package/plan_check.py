@@ -15,6 +15,7 @@ from typing import Final
 import numpy as np
 
 from fedmote.errors import PackageError
+from fedmote.package.arrangement import is_scaling, weight_bytes
 from fedmote.package.records import HEADER_WORDS, PlanHeader, Record, record_words, unpack_record
 from fedmote.wire.schema import Arrangement, Opcode, Status
 
@@ -33,6 +34,7 @@ Values = Mapping[str, int]
 class _Bounds:
     encoder_bytes: int
     weights: bytes
+    arrangement: Arrangement = Arrangement.PLAIN
 
 
 def check_plan(plan: bytes, weights: bytes) -> tuple[PlanHeader, list[Record]]:
@@ -58,6 +60,7 @@ def check_plan(plan: bytes, weights: bytes) -> tuple[PlanHeader, list[Record]]:
         raise _bounds_error("the features lie outside the encoder's arena")
     if header.arrangement not in set(Arrangement):
         raise PackageError(f"the order of its weights, {header.arrangement}, is unknown", Status.PACKAGE_ARRANGEMENT)
+    bounds = _Bounds(header.encoder_bytes, weights, Arrangement(header.arrangement))
     return header, _check_records(plan, header.op_count, bounds)
 
 
@@ -141,12 +144,12 @@ def _is_constant(bounds: _Bounds, offset: int, count: int) -> bool:
     return offset % 4 == 0 and _is_inside(offset, count, len(bounds.weights))
 
 
-def _are_channels(v: Values, bounds: _Bounds, weight_count: int, outputs: int) -> bool:
-    sizes = {"weights": weight_count, "scaling": _SCALING_BYTES * outputs}
+def _are_channels(v: Values, bounds: _Bounds, opcode: Opcode, outputs: int) -> bool:
+    sizes = {"weights": weight_bytes(opcode, v, bounds.arrangement), "scaling": _SCALING_BYTES * outputs}
     if not all(_is_constant(bounds, v[name], size) for name, size in sizes.items()):
         return False
-    _, multipliers, shifts = np.frombuffer(bounds.weights, "<i4", 3 * outputs, v["scaling"]).reshape(outputs, 3).T
-    return bool((multipliers >= 0).all() and (shifts >= -31).all() and (shifts <= 30).all())
+    scaling = np.frombuffer(bounds.weights, "<i4", 3 * outputs, v["scaling"]).reshape(outputs, 3)
+    return is_scaling(scaling, bounds.arrangement)
 
 
 def _is_axis(out: int, kernel: int, stride: int, dilation: int, pad: int) -> bool:
@@ -182,7 +185,7 @@ def _is_conv(v: Values, bounds: _Bounds, is_depthwise: bool) -> bool:
         and (not is_depthwise or v["group_in_c"] == 1)
         and _is_unit(v, v["out_h"], v["out_w"] * v["out_c"] * products)
         and _are_images(v, bounds, "in_c", "out_c")
-        and _are_channels(v, bounds, products * v["out_c"], v["out_c"])
+        and _are_channels(v, bounds, Opcode.DEPTHWISE_CONV_2D if is_depthwise else Opcode.CONV_2D, v["out_c"])
         and _are_int8(v["input_zero_point"], v["output_zero_point"])
         and _is_activation(v)
     )
@@ -194,7 +197,7 @@ def _is_dense(v: Values, bounds: _Bounds) -> bool:
         and _is_unit(v, v["out_n"], v["in_n"])
         and _is_tensor(bounds, v["input_offset"], v["in_n"])
         and _is_tensor(bounds, v["output_offset"], v["out_n"])
-        and _are_channels(v, bounds, v["in_n"] * v["out_n"], v["out_n"])
+        and _are_channels(v, bounds, Opcode.FULLY_CONNECTED, v["out_n"])
         and _are_int8(v["output_zero_point"])
         and _is_activation(v)
     )
