@@ -150,8 +150,6 @@ struct job {
     bool has_offsets;
 };
 
-static uint32_t smaller(uint32_t a, uint32_t b) { return a < b ? a : b; }
-
 static void finish(const struct job *job, const struct block *block, uint32_t first, uint32_t count) {
     const struct fedmote_conv *op = job->op;
     int8_t *out = job->output + (block->y * op->out_w + block->x) * op->out_c + first;
@@ -187,7 +185,7 @@ static void convolve_rows(const struct job *job, const struct block *block) {
     for (uint32_t c = 0; c < op->out_c; c += FEDMOTE_HELIUM_CHANNELS) {
         struct dot dot;
         dot.x_step = op->stride_w * op->in_c;
-        dot.channels = smaller(op->out_c - c, FEDMOTE_HELIUM_CHANNELS);
+        dot.channels = fedmote_helium_smaller(op->out_c - c, FEDMOTE_HELIUM_CHANNELS);
         dot.skip = (op->out_c - dot.channels) * FEDMOTE_HELIUM_LANES;
         dot.sums = job->sums;
         dot.chunks = row_products / FEDMOTE_HELIUM_LANES;
@@ -228,7 +226,7 @@ static void gather_part(int8_t *column, const struct job *job, const struct fedm
             const int8_t *x = patch->x + row * patch->x_row_step + tap * patch->x_tap_step;
             const uint32_t place = patch->w + row * patch->w_row_step + tap * patch->w_tap_step;
             const uint32_t from = place < begin ? begin : place;
-            const uint32_t to = smaller(place + op->group_in_c, end);
+            const uint32_t to = fedmote_helium_smaller(place + op->group_in_c, end);
             if (from < to) {
                 fedmote_helium_copy(column + (from - begin), x + (from - place), to - from);
             }
@@ -276,10 +274,10 @@ static void convolve_columns(const struct job *job, const struct block *block) {
         const int8_t *input = job->input + group * op->group_in_c;
         const int8_t *weights = job->weights + group * op->group_out_c * job->products;
         for (uint32_t c = 0; c < op->group_out_c; c += FEDMOTE_HELIUM_CHANNELS) {
-            dot.channels = smaller(op->group_out_c - c, FEDMOTE_HELIUM_CHANNELS);
+            dot.channels = fedmote_helium_smaller(op->group_out_c - c, FEDMOTE_HELIUM_CHANNELS);
             dot.skip = (op->group_out_c - dot.channels) * FEDMOTE_HELIUM_LANES;
             for (uint32_t begin = 0; begin < job->products; begin += COLUMN_BYTES) {
-                const uint32_t count = smaller(job->products - begin, COLUMN_BYTES);
+                const uint32_t count = fedmote_helium_smaller(job->products - begin, COLUMN_BYTES);
                 dot.x_step = (count + FEDMOTE_HELIUM_LANES - 1U) / FEDMOTE_HELIUM_LANES * FEDMOTE_HELIUM_LANES;
                 if (c == 0U || !is_one_part) {
                     gather(job, block, input, begin, begin + count, dot.x_step);
@@ -301,12 +299,6 @@ static bool is_inside(const struct fedmote_conv *op) {
     return op->pad_top == 0U && op->pad_left == 0U &&
            (op->out_h - 1U) * op->stride_h + (op->kernel_h - 1U) * op->dilation_h < op->in_h &&
            (op->out_w - 1U) * op->stride_w + (op->kernel_w - 1U) * op->dilation_w < op->in_w;
-}
-
-/* Positions that are done together in a row, or in the whole operator, of `width`: as many in each block. */
-static uint32_t block_positions(uint32_t width, uint32_t limit) {
-    const uint32_t blocks = (width + limit - 1U) / limit;
-    return (width + blocks - 1U) / blocks;
 }
 
 /* Positions of a block that is read row by row, or 0 where that does not go. */
@@ -345,10 +337,10 @@ static void find_offsets(struct job *job) {
 /* Rows [first, end) in blocks that do not go beyond a row. */
 static void convolve(const struct job *job, uint32_t first, uint32_t end, uint32_t limit,
                      void (*convolve_block)(const struct job *, const struct block *)) {
-    const uint32_t width = job->op->out_w, positions = block_positions(width, limit);
+    const uint32_t width = job->op->out_w, positions = fedmote_helium_block_positions(width, limit);
     for (uint32_t y = first; y < end; y++) {
         for (uint32_t x = 0; x < width; x += positions) {
-            const struct block block = {y, x, smaller(positions, width - x)};
+            const struct block block = {y, x, fedmote_helium_smaller(positions, width - x)};
             convolve_block(job, &block);
         }
     }
@@ -393,10 +385,10 @@ void fedmote_conv_2d(const union fedmote_record *record, const uint8_t *weights,
         return;
     }
     const uint32_t stop = end * op.out_w;
-    const uint32_t positions = block_positions(stop - first * op.out_w, FEDMOTE_HELIUM_POSITIONS);
+    const uint32_t positions = fedmote_helium_block_positions(stop - first * op.out_w, FEDMOTE_HELIUM_POSITIONS);
     struct block block = {first, 0U, 0U};
     for (uint32_t at = first * op.out_w; at < stop; at += positions) {
-        block.positions = smaller(positions, stop - at);
+        block.positions = fedmote_helium_smaller(positions, stop - at);
         convolve_columns(&job, &block);
         for (block.x += block.positions; block.x >= op.out_w; block.x -= op.out_w) {
             block.y++;

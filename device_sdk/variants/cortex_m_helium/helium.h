@@ -34,6 +34,14 @@ struct fedmote_helium_scaling fedmote_helium_scaling_of(const struct fedmote_sca
 void fedmote_helium_finish(int8_t *out, uint32_t step, const struct fedmote_helium_scaling *scaling, uint32_t first,
                            const int32_t *sums, uint32_t count, uint32_t positions);
 
+static inline uint32_t fedmote_helium_smaller(uint32_t a, uint32_t b) { return a < b ? a : b; }
+
+/* Positions of each block of `width` positions, at most `limit`: as many in each as can be. */
+static inline uint32_t fedmote_helium_block_positions(uint32_t width, uint32_t limit) {
+    const uint32_t blocks = (width + limit - 1U) / limit;
+    return (width + blocks - 1U) / blocks;
+}
+
 /* s8[count] from one place to another; they do not overlap. Reads and writes nothing else. */
 static inline void fedmote_helium_copy(int8_t *to, const int8_t *from, uint32_t count) {
     __asm volatile("wlstp.8 lr, %2, 2f\n"

@@ -93,8 +93,10 @@ def _dsp_weights(op: Op, in_c: int, weights: NDArray[np.int8]) -> NDArray[np.int
 
 def _helium_weights(op: Op, in_c: int, weights: NDArray[np.int8]) -> NDArray[np.int8]:
     """device_sdk/variants/cortex_m_helium: in each group, 16 products of all its channels, then the next 16."""
-    if op.kind is OpKind.FULLY_CONNECTED or (op.kind is OpKind.DEPTHWISE_CONV_2D and weights.shape[3] == in_c):
+    if op.kind is OpKind.FULLY_CONNECTED:
         return weights
+    if op.kind is OpKind.DEPTHWISE_CONV_2D and weights.shape[3] == in_c:
+        return weights.reshape(-1, in_c).T
     if op.kind is OpKind.DEPTHWISE_CONV_2D:
         products = weights.reshape(-1, in_c, weights.shape[3] // in_c).transpose(1, 2, 0)
     else:
