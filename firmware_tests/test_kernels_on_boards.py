@@ -115,7 +115,7 @@ def test_three_by_three_depthwise_on_the_board_equals_the_integer_reference(
         np.testing.assert_array_equal(row, expected.ravel())
 
 
-# More channels than sums are kept for, rows of whole vectors of 16 inputs and others, more products than one column holds, groups.
+# More channels than sums are kept for, rows of whole vectors of 16 inputs and others, more products than a column holds, groups.
 @pytest.mark.parametrize(
     ("in_c", "out_c", "groups", "kernel", "stride", "dilation"),
     [

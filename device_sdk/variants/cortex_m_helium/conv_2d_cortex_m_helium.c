@@ -221,12 +221,15 @@ static void gather_part(int8_t *column, const struct job *job, const struct fedm
     if (!patch->is_whole) {
         fedmote_helium_fill(column, op->input_zero_point, end - begin);
     }
+    const bool is_run = patch->x_tap_step == op->group_in_c;
+    const uint32_t runs = is_run ? 1U : patch->taps;
+    const uint32_t length = is_run ? patch->taps * op->group_in_c : op->group_in_c;
     for (uint32_t row = 0; row < patch->rows; row++) {
-        for (uint32_t tap = 0; tap < patch->taps; tap++) {
-            const int8_t *x = patch->x + row * patch->x_row_step + tap * patch->x_tap_step;
-            const uint32_t place = patch->w + row * patch->w_row_step + tap * patch->w_tap_step;
+        for (uint32_t run = 0; run < runs; run++) {
+            const int8_t *x = patch->x + row * patch->x_row_step + run * patch->x_tap_step;
+            const uint32_t place = patch->w + row * patch->w_row_step + run * patch->w_tap_step;
             const uint32_t from = place < begin ? begin : place;
-            const uint32_t to = fedmote_helium_smaller(place + op->group_in_c, end);
+            const uint32_t to = fedmote_helium_smaller(place + length, end);
             if (from < to) {
                 fedmote_helium_copy(column + (from - begin), x + (from - place), to - from);
             }

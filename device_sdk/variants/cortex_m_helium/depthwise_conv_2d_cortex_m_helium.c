@@ -125,11 +125,12 @@ static void interleave(int8_t *columns, const struct rows *rows, uint32_t count)
 
 /* Fewer channels. */
 static void interleave_some(int8_t *columns, struct rows *rows, uint32_t count, uint32_t channels) {
+    const mve_pred16_t lanes = vctp8q(channels);
+    const uint8x16_t places = vshlq_n_u8(vidupq_n_u8(0U, 1), 2);
     for (uint32_t column = 0; column < count; column++, columns += COLUMN_BYTES) {
-        for (uint32_t row = 0; row < EDGE; row++, rows->x[row - 1U] += rows->step[row - 1U]) {
-            const mve_pred16_t lanes = vctp8q(channels);
-            const uint8x16_t places = vshlq_n_u8(vidupq_n_u8(0U, 1), 2);
+        for (uint32_t row = 0; row < EDGE; row++) {
             vstrbq_scatter_offset_p_s8(columns + row, places, vldrbq_z_s8(rows->x[row], lanes), lanes);
+            rows->x[row] += rows->step[row];
         }
     }
 }

@@ -18,7 +18,11 @@ from fedmote.package.graph import Op, OpKind, Quantization
 from fedmote.wire.schema import Arrangement, Opcode
 
 # By the `kernels` of a board file: folders of device_sdk/variants, and "portable".
-OF_KERNELS: Final = {"portable": Arrangement.PLAIN, "cortex_m_dsp": Arrangement.CORTEX_M_DSP, "cortex_m_helium": Arrangement.CORTEX_M_HELIUM}
+OF_KERNELS: Final = {
+    "portable": Arrangement.PLAIN,
+    "cortex_m_dsp": Arrangement.CORTEX_M_DSP,
+    "cortex_m_helium": Arrangement.CORTEX_M_HELIUM,
+}
 
 _HELIUM_LANES = 16
 _DSP_MAX_PLAIN_SHIFT = 30  # above it, the third word of a channel is a factor
