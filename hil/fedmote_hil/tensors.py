@@ -17,7 +17,7 @@ from fedmote.errors import DoesNotFitError
 from fedmote.package.boards import Board
 from fedmote.package.compile import Plan, compile_graph
 from fedmote.package.container import join_sections
-from fedmote.package.file import HEAD_HEADER
+from fedmote.package.plan_check import HEAD_HEADER, HEAD_LAYER
 from fedmote.package.graph import Graph
 from fedmote.wire.schema import Section
 from fedmote_hil.run import Job, arena_bytes, run_jobs
@@ -63,7 +63,7 @@ def job_of(plan: Plan, x: Int8) -> Job:
         int(Section.MANIFEST): _EMPTY_MAP,
         int(Section.PLAN): plan.records,
         int(Section.WEIGHTS): plan.weights,
-        int(Section.HEAD): HEAD_HEADER.pack(1, features, _OUTPUTS, 0, 0) + bytes(4 * (features + 1) * _OUTPUTS),
+        int(Section.HEAD): HEAD_HEADER.pack(1) + HEAD_LAYER.pack(features, _OUTPUTS, 0, 0) + bytes(4 * (features + 1) * _OUTPUTS),
     }
     flat = np.ascontiguousarray(x, np.int8).reshape(len(x), -1)
     return Job(join_sections(sections), flat, features + 4 * _OUTPUTS)
