@@ -20,7 +20,7 @@ static inline int32_t rescale(int8_t q, int32_t zero_point, uint32_t left_shift,
 }
 
 /* Any numbers. */
-static void add_any(const struct fedmote_sum *op, int8_t *memory, uint32_t begin, uint32_t stop) {
+FEDMOTE_DSP_COLD static void add_any(const struct fedmote_sum *op, int8_t *memory, uint32_t begin, uint32_t stop) {
     const int8_t *a = memory + op->op.input_offset, *b = memory + op->input2_offset;
     int8_t *output = memory + op->op.output_offset;
     for (uint32_t i = begin; i < stop; i++) {
