@@ -230,8 +230,8 @@ static inline uint32_t *stage_run(uint32_t *staged, const int8_t *x, uint32_t fr
 }
 
 /* The groups [begin, end) of the patch at a position; `shift`: of the channels' group in the input. */
-FEDMOTE_DSP_NOT_INLINED static void stage(uint32_t *staged, const struct job *job, const struct position *at,
-                                          uint32_t shift, uint32_t begin, uint32_t end) {
+FEDMOTE_DSP_COLD static void stage(uint32_t *staged, const struct job *job, const struct position *at, uint32_t shift,
+                                   uint32_t begin, uint32_t end) {
     const uint32_t tap_bytes = job->op->group_in_c;
     uint32_t place = 0;
     for (uint32_t row = 0; row < job->op->kernel_h && place < end; row++) {
