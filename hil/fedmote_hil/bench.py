@@ -9,7 +9,6 @@ never quote them as time.
 
 from __future__ import annotations
 
-import functools
 import struct
 import tempfile
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from fedmote.errors import ConfigError, DeviceError, DoesNotFitError
-from fedmote.package.boards import Board, boards_with, sdk_root
+from fedmote.package.boards import Board, boards_with
 from fedmote.package.compile import compile_graph
 from fedmote.package.execute import run_int8
 from fedmote.package.file import Package
@@ -28,7 +27,7 @@ from fedmote.wire.regions import samples_region
 from fedmote.wire.schema import Opcode
 from fedmote_hil.build import Image, Program, build, build_footprint
 from fedmote_hil.results import collect_results
-from fedmote_hil.sizes import Sizes, read_map
+from fedmote_hil.sizes import Sizes, kernel_of, read_map
 
 # What bench_validate() of the images counts with each of the two counters: two instructions for each turn of a loop.
 _LOOPS = tuple(2 * turns for turns in (1, 1001, 100001))
@@ -239,23 +238,9 @@ def _map_of(image: Image) -> Sizes:
     return read_map((image.build_directory / f"{image.path.stem}.map").read_text(encoding="utf-8"))
 
 
-def _without_variant(file: str) -> tuple[str, str]:
-    """Name of a kernel and of its variant, from the name of its file: conv_2d.c, conv_2d_cortex_m_dsp.c."""
-    name = file.removesuffix(".c")
-    for variant in _variants():
-        if name.endswith(f"_{variant}"):
-            return name.removesuffix(f"_{variant}"), variant
-    return name, "portable"
-
-
-@functools.cache
-def _variants() -> tuple[str, ...]:
-    return tuple(sorted(path.name for path in (sdk_root() / "variants").iterdir()))
-
-
 def _variant(image: Image) -> str:
     """The variant of the kernels in an image."""
-    found = {_without_variant(file)[1] for owner, file in _map_of(image).flash if owner == "sdk"} - {"portable"}
+    found = {kernel_of(file)[1] for owner, file in _map_of(image).flash if owner == "sdk"} - {"portable"}
     return ", ".join(sorted(found)) or "portable"
 
 

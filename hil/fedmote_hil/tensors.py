@@ -17,8 +17,8 @@ from fedmote.errors import DoesNotFitError
 from fedmote.package.boards import Board
 from fedmote.package.compile import Plan, compile_graph
 from fedmote.package.container import join_sections
-from fedmote.package.plan_check import HEAD_HEADER, HEAD_LAYER
 from fedmote.package.graph import Graph
+from fedmote.package.plan_check import HEAD_HEADER, HEAD_LAYER
 from fedmote.wire.schema import Section
 from fedmote_hil.run import Job, arena_bytes, run_jobs
 

@@ -8,7 +8,7 @@
 
 #define MOST_ELEMENTS 255U /* of a window whose sums are int16 */
 
-static int32_t rounded_mean(int32_t sum, int32_t count) {
+FEDMOTE_DSP_NOT_INLINED static int32_t rounded_mean(int32_t sum, int32_t count) {
     return sum > 0 ? (sum + count / 2) / count : (sum - count / 2) / count;
 }
 
@@ -20,7 +20,7 @@ struct area {
 };
 
 /* Sums of channel c, or of the four channels from c on. */
-static int32_t sum_one(const struct area *area, uint32_t c) {
+FEDMOTE_DSP_COLD static int32_t sum_one(const struct area *area, uint32_t c) {
     const int8_t *x = area->x + c;
     int32_t sum = 0;
     for (uint32_t row = area->height; row > 0U; row--, x += area->row_gap) {

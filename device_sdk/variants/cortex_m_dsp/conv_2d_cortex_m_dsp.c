@@ -230,8 +230,8 @@ static inline uint32_t *stage_run(uint32_t *staged, const int8_t *x, uint32_t fr
 }
 
 /* The groups [begin, end) of the patch at a position; `shift`: of the channels' group in the input. */
-static void stage(uint32_t *staged, const struct job *job, const struct position *at, uint32_t shift, uint32_t begin,
-                  uint32_t end) {
+FEDMOTE_DSP_COLD static void stage(uint32_t *staged, const struct job *job, const struct position *at, uint32_t shift,
+                                   uint32_t begin, uint32_t end) {
     const uint32_t tap_bytes = job->op->group_in_c;
     uint32_t place = 0;
     for (uint32_t row = 0; row < job->op->kernel_h && place < end; row++) {
@@ -288,8 +288,8 @@ static void gather_direct(uint32_t *columns, const struct job *job, const struct
     }
 }
 
-static void gather(uint32_t *columns, const struct job *job, const struct position *at, uint32_t shift, uint32_t begin,
-                   uint32_t end) {
+FEDMOTE_DSP_NOT_INLINED static void gather(uint32_t *columns, const struct job *job, const struct position *at,
+                                           uint32_t shift, uint32_t begin, uint32_t end) {
     const uint32_t groups = end - begin;
     if (job->is_direct && at[0].is_whole && at[1].is_whole && at[2].is_whole) {
         gather_direct(columns, job, at, shift, begin, end);
@@ -311,7 +311,7 @@ static void gather(uint32_t *columns, const struct job *job, const struct positi
 }
 
 /* A pair whose second channel goes nowhere; rare, so that its stack is not that of every turn. */
-__attribute__((noinline)) static void run_single(struct block block, const struct position *at, uint32_t channel) {
+FEDMOTE_DSP_COLD static void run_single(struct block block, const struct position *at, uint32_t channel) {
     uint32_t last[PAIR_SCALING / 4U] = {0};
     int8_t out[POSITIONS][2];
     memcpy(last, block.begin, FEDMOTE_SCALING_BYTES);
@@ -385,8 +385,9 @@ static void convolve_parts(uint32_t *memory, const struct job *job, const struct
 }
 
 /* The channels of a group. */
-static void convolve_group_in_parts(uint32_t *memory, const struct job *job, const struct position *at, uint32_t shift,
-                                    uint32_t first, const uint8_t *weights) {
+FEDMOTE_DSP_NOT_INLINED static void convolve_group_in_parts(uint32_t *memory, const struct job *job,
+                                                            const struct position *at, uint32_t shift, uint32_t first,
+                                                            const uint8_t *weights) {
     for (uint32_t c = 0; c < job->op->group_out_c; c += 2U * MAX_PAIRS) {
         const uint32_t rest = job->op->group_out_c - c;
         const uint32_t count = rest < 2U * MAX_PAIRS ? rest : 2U * MAX_PAIRS;

@@ -207,8 +207,8 @@ static uint32_t weight_at(const struct job *job, uint32_t row, uint32_t tap, uin
 }
 
 /* One output of any shape. */
-static int8_t convolve_one(const struct job *job, const struct fedmote_window *rows, const struct fedmote_window *taps,
-                           uint32_t c) {
+FEDMOTE_DSP_NOT_INLINED static int8_t convolve_one(const struct job *job, const struct fedmote_window *rows,
+                                                   const struct fedmote_window *taps, uint32_t c) {
     const struct fedmote_conv *op = job->op;
     const uint8_t *scaling = job->scaling + FEDMOTE_SCALING_BYTES * c;
     const int8_t *x = job->input + c / op->group_out_c, *w = (const int8_t *)job->weights;
@@ -227,8 +227,8 @@ static int8_t convolve_one(const struct job *job, const struct fedmote_window *r
 }
 
 /* The positions [first, end) of a row. */
-static void convolve_any(const struct job *job, const struct fedmote_window *rows, uint32_t first, uint32_t end,
-                         int8_t *out) {
+FEDMOTE_DSP_COLD static void convolve_any(const struct job *job, const struct fedmote_window *rows, uint32_t first,
+                                          uint32_t end, int8_t *out) {
     const struct fedmote_conv *op = job->op;
     out += first * op->out_c;
     for (uint32_t x = first; x < end; x++) {

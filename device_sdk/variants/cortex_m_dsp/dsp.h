@@ -40,6 +40,10 @@
 #define FEDMOTE_DSP_IS_UNALIGNED 0
 #endif
 
+/* What is called from several places: one copy of it. What shapes and numbers out of the ordinary need: small. */
+#define FEDMOTE_DSP_NOT_INLINED __attribute__((noinline))
+#define FEDMOTE_DSP_COLD __attribute__((noinline, cold))
+
 /* Words on the stack for what is widened at once; sums of more are done in parts. */
 #define FEDMOTE_DSP_WORDS 448U
 

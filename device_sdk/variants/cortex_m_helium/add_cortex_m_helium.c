@@ -5,6 +5,7 @@
 #include <stddef.h>
 
 #include "helium.h"
+#include "kernels/sum.h"
 
 /* What the assembly reads: its offsets are there. */
 struct terms {
@@ -62,49 +63,41 @@ __attribute__((naked)) static void add_terms(const struct terms *terms) {
                                                                                              "pop {r4-r11, pc}\n");
 }
 
-static inline int32_t rescale(int8_t q, int32_t zero_point, uint32_t left_shift, int32_t multiplier, int32_t shift) {
-    return fedmote_requantize((q - zero_point) * (int32_t)(UINT32_C(1) << left_shift), multiplier, shift);
-}
-
-/* Any scale of the output. */
-static void add_any(const struct fedmote_sum *op, const int8_t *a, const int8_t *b, int8_t *out, uint32_t count) {
-    for (uint32_t i = 0; i < count; i++) {
-        const int32_t sum = rescale(a[i], op->input1_zero_point, op->left_shift, op->multiplier1, op->shift1) +
-                            rescale(b[i], op->input2_zero_point, op->left_shift, op->multiplier2, op->shift2);
-        const int32_t scaled = fedmote_requantize(sum, op->output_multiplier, op->output_shift);
-        out[i] =
-            fedmote_clamp(fedmote_wrapping_add(scaled, op->output_zero_point), op->activation_min, op->activation_max);
-    }
-}
-
 void fedmote_add(const union fedmote_record *record, const uint8_t *weights, int8_t *memory, uint32_t first,
                  uint32_t end) {
     const struct fedmote_sum *op = &record->sum;
-    (void)weights;
-    const uint32_t begin = first * FEDMOTE_BLOCK;
-    const uint32_t count = (end == op->op.units ? op->count : end * FEDMOTE_BLOCK) - begin;
+    const struct fedmote_operands *in = &op->operands;
+    const uint32_t begin = first * FEDMOTE_BLOCK, stop = end == op->op.units ? in->count : end * FEDMOTE_BLOCK;
     const int32_t power = (int32_t)(UINT32_C(1) << op->left_shift);
-    const struct terms terms = {memory + op->op.input_offset + begin,
-                                memory + op->input2_offset + begin,
-                                memory + op->op.output_offset + begin,
-                                count,
-                                -op->input1_zero_point * power,
-                                -op->input2_zero_point * power,
-                                op->shift1,
-                                op->shift2,
-                                op->shift1 < 0,
-                                op->shift2 < 0,
-                                op->output_shift,
-                                op->output_zero_point,
-                                power,
-                                op->multiplier1,
-                                op->multiplier2,
-                                op->output_multiplier,
-                                op->activation_min,
-                                op->activation_max};
-    if (op->output_shift < 0) {
+    if (op->output_shift >= 0) {
+        fedmote_sum_elements(op, weights, memory, begin, stop);
+        return;
+    }
+    struct terms terms = {memory + op->op.input_offset + begin,
+                          NULL,
+                          memory + op->op.output_offset + begin,
+                          0,
+                          -in->input1_zero_point * power,
+                          -in->input2_zero_point * power,
+                          op->shift1,
+                          op->shift2,
+                          op->shift1 < 0,
+                          op->shift2 < 0,
+                          op->output_shift,
+                          in->output_zero_point,
+                          power,
+                          op->multiplier1,
+                          op->multiplier2,
+                          op->output_multiplier,
+                          op->activation_min,
+                          op->activation_max};
+    const int8_t *second = fedmote_second_operand(in, weights, memory);
+    /* Runs of the second input: all of it as often as it repeats. */
+    for (uint32_t i = begin, j = begin % in->count2; i < stop; i += terms.count, j = 0) {
+        terms.count = in->count2 - j < stop - i ? in->count2 - j : stop - i;
+        terms.b = second + j;
         add_terms(&terms);
-    } else {
-        add_any(op, terms.a, terms.b, terms.out, count);
+        terms.a += terms.count;
+        terms.out += terms.count;
     }
 }

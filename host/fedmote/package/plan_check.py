@@ -106,9 +106,7 @@ def check_head(head: bytes, features: int) -> list[tuple[int, int, bool]]:
     (count,) = HEAD_HEADER.unpack_from(head) if len(head) >= HEAD_HEADER.size else (0,)
     size = HEAD_HEADER.size + HEAD_LAYER.size * count
     if not 1 <= count <= _HEAD_LAYERS_MAX or len(head) < size:
-        raise PackageError(
-            f"section head has {len(head)} bytes, {count} layers; devices train one or two", Status.PACKAGE_HEAD
-        )
+        raise PackageError(f"section head has {len(head)} bytes, {count} layers; devices train one or two", Status.PACKAGE_HEAD)
     layers: list[tuple[int, int, bool]] = []
     expected = features
     for number in range(count):
