@@ -10,7 +10,14 @@ from firmware_tests.integer_head import IntegerHead
 
 torch = pytest.importorskip("torch")
 
-HEADS = [Layers(64, 0, 10), Layers(61, 0, 7), Layers(48, 13, 6), Layers(33, 8, 5, is_relu=False), Layers(1, 0, 1), Layers(700, 0, 3)]
+HEADS = [
+    Layers(64, 0, 10),
+    Layers(61, 0, 7),
+    Layers(48, 13, 6),
+    Layers(33, 8, 5, is_relu=False),
+    Layers(1, 0, 1),
+    Layers(700, 0, 3),
+]
 WAYS = [
     Options(0.02, seed=5),
     Options(0.5, seed=77),
@@ -89,5 +96,3 @@ def test_every_option_leads_near_to_where_torch_gets(layers: Layers, batch: int,
     # A unit of the weights here, and a standard deviation of at most half of it for each change of each number.
     noise = 0.5 * 2.0**-12 * np.sqrt(layers.parameters * len(x) / batch)
     assert np.linalg.norm(device.deltas() - expected) < 0.04 * np.linalg.norm(expected) + noise
-
-

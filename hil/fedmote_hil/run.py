@@ -166,7 +166,7 @@ _SAMPLES_OVERHEAD = 16 + 3 + 15
 
 def _samples_in(room: int, job: Job) -> int:
     """How many samples of a job surely fit."""
-    return max(0, room - _SAMPLES_OVERHEAD) // (job.samples.shape[1] + 1)
+    return int(max(0, room - _SAMPLES_OVERHEAD) // (job.samples.shape[1] + 1))
 
 
 def _padded_samples(job: Job) -> bytes:
