@@ -7,12 +7,12 @@ import cbor2
 import numpy as np
 import pytest
 
+from fedmote.package.container import split_sections
 from fedmote.wire.schema import Activation, Loss, Section
 from firmware_tests.heads import Layers, Options, TorchHead
 from firmware_tests.native import OpenPackage
 from firmware_tests.one_round import CLASSES, FEATURE_SCALE, FEATURE_ZERO_POINT, FEATURES, PACKAGE, bench, finish, head_update
 from firmware_tests.package_builder import assemble
-from fedmote.package.container import split_sections
 
 torch = pytest.importorskip("torch")
 

@@ -80,9 +80,10 @@ def test_package_with_every_operator_is_accepted_with_its_numbers() -> None:
     assert opened.status == OK
     numbers = opened.struct
     assert (numbers.size, numbers.op_count, numbers.input_count, numbers.feature_count) == (len(package), 15, 32, FEATURES)
-    head = numbers.head_shape
-    assert (head.outputs, numbers.head_parameters, head.feature_zero_point) == (3, 3 * FEATURES + 3, -7)
-    assert head.feature_scale == np.float32(0.05)
+    shape = numbers.head_shape
+    assert (shape.inputs, shape.hidden, shape.outputs, shape.feature_zero_point) == (FEATURES, 0, 3, -7)
+    assert numbers.head_parameters == 3 * FEATURES + 3
+    assert numbers.head_shape.feature_scale == np.float32(0.05)
 
 
 def test_a_call_of_the_encoder_stays_within_its_budget() -> None:

@@ -141,8 +141,25 @@ def _defined(path):
 @emulator_test
 def test_the_head_is_counted_for_all_sizes_and_batches():
     counts = bench.count_head(BOARD)
-    assert [(c.inputs, c.outputs, c.batch) for c in counts] == [(n, 10, batch) for n in (64, 128, 256) for batch in (1, 8)]
-    assert all(c.instructions > 2 * c.batch * c.inputs * c.outputs for c in counts)
+    plain = [c for c in counts if not (c.hidden or c.momentum or c.weight_decay or c.clip_norm)]
+    assert [(c.inputs, c.outputs, c.batch) for c in plain] == [
+        *((64, 10, 1), (128, 10, 1), (256, 10, 1)),
+        *((256, 2, 1), (64, 10, 8)),
+    ]
+    assert all(c.instructions_per_sample > 2 * c.inputs * c.outputs for c in plain)
+    assert plain[0].instructions_per_sample <= 5000
+    assert {c.arithmetic for c in counts} == {"float32"}
+    for c in counts:
+        parameters = (c.inputs + 1) * c.hidden + ((c.hidden or c.inputs) + 1) * c.outputs
+        assert c.velocity_bytes == (4 * parameters if c.batch > 1 or c.momentum else 0)
+
+
+@emulator_test
+def test_a_core_without_fpu_trains_in_integers():
+    plain = bench.count_head("mps2-m0")[0]
+    assert (plain.arithmetic, plain.inputs, plain.outputs, plain.batch) == ("int16", 64, 10, 1)
+    assert plain.instructions_per_sample <= 17_300
+    assert plain.velocity_bytes == 0
 
 
 def test_a_board_that_cannot_count_is_refused_with_those_that_can():

@@ -9,8 +9,8 @@
 #include "package.h"
 #include "samples_region.h"
 
-/* Takes the result of one sample: s8[feature_count], then f32[head_outputs], `size` bytes in all. 0, or an error that
- * ends the run. */
+/* Takes the result of one sample: s8[feature_count], then f32[outputs of the head], `size` bytes in all. 0, or an error
+ * that ends the run. */
 typedef int32_t (*run_emit)(void *context, const uint8_t *result, uint32_t size);
 
 /* Where something lies in flash or in a file. */

@@ -52,11 +52,20 @@ static inline uint16_t changed(uint16_t weight, int32_t share, int32_t x, uint32
 /* Two neighbouring rows of a group of `rows`; a constant step of the weights, once this is inlined. */
 static inline void add_pair(uint16_t *weights, uint32_t rows, const int32_t *x, const int32_t *end, int32_t share0,
                             int32_t share1, uint32_t random, uint32_t step) {
-    for (; x != end; weights += rows) {
+    if (((end - x) & 1) != 0) {
         const int32_t value = *x++;
         random = (uint16_t)(random + step);
         weights[0] = changed(weights[0], share0, value, random);
         weights[1] = changed(weights[1], share1, value, random);
+        weights += rows;
+    }
+    for (; x != end; x += 2, weights += 2U * rows) {
+        random = (uint16_t)(random + step);
+        weights[0] = changed(weights[0], share0, x[0], random);
+        weights[1] = changed(weights[1], share1, x[0], random);
+        random = (uint16_t)(random + step);
+        weights[rows] = changed(weights[rows], share0, x[1], random);
+        weights[rows + 1U] = changed(weights[rows + 1U], share1, x[1], random);
     }
 }
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fedmote.errors import ConfigError
-
-Arithmetic = Literal["float32", "int16"]
 from fedmote.package.arrangement import OF_KERNELS
 from fedmote.wire.schema import Arrangement, Opcode
+
+Arithmetic = Literal["float32", "int16"]
 
 
 @dataclass(frozen=True)
