@@ -28,7 +28,7 @@ def _lcg_input(seed, count):
     return values.view(np.int8)
 
 
-@pytest.mark.parametrize("board", ["posix", pytest.param("stm32f405", marks=_emulator_marks)])
+@pytest.mark.parametrize("board", ["posix", *(pytest.param(board, marks=_emulator_marks) for board in ("stm32f405", "mps3-m55"))])
 @pytest.mark.parametrize(
     ("model", "input_bytes", "operator"),
     [("kws_ref_model", 490, -2), ("pretrainedResnet_quant", 3072, -2), ("ad01_int8", 640, -1)],
