@@ -172,7 +172,7 @@ static bool has_windows(const struct fedmote_conv *op) {
 
 static void convolve_windows(const struct fedmote_conv *op, const uint8_t *weights, int8_t *memory, uint32_t first,
                              uint32_t end) {
-    int8_t columns[COLUMNS * COLUMN_BYTES];
+    int8_t columns[COLUMNS * COLUMN_BYTES] __attribute__((aligned(4))); /* read as words */
     int32_t sums[FEDMOTE_HELIUM_CHANNELS * FEDMOTE_HELIUM_POSITIONS];
     const struct fedmote_scaling plain =
         fedmote_scaling_of(&op->channels, weights, op->output_zero_point, op->activation_min, op->activation_max);
