@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from firmware_tests.native import SDK, aligned, all_operators, compile_c, operator_sources
+from firmware_tests.native import SDK, address_of, aligned, all_operators, compile_c, operator_sources
 
 BODY_MAX = 177  # chunks of 160 bytes: a small package takes many of them
 CHUNK = 160
@@ -52,7 +52,12 @@ _callbacks = {
 class Port(ctypes.Structure):
     """`struct fedmote_port`."""
 
-    _fields_ = [("context", ctypes.c_void_p), *_callbacks.items(), ("operators", ctypes.c_void_p)]
+    _fields_ = [
+        ("context", ctypes.c_void_p),
+        *_callbacks.items(),
+        ("operators", ctypes.c_void_p),
+        ("arithmetic", ctypes.c_void_p),
+    ]
 
 
 class Identity(ctypes.Structure):
@@ -159,7 +164,8 @@ class Device:
     def __init__(self, x: np.ndarray, y: np.ndarray, arena_bytes: int = 16384, link: str = "serial", *,
                  identifier: str = "board-1", site: str = "lab", board: str = "bench",
         username: str | None = None, is_sending: bool = True, has_hash: bool = True, flash: FlashModel | None = None,
-                 seed: int = 1, password: str | None = None, keep_alive_s: int = 0) -> None:  # fmt: skip
+                 seed: int = 1, password: str | None = None, keep_alive_s: int = 0,
+        arithmetic: str = "fedmote_float32") -> None:  # fmt: skip
         self.x, self.y = np.ascontiguousarray(x, np.int8), y
         self.rx, self.tx = bytearray(), bytearray()
         self.now, self.seed = 0xFFFFF000, seed  # the clock wraps soon
@@ -172,7 +178,7 @@ class Device:
         self._guarded = aligned(arena_bytes + 32)
         self._memory = np.zeros(4096, np.uint8)
         self.arena_bytes, self.id = arena_bytes, identifier
-        self._port = Port(None, *self._bind(has_hash), all_operators(library()))
+        self._port = Port(None, *self._bind(has_hash), all_operators(library()), address_of(library(), arithmetic))
         link_address = ctypes.addressof(ctypes.c_char.in_dll(library(), f"fedmote_{link}_link"))
         texts = [text.encode() if text is not None else None for text in (identifier, site, board, username, password)]
         self._identity = Identity(*texts[:3], link_address, *texts[3:], keep_alive_s, is_sending)

@@ -97,5 +97,36 @@ def mean(x, multiplier, shift, in_zero, out_zero):
     return np.array([finish(requantize(s, multiplier, shift), out_zero, (-128, 127)) for s in sums], np.int8)
 
 
-def relu(x, in_zero, out_zero, multiplier, shift, low, high):
-    return np.array([finish(requantize(int(q) - in_zero, multiplier, shift), out_zero, (low, high)) for q in x], np.int8)
+def mul(a, b, zero1, zero2, out_zero, multiplier, shift, low, high):
+    products = [(int(p) - zero1) * (int(q) - zero2) for p, q in zip(a, b, strict=True)]
+    return np.array([finish(requantize(p, multiplier, shift), out_zero, (low, high)) for p in products], np.int8)
+
+
+def rescale_left(x: int, bits: int) -> int:
+    """Saturating multiplication by a power of two."""
+    return min(max(x << bits, INT32_MIN), INT32_MAX)
+
+
+def one_over_one_plus(x: int) -> int:
+    """1 / (1 + x) for x in [0, 1), Q31: Newton's iteration in Q2.29 on half the denominator."""
+    half_denominator = (x + INT32_MAX + 1) // 2
+    guess = 1515870810 + saturating_rounding_doubling_high_mul(half_denominator, -1010580540)
+    for _ in range(3):
+        error = 2**29 - saturating_rounding_doubling_high_mul(half_denominator, guess)
+        guess = wrap32(guess + rescale_left(saturating_rounding_doubling_high_mul(guess, error), 2))
+    return rescale_left(guess, 1)
+
+
+def softmax(x, exponentials):
+    """x (rows, n); exponentials (256,), Q31."""
+    out = np.zeros(x.shape, np.int8)
+    for row, values in enumerate(x.astype(int).tolist()):
+        powers = [int(exponentials[max(values) - value]) for value in values]
+        total = sum(rounding_divide_by_power_of_two(power, 12) for power in powers)
+        headroom = 32 - total.bit_length()
+        share = one_over_one_plus((total << headroom) - 2**31)
+        for column, power in enumerate(powers):
+            product = saturating_rounding_doubling_high_mul(share, power)
+            q = rounding_divide_by_power_of_two(product, 12 - headroom + 31 - 8)
+            out[row, column] = min(q - 128, 127)
+    return out

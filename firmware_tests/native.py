@@ -11,6 +11,7 @@ import ctypes
 import functools
 import hashlib
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SDK = ROOT / "device_sdk"
 BUILD = ROOT / "build" / "firmware_tests"
 WARNINGS = ["-Wall", "-Wextra", "-pedantic", "-Wconversion", "-Wshadow", "-Wmissing-prototypes", "-Wdouble-promotion", "-Werror"]
-CORE = ["package", "arena", "encoder", "head", "select", "crc32"]
+CORE = ["package", "arena", "encoder", "head", "head_float", "head_integer", "select", "crc32"]
 OK, BUSY = 0, 2
 
 
@@ -36,7 +37,12 @@ def operator_sources() -> list[Path]:
 
 def all_operators(lib: ctypes.CDLL) -> int:
     """Address of the table of all operators in a library."""
-    return ctypes.addressof(ctypes.c_char.in_dll(lib, "all_operators"))
+    return address_of(lib, "all_operators")
+
+
+def address_of(lib: ctypes.CDLL, name: str) -> int:
+    """Address of a constant of a library."""
+    return ctypes.addressof(ctypes.c_char.in_dll(lib, name))
 
 
 def compile_c(name: str, sources: list[Path], flags: list[str]) -> Path:
@@ -61,6 +67,15 @@ def compile_c(name: str, sources: list[Path], flags: list[str]) -> Path:
     return target
 
 
+class HeadShape(ctypes.Structure):
+    """`struct fedmote_head_shape`."""
+
+    _fields_ = [
+        *((name, ctypes.c_uint32) for name in ("inputs", "hidden", "outputs")), ("is_relu", ctypes.c_bool),
+        ("feature_scale", ctypes.c_float), ("feature_zero_point", ctypes.c_int32),
+    ]  # fmt: skip
+
+
 class Package(ctypes.Structure):
     """`struct fedmote_package`."""
 
@@ -70,8 +85,7 @@ class Package(ctypes.Structure):
         ("head", ctypes.POINTER(ctypes.c_float)),
         *((name, ctypes.c_uint32) for name in
           ("encoder_bytes", "input_offset", "input_count", "feature_offset", "feature_count")),
-        ("feature_scale", ctypes.c_float), ("feature_zero_point", ctypes.c_int32),
-        *((name, ctypes.c_uint32) for name in ("macs", "head_outputs", "head_parameters")),
+        ("macs", ctypes.c_uint32), ("head_shape", HeadShape), ("head_parameters", ctypes.c_uint32),
     ]  # fmt: skip
 
 
@@ -94,13 +108,38 @@ class Layout(ctypes.Structure):
     ]  # fmt: skip
 
 
-class Head(ctypes.Structure):
-    """`struct fedmote_head`."""
+class Training(ctypes.Structure):
+    """`struct fedmote_training`."""
 
     _fields_ = [
-        ("parameters", ctypes.c_void_p), ("velocity", ctypes.c_void_p), ("scratch", ctypes.c_void_p),
-        ("inputs", ctypes.c_uint32), ("outputs", ctypes.c_uint32), ("feature_scale", ctypes.c_float),
-        ("feature_zero_point", ctypes.c_int32),
+        *((name, ctypes.c_uint32) for name in
+          ("learning_rate_micro", "momentum_micro", "weight_decay_micro", "clip_norm_micro", "loss", "trained_layers")),
+        ("is_bias_only", ctypes.c_bool), ("seed", ctypes.c_uint32),
+    ]  # fmt: skip
+
+
+class Head(ctypes.Structure):
+    """`struct fedmote_head`, but for its end, which is the arithmetic's own."""
+
+    _fields_ = [
+        ("arithmetic", ctypes.c_void_p), ("shape", HeadShape), ("training", Training),
+        *((name, ctypes.c_void_p) for name in ("parameters", "velocity", "scratch")),
+        ("batch_size", ctypes.c_uint32), ("sweep", ctypes.c_uint8), ("is_counting", ctypes.c_bool),
+        ("state", ctypes.c_uint64 * 16),
+    ]  # fmt: skip
+
+
+class Arithmetic(ctypes.Structure):
+    """`struct fedmote_arithmetic`."""
+
+    _fields_ = [
+        ("parameter_bytes", ctypes.c_uint32), ("words_per_input", ctypes.c_uint32),
+        ("begin", ctypes.CFUNCTYPE(None, ctypes.POINTER(Head), ctypes.c_void_p)),
+        ("loss", ctypes.CFUNCTYPE(ctypes.c_float, ctypes.POINTER(Head), ctypes.c_char_p, ctypes.c_uint32, ctypes.c_void_p)),
+        ("batch_begin", ctypes.CFUNCTYPE(None, ctypes.POINTER(Head), ctypes.c_uint32)),
+        ("batch_add", ctypes.CFUNCTYPE(ctypes.c_float, ctypes.POINTER(Head), ctypes.c_char_p, ctypes.c_uint32)),
+        ("batch_end", ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.POINTER(Head))),
+        ("delta", ctypes.CFUNCTYPE(ctypes.c_float, ctypes.POINTER(Head), ctypes.c_void_p, ctypes.c_uint32)),
     ]  # fmt: skip
 
 
@@ -128,7 +167,7 @@ class Port(ctypes.Structure):
           ("context", "now_ms", "random", "stream_read", "stream_write", "sample_count", "sample_read")),
         ("slot_bytes", ctypes.c_uint32),
         *((name, ctypes.c_void_p) for name in ("slot_base", "slot_erase", "slot_write")),
-        ("hash", HASH), ("event", ctypes.c_void_p), ("operators", ctypes.c_void_p),
+        ("hash", HASH), ("event", ctypes.c_void_p), ("operators", ctypes.c_void_p), ("arithmetic", ctypes.c_void_p),
     ]  # fmt: skip
 
 
@@ -144,9 +183,6 @@ def library() -> ctypes.CDLL:
     """The core of the SDK with UBSan."""
     flags = ["-O2", "-shared", "-fPIC", "-fsanitize=undefined", "-fno-sanitize-recover=all"]
     lib = ctypes.CDLL(str(compile_c("libcore.so", core_sources(), flags)))
-    lib.fedmote_head_loss.restype = ctypes.c_float
-    lib.fedmote_head_batch_add.restype = ctypes.c_float
-    lib.fedmote_head_step.restype = ctypes.c_float
     lib.fedmote_encoder_input.restype = ctypes.c_void_p
     lib.fedmote_encoder_features.restype = ctypes.c_void_p
     lib.fedmote_draw.restype = ctypes.c_uint32
@@ -176,8 +212,13 @@ class OpenPackage:
         status: what `fedmote_package_open` returned.
     """
 
-    def __init__(self, package: bytes, is_hashing: bool = False) -> None:
+    def __init__(self, package: bytes, is_hashing: bool = False, operators: Sequence[str] | None = None) -> None:
+        """`operators`: names of those that the port has; without them, all."""
         port = Port(operators=all_operators(library()))
+        if operators is not None:
+            addresses = [address_of(library(), f"fedmote_operator_{name}") for name in operators]
+            self._operators = (ctypes.c_void_p * (len(addresses) + 1))(*addresses, None)
+            port.operators = ctypes.addressof(self._operators)
         if is_hashing:
             port.hash = blake2b_of_two_spans
         self._bytes = aligned(len(package))

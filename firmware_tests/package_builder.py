@@ -17,7 +17,9 @@ import numpy as np
 
 from firmware_tests import dsp_arrangement
 
-CONV_2D, DEPTHWISE_CONV_2D, FULLY_CONNECTED, ADD, AVERAGE_POOL_2D, MAX_POOL_2D, MEAN, PAD, RELU = range(1, 10)
+CONV_2D, DEPTHWISE_CONV_2D, FULLY_CONNECTED, ADD, AVERAGE_POOL_2D, MAX_POOL_2D, MEAN, PAD = range(1, 9)
+TABLE, MUL, SOFTMAX, STRIDED_COPY, CONV_2D_INT4, DEPTHWISE_CONV_2D_INT4, FULLY_CONNECTED_INT4 = range(9, 16)
+INT4 = (CONV_2D_INT4, DEPTHWISE_CONV_2D_INT4, FULLY_CONNECTED_INT4)
 MANIFEST, PLAN, WEIGHTS, HEAD = range(1, 5)
 
 
@@ -27,6 +29,12 @@ def round_16(size: int) -> int:
 
 def words(*values: int) -> bytes:
     return b"".join(struct.pack("<I", value & 0xFFFFFFFF) for value in values)
+
+
+def nibbles(weights: np.ndarray) -> np.ndarray:
+    """Weights of four bits, two to a byte, the first in the low half."""
+    flat = np.append(weights.ravel(), np.zeros(weights.size % 2, np.int8)).astype(np.uint8) & 15
+    return (flat[::2] | flat[1::2] << 4).view(np.int8)
 
 
 def seal(package: bytes) -> bytes:
@@ -85,16 +93,20 @@ class Builder:
         self.records.append(words(opcode | (5 + len(rest)) << 16, units, unit_macs, source, target, *rest))
         return target
 
-    def _channels(self, constants: tuple[np.ndarray, ...], axis: int, zero_point: int, arranged: np.ndarray) -> list[int]:
+    def _is_arranged(self, opcode: int) -> bool:
+        return self.arrangement == dsp_arrangement.CORTEX_M_DSP and opcode not in INT4
+
+    def _channels(self, opcode: int, constants: tuple[np.ndarray, ...], axis: int, zero_point: int,
+                  arranged: np.ndarray) -> list[int]:  # fmt: skip
         """Of weights with their channels on `axis`, bias, multiplier and shift; the input's zero point goes into the bias."""
         weights, bias, multiplier, shift = constants
         rows = np.moveaxis(weights, axis, 0).reshape(len(bias), -1)
         folded = (bias - zero_point * rows.sum(axis=1, dtype=np.int64)).astype(np.uint32).view(np.int32).astype(np.int64)
-        if self.arrangement != dsp_arrangement.CORTEX_M_DSP:
+        if not self._is_arranged(opcode):
             scaling = np.stack([folded, multiplier, shift], axis=1).astype(np.int32)
         else:
             scaling = dsp_arrangement.scaling(folded, multiplier, shift, rows, bias, axis != 2)
-        return [self.constant(array) for array in (arranged, scaling)]
+        return [self.constant(array) for array in (nibbles(weights) if opcode in INT4 else arranged, scaling)]
 
     def conv(self, opcode: int, source: int, shapes: tuple[tuple[int, int, int], tuple[int, int, int]], kernel: tuple[int, int],
              stride: tuple[int, int], dilation: tuple[int, int], pads: tuple[int, int], constants: tuple[np.ndarray, ...],
@@ -105,23 +117,33 @@ class Builder:
         rest = [in_h, in_w, in_c, out_h, out_w, out_c, *kernel, *stride, *dilation, *pads, *quantization]
         target = self.tensor(out_h * out_w * out_c)
         arranged = constants[0]
-        if self.arrangement == dsp_arrangement.CORTEX_M_DSP:
+        if self._is_arranged(opcode):
             if opcode == CONV_2D:
                 arranged = dsp_arrangement.conv(arranged, groups, dilation[1])
             else:
                 arranged = dsp_arrangement.depthwise(arranged, dilation, stride[1], out_c // groups)
-        channels = self._channels(constants, 0 if opcode == CONV_2D else 2, quantization[0], arranged)
+        axis = 0 if opcode in (CONV_2D, CONV_2D_INT4) else 2
+        channels = self._channels(opcode, constants, axis, quantization[0], arranged)
         return self.record(opcode, out_h, macs, source, target, *channels, *rest, groups, in_c // groups, out_c // groups)
 
-    def dense(self, source: int, in_n: int, out_n: int, constants: tuple[np.ndarray, ...], quantization: tuple[int, ...]) -> int:
-        is_dsp = self.arrangement == dsp_arrangement.CORTEX_M_DSP
-        arranged = dsp_arrangement.dense(constants[0]) if is_dsp else constants[0]
-        rest = [*self._channels(constants, 0, quantization[0], arranged), in_n, out_n, *quantization[1:]]
-        return self.record(FULLY_CONNECTED, out_n, in_n, source, self.tensor(out_n), *rest)
+    def dense(self, source: int, in_n: int, out_n: int, constants: tuple[np.ndarray, ...], quantization: tuple[int, ...],
+              opcode: int = FULLY_CONNECTED) -> int:  # fmt: skip
+        arranged = dsp_arrangement.dense(constants[0]) if self._is_arranged(opcode) else constants[0]
+        rest = [*self._channels(opcode, constants, 0, quantization[0], arranged), in_n, out_n, *quantization[1:]]
+        return self.record(opcode, out_n, in_n, source, self.tensor(out_n), *rest)
 
-    def add(self, source: int, source2: int, count: int, *parameters: int) -> int:
+    def _binary(self, opcode: int, source: int, second: tuple[int, int, int], count: int, *parameters: int) -> int:
+        """second: offset of the second input, whether it is constant, how many elements it has."""
+        return self.record(opcode, -(-count // 64), min(count, 64), source, self.tensor(count), *second[:2], count, second[2],
+                           *parameters)  # fmt: skip
+
+    def add(self, source: int, second: tuple[int, int, int], count: int, *parameters: int) -> int:
         """parameters: three zero points, left_shift, then multiplier and shift of input 1, input 2, output; minimum, maximum."""
-        return self.record(ADD, -(-count // 64), 64, source, self.tensor(count), source2, count, *parameters)
+        return self._binary(ADD, source, second, count, *parameters)
+
+    def mul(self, source: int, second: tuple[int, int, int], count: int, *parameters: int) -> int:
+        """parameters: three zero points, multiplier, shift, minimum, maximum."""
+        return self._binary(MUL, source, second, count, *parameters)
 
     def pool(self, opcode: int, source: int, shapes: tuple[tuple[int, int], tuple[int, int]], channels: int,
              kernel: tuple[int, int], stride: tuple[int, int], pads: tuple[int, int],
@@ -143,9 +165,18 @@ class Builder:
         target = self.tensor(out_h * out_w * channels)
         return self.record(PAD, out_h, out_w * channels, source, target, *shape, out_h, out_w, pads[0], pads[2], value)
 
-    def relu(self, source: int, count: int, *parameters: int) -> int:
-        """parameters: input and output zero point, multiplier, shift, activation minimum and maximum."""
-        return self.record(RELU, -(-count // 64), 64, source, self.tensor(count), count, *parameters)
+    def table(self, source: int, count: int, table: np.ndarray) -> int:
+        """table: int8 (256,), of -128 first."""
+        return self.record(TABLE, -(-count // 64), min(count, 64), source, self.tensor(count), self.constant(table), count)
+
+    def softmax(self, source: int, rows: int, n: int, exponentials: np.ndarray) -> int:
+        """exponentials: int32 (256,), Q31, by difference from a row's largest element."""
+        return self.record(SOFTMAX, rows, n, source, self.tensor(rows * n), self.constant(exponentials), rows, n)
+
+    def copy(self, source: int, target: int, extents: tuple[int, ...], reading: tuple[int, ...], writing: tuple[int, ...]) -> int:
+        """reading, writing: where it starts, and four strides."""
+        macs = extents[1] * extents[2] * extents[3]
+        return self.record(STRIDED_COPY, extents[0], macs, source, target, *extents, *reading, *writing)
 
     def sections(self, features: int, feature_count: int, head: bytes, feature_scale: float = 0.05, feature_zero_point: int = -7,
                  encoder_bytes: int | None = None) -> list[tuple[int, bytes]]:  # fmt: skip

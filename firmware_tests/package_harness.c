@@ -54,19 +54,29 @@ static void mend_checksum(uint8_t *bytes, uint32_t size) {
     }
 }
 
-static float *floats(const uint8_t *arena, uint32_t offset) { return (float *)(uintptr_t)(arena + offset); }
-
-static void train(const struct fedmote_package *package, const struct fedmote_layout *layout, uint8_t *arena,
-                  const int8_t *features) {
-    struct fedmote_head head = {floats(arena, layout->head),    floats(arena, layout->velocity),
-                                floats(arena, layout->scratch), package->feature_count,
-                                package->head_outputs,          package->feature_scale,
-                                package->feature_zero_point};
-    memcpy(head.parameters, package->head, sizeof(float) * package->head_parameters);
-    memset(head.velocity, 0, sizeof(float) * package->head_parameters);
-    fedmote_head_batch_begin(&head, 0.5f);
-    fedmote_head_batch_add(&head, features, package->head_outputs - 1, 1);
-    fedmote_head_batch_end(&head, 0.1f);
+static void train(const struct fedmote_arithmetic *arithmetic, const struct fedmote_package *package,
+                  const struct fedmote_layout *layout, uint8_t *arena, const int8_t *features) {
+    struct fedmote_head head = {
+        .arithmetic = arithmetic,
+        .shape = package->head_shape,
+        .training = {.learning_rate_micro = 100000,
+                     .momentum_micro = 500000,
+                     .weight_decay_micro = 1000,
+                     .clip_norm_micro = 1000000,
+                     .trained_layers = 2},
+        .parameters = arena + layout->head,
+        .velocity = arena + layout->velocity,
+        .scratch = arena + layout->scratch,
+    };
+    arithmetic->begin(&head, package->head);
+    for (uint32_t step = 0; step < 2; step++) {
+        arithmetic->batch_begin(&head, 2);
+        do {
+            for (uint32_t sample = 0; sample < 2; sample++) {
+                arithmetic->batch_add(&head, features, package->head_shape.outputs - 1);
+            }
+        } while (arithmetic->batch_end(&head));
+    }
 }
 
 /* Opens a copy in a block of its own; runs it where it is accepted. Returns whether it was. */
@@ -77,7 +87,11 @@ static int try_package(const uint8_t *bytes, uint32_t size) {
     static const struct fedmote_port port = {.operators = all_operators};
     int is_accepted = fedmote_package_open(&package, &port, copy, size) == FEDMOTE_OK;
     struct fedmote_layout layout;
-    if (is_accepted && fedmote_layout_compute(&layout, &package, 1, ARENA_MAX) == FEDMOTE_OK) {
+    static const struct fedmote_arithmetic *const arithmetics[] = {&fedmote_float32, &fedmote_int16};
+    for (uint32_t i = 0; i < 2 && is_accepted; i++) {
+        if (fedmote_layout_compute(&layout, &package, arithmetics[i], 1, ARENA_MAX) != FEDMOTE_OK) {
+            continue;
+        }
         uint8_t *arena = allocate(layout.total);
         int8_t *memory = allocate(package.encoder_bytes);
         memset(memory, 0x5A, package.encoder_bytes);
@@ -85,10 +99,10 @@ static int try_package(const uint8_t *bytes, uint32_t size) {
         fedmote_encoder_init(&encoder, &package, memory);
         memset(fedmote_encoder_input(&encoder), 0x25, package.input_count);
         int32_t status = FEDMOTE_BUSY;
-        for (uint32_t i = 0; i < PIECES_MAX && status == FEDMOTE_BUSY; i++) {
+        for (uint32_t piece = 0; piece < PIECES_MAX && status == FEDMOTE_BUSY; piece++) {
             status = fedmote_encoder_run(&encoder, 1000);
         }
-        train(&package, &layout, arena, fedmote_encoder_features(&encoder));
+        train(arithmetics[i], &package, &layout, arena, fedmote_encoder_features(&encoder));
         free(memory);
         free(arena);
     }

@@ -11,11 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fedmote.package.boards import Board, board_names
 from fedmote_hil.cli import run as run_verb
 
 _MODELS = Path(os.environ.get("FEDMOTE_SHARED", Path(__file__).parents[2] / "shared")) / "models" / "mlperf_tiny"
 _missing = [tool for tool in ("arm-none-eabi-gcc", "qemu-system-arm") if shutil.which(tool) is None]
 _emulator_marks = [pytest.mark.emulator, pytest.mark.skipif(bool(_missing), reason=f"not installed: {', '.join(_missing)}")]
+_emulated = [name for name in board_names() if Board.load(name).emulator is not None]
+_processes = [name for name in board_names() if name not in _emulated]
 pytestmark = pytest.mark.skipif(not _MODELS.is_dir(), reason="the MLPerf Tiny models are not beside this repository")
 
 
@@ -28,7 +31,7 @@ def _lcg_input(seed, count):
     return values.view(np.int8)
 
 
-@pytest.mark.parametrize("board", ["posix", pytest.param("stm32f405", marks=_emulator_marks)])
+@pytest.mark.parametrize("board", [*_processes, *(pytest.param(name, marks=_emulator_marks) for name in _emulated)])
 @pytest.mark.parametrize(
     ("model", "input_bytes", "operator"),
     [("kws_ref_model", 490, -2), ("pretrainedResnet_quant", 3072, -2), ("ad01_int8", 640, -1)],

@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from fedmote.package.boards import Board, sdk_root
+from fedmote.package.boards import Board, board_names, sdk_root
 from fedmote_hil import sizes
 from fedmote_hil.build import Program, build, find_tool
 from fedmote_hil.emulator import Emulator
@@ -22,18 +22,26 @@ def _symbols(path):
     return {line.split()[-1]: int(line.split()[0], 16) for line in lines if len(line.split()) == 3}
 
 
-@pytest.mark.parametrize("program", Program)
-def test_no_image_allocates_or_prints(program):
-    names = set(_symbols(build("stm32f405", program).path))
+_IMAGES = [
+    (name, Program(program))
+    for name in board_names()
+    if (board := Board.load(name)).emulator is not None
+    for program in board.programs
+]
+
+
+@pytest.mark.parametrize(("board", "program"), _IMAGES)
+def test_no_image_allocates_or_prints(board, program):
+    names = set(_symbols(build(board, program).path))
     assert "main" in names
     assert names.isdisjoint(
         {"malloc", "free", "calloc", "realloc", "_sbrk", "printf", "puts", "snprintf", "vsnprintf", "_printf_r"}
     )
 
 
-@pytest.mark.parametrize("program", Program)
-def test_every_image_fits_its_flash_region(program):
-    image = build("stm32f405", program)
+@pytest.mark.parametrize(("board", "program"), _IMAGES)
+def test_every_image_fits_its_flash_region(board, program):
+    image = build(board, program)
     assert image.binary is not None
     assert image.binary.stat().st_size <= image.board.region("image").bytes
 
@@ -100,7 +108,7 @@ def test_template_port_and_minimal_example_compile_without_a_warning(compiler, s
     assert result.returncode == 0, result.stderr
 
 
-@pytest.mark.parametrize("board", ["posix", "stm32f405"])
+@pytest.mark.parametrize("board", ["posix", "stm32f405", "mps2-m0", "mps3-m55"])  # a host, two ports, three architectures
 def test_everything_of_a_board_compiles_strictly(board, tmp_path):
     root = sdk_root()
     cmake, ninja = find_tool("cmake"), find_tool("ninja")
@@ -113,22 +121,60 @@ def test_everything_of_a_board_compiles_strictly(board, tmp_path):
         assert result.returncode == 0, result.stdout + result.stderr
 
 
-_FAULT_PROGRAM = "int main(void) { return *(volatile int *)0x60000000; }\n"
+_PROGRAM = """
+#include <stdint.h>
+__attribute__((noreturn)) void chip_halt(void) { for (;;) {} }
+int main(void) {
+    static uint32_t words[2];
+    static const uint32_t stop[2] = {0x20026U, 7U};
+    uint32_t word;
+    (void)words;
+    __asm volatile("ldr %%0, [%%1]" : "=r"(word) : "r"(%s) : "memory");
+    register uint32_t r0 __asm("r0") = 0x20U;
+    register const void *r1 __asm("r1") = stop;
+    __asm volatile("bkpt 0xAB" : "+r"(r0) : "r"(r1) : "memory");
+    return (int)word;
+}
+"""
+_UNALIGNED = "(uintptr_t)words + 1U"
 
 
-def test_a_fault_is_reported_with_place_and_address_and_ends_the_emulator(tmp_path):
-    image = build("stm32f405", Program.RUN, is_checked=True)
-    root, board = sdk_root(), Board.load("stm32f405")
-    (tmp_path / "fault.c").write_text(_FAULT_PROGRAM)
-    folders = [image.build_directory / "generated", root / "ports" / "stm32f4", root / "boards" / "stm32f405"]
-    command = ["arm-none-eabi-gcc", "-mcpu=cortex-m4", "-mthumb", "-mfpu=fpv4-sp-d16", "-mfloat-abi=hard", "-ffreestanding"]
-    command += ["-DFEDMOTE_SEMIHOSTING", *(f"-I{folder}" for folder in folders), "-nostartfiles", "-nostdlib", "-O1"]
-    command += ["-T", str(image.build_directory / "fedmote-run.ld"), str(tmp_path / "fault.c")]
-    command += [str(root / "boards" / "stm32f405" / "startup.c"), "-o", str(tmp_path / "fault.elf"), "-lgcc"]
+def _run_on_start_up(board, address, directory):
+    """Runs a program that loads a word, behind the start-up of a board, and ends with 7: (exit code, what was said, symbols)."""
+    image, root = build(board, Program.RUN, is_checked=True), sdk_root()
+    source, linked = directory / "program.c", directory / "program.elf"
+    source.write_text(_PROGRAM % address)
+    core = [f"-mcpu={image.board.core}", "-mthumb", f"-mfloat-abi={'hard' if image.board.has_fpu else 'soft'}"]
+    core += ["-masm-syntax-unified", *(["-mno-unaligned-access"] if image.board.is_unaligned_trapped else [])]
+    command = ["arm-none-eabi-gcc", *core, "-O1", "-ffreestanding", "-nostartfiles", "-nostdlib", "-DFEDMOTE_SEMIHOSTING"]
+    command += [f"-I{root / 'include'}", f"-I{root / 'ports' / 'cortex_m'}"]
+    command += ["-T", str(image.build_directory / "fedmote-run.ld"), str(source)]
+    command += [str(root / "ports" / "cortex_m" / "startup.c"), "-o", str(linked), "-lgcc"]
     subprocess.run(command, check=True)
-    emulator = Emulator(board, tmp_path / "fault.elf", {}, "pty", tmp_path)
-    assert emulator.wait(30) == 70
-    report = re.search(r"fault: pc=([0-9a-f]{8}) lr=[0-9a-f]{8} cfsr=00008200 address=60000000", emulator.text())
-    assert report is not None, emulator.text()
-    main = _symbols(tmp_path / "fault.elf")["main"]
-    assert main <= int(report[1], 16) < main + 16
+    emulator = Emulator(image.board, linked, {}, "pty", directory)
+    return emulator.wait(30), emulator.text(), _symbols(linked)
+
+
+def _check_report(said, cfsr, address, symbols):
+    report = re.search(rf"fault: pc=([0-9a-f]{{8}}) lr=[0-9a-f]{{8}} cfsr={cfsr} address={address}", said)
+    assert report is not None, said
+    assert symbols["main"] <= int(report[1], 16) < symbols["main"] + 16
+
+
+@pytest.mark.parametrize(("board", "address"), [("stm32f405", "60000000"), ("mps3-m55", "0f000000")])
+def test_a_fault_is_reported_with_place_and_address_and_ends_the_emulator(board, address, tmp_path):
+    code, said, symbols = _run_on_start_up(board, f"0x{address}", tmp_path)
+    assert code == 70
+    _check_report(said, "00008200", address, symbols)
+
+
+@pytest.mark.parametrize("board", ["mps2-m0", "mps2-m4-aligned"])
+def test_an_unaligned_access_traps_where_the_code_must_not_make_one(board, tmp_path):
+    code, said, symbols = _run_on_start_up(board, _UNALIGNED, tmp_path)
+    assert code == 70
+    _check_report(said, "01000000", "[0-9a-f]{8}", symbols)
+
+
+@pytest.mark.parametrize("board", ["mps2-m3", "mps2-m4", "mps2-m7", "mps3-m55", "stm32f405"])
+def test_an_unaligned_access_is_one_elsewhere(board, tmp_path):
+    assert _run_on_start_up(board, _UNALIGNED, tmp_path)[0] == 7

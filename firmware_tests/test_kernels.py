@@ -49,17 +49,23 @@ def window(rng: np.random.Generator, size: int, is_pool: bool) -> tuple[int, int
     return kernel, stride, dilation, pad, int(reach // stride + 1)
 
 
-def conv_case(rng: np.random.Generator, is_depthwise: bool) -> Case:
+def int4(rng: np.random.Generator, *shape: int) -> np.ndarray:
+    return rng.integers(-8, 8, shape).astype(np.int8)
+
+
+def conv_case(rng: np.random.Generator, is_depthwise: bool, draw: Callable[..., np.ndarray] = int8) -> Case:
     height, width, in_c = (int(v) for v in rng.integers(1, 9, 3))
     groups = in_c if is_depthwise else int(rng.choice([g for g in range(1, in_c + 1) if in_c % g == 0]))
     rows, columns = window(rng, height, False), window(rng, width, False)
     kernel, stride, dilation, pads, out_hw = (tuple(pair) for pair in zip(rows, columns, strict=True))
     out_c = groups * int(rng.integers(1, 4 if is_depthwise or groups > 1 else 11))
-    w = int8(rng, *kernel, out_c) if is_depthwise else int8(rng, out_c, *kernel, in_c // groups)
+    w = draw(rng, *kernel, out_c) if is_depthwise else draw(rng, out_c, *kernel, in_c // groups)
     constants = (w, *channel_constants(rng, out_c, kernel[0] * kernel[1] * (in_c // groups)))
     quantization = (*zero_points(rng, 2), *limits(rng))
     builder = fmp.Builder(height * width * in_c)
     opcode = fmp.DEPTHWISE_CONV_2D if is_depthwise else fmp.CONV_2D
+    if draw is int4:
+        opcode = fmp.DEPTHWISE_CONV_2D_INT4 if is_depthwise else fmp.CONV_2D_INT4
     shapes = ((height, width, in_c), (*out_hw, out_c))
     out = builder.conv(opcode, 0, shapes, kernel, stride, dilation, pads, constants, quantization, groups)
     package = builder.build(out, out_hw[0] * out_hw[1] * out_c)
@@ -67,13 +73,27 @@ def conv_case(rng: np.random.Generator, is_depthwise: bool) -> Case:
     return package, x, lambda v: reference.conv(v, *constants, out_hw, stride, dilation, pads, quantization, is_depthwise)
 
 
-def dense_case(rng: np.random.Generator) -> Case:
+def dense_case(rng: np.random.Generator, draw: Callable[..., np.ndarray] = int8) -> Case:
     in_n, out_n = (int(v) for v in rng.integers(1, 40, 2))
-    constants = (int8(rng, out_n, in_n), *channel_constants(rng, out_n, in_n))
+    constants = (draw(rng, out_n, in_n), *channel_constants(rng, out_n, in_n))
     quantization = (*zero_points(rng, 2), *limits(rng))
     builder = fmp.Builder(in_n)
-    out = builder.dense(0, in_n, out_n, constants, quantization)
+    opcode = fmp.FULLY_CONNECTED_INT4 if draw is int4 else fmp.FULLY_CONNECTED
+    out = builder.dense(0, in_n, out_n, constants, quantization, opcode)
     return builder.build(out, out_n), int8(rng, 3, in_n), lambda v: reference.dense(v, *constants, quantization)
+
+
+def second_operand(rng: np.random.Generator, builder: fmp.Builder, count: int) -> tuple[tuple[int, int, int], np.ndarray | None]:
+    """A second input beside the first, or shorter than it and repeated; in the arena, or constant (then with its values)."""
+    count2 = count if rng.random() < 0.4 else int(rng.integers(1, count + 1))
+    if rng.random() < 0.5:
+        return (fmp.round_16(count), 0, count2), None
+    values = int8(rng, count2)
+    return (builder.constant(values), 1, count2), values
+
+
+def operands(x: np.ndarray, count: int, count2: int, values: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    return x[0, :count], np.resize(x[1, :count2] if values is None else values, count)
 
 
 def add_case(rng: np.random.Generator) -> Case:
@@ -82,9 +102,20 @@ def add_case(rng: np.random.Generator) -> Case:
     first, second, last = rng.integers(2**30, 2**31, 3).tolist()
     parameters = (*zero_points(rng, 3), 20, first, shifts[0], second, shifts[1], last, int(rng.integers(-22, -17)), *limits(rng))
     builder = fmp.Builder(2 * fmp.round_16(count))
-    out = builder.add(0, fmp.round_16(count), count, *parameters)
+    second, values = second_operand(rng, builder, count)
+    out = builder.add(0, second, count, *parameters)
     x = int8(rng, 3, 2, fmp.round_16(count))
-    return builder.build(out, count), x, lambda v: reference.add(v[0, :count], v[1, :count], *parameters)
+    return builder.build(out, count), x, lambda v: reference.add(*operands(v, count, second[2], values), *parameters)
+
+
+def mul_case(rng: np.random.Generator) -> Case:
+    count = int(rng.integers(1, 200))
+    parameters = (*zero_points(rng, 3), int(rng.integers(2**30, 2**31)), int(rng.integers(-12, 1)), *limits(rng))
+    builder = fmp.Builder(2 * fmp.round_16(count))
+    second, values = second_operand(rng, builder, count)
+    out = builder.mul(0, second, count, *parameters)
+    x = int8(rng, 3, 2, fmp.round_16(count))
+    return builder.build(out, count), x, lambda v: reference.mul(*operands(v, count, second[2], values), *parameters)
 
 
 def pool_case(rng: np.random.Generator, is_average: bool) -> Case:
@@ -119,13 +150,48 @@ def pad_case(rng: np.random.Generator) -> Case:
     return builder.build(out, count), int8(rng, 3, *shape), lambda v: np.pad(v, edges, constant_values=value)
 
 
-def relu_case(rng: np.random.Generator) -> Case:
+def table_case(rng: np.random.Generator) -> Case:
     count = int(rng.integers(1, 200))
-    multiplier, shift = int(rng.integers(2**30, 2**31)), int(rng.integers(-3, 4))
-    parameters = (*zero_points(rng, 2), multiplier, shift, *limits(rng))
+    table = int8(rng, 256)
     builder = fmp.Builder(count)
-    out = builder.relu(0, count, *parameters)
-    return builder.build(out, count), int8(rng, 3, count), lambda v: reference.relu(v, *parameters)
+    out = builder.table(0, count, table)
+    return builder.build(out, count), int8(rng, 3, count), lambda v: table[v.astype(int) + 128]
+
+
+def softmax_case(rng: np.random.Generator) -> Case:
+    rows, n = int(rng.integers(1, 6)), int(rng.integers(1, 40 if rng.random() < 0.9 else 1000))
+    exponentials = np.minimum(np.exp(-np.arange(256) * rng.uniform(0.0, 0.5)) * 2**31, 2**31 - 1).astype(np.int32)
+    exponentials[int(rng.integers(1, 257)) :] = 0
+    builder = fmp.Builder(rows * n)
+    out = builder.softmax(0, rows, n, exponentials)
+    return builder.build(out, rows * n), int8(rng, 3, rows, n), lambda v: reference.softmax(v, exponentials)
+
+
+def copy_case(rng: np.random.Generator) -> Case:
+    """A slice with steps in both directions whose axes are permuted, into a part of a larger tensor."""
+    shape = rng.integers(1, 6, 4)
+    steps = np.where(rng.random(4) < 0.3, -rng.integers(1, 3, 4), rng.integers(1, 3, 4))
+    selection = tuple(slice(None, None, int(step)) for step in steps)
+    order = tuple(rng.permutation(4).tolist())
+    extents = tuple(int(-(-shape[axis] // abs(steps[axis]))) for axis in order)
+    strides = [int(np.prod(shape[axis + 1 :])) for axis in range(4)]
+    start = sum((int(shape[axis]) - 1) * strides[axis] for axis in range(4) if steps[axis] < 0)
+    reading = (start, *(int(steps[axis]) * strides[axis] for axis in order))
+    out_shape = (*extents[:3], extents[3] + 2)  # a column before and one behind
+    writing = (1, *(int(np.prod(out_shape[axis + 1 :])) for axis in range(4)))
+    count = int(np.prod(out_shape))
+    builder = fmp.Builder(int(np.prod(shape)))
+    target = builder.tensor(count)
+    first = builder.copy(0, target, (1, 1, 1, 1), (0, 0, 0, 0, 0), (0, 0, 0, 0, 0))
+    out = builder.copy(0, first, extents, reading, writing)
+
+    def expect(v: np.ndarray) -> np.ndarray:
+        full = np.zeros(out_shape, np.int8)
+        full[..., 1:-1] = v[selection].transpose(order)
+        full.ravel()[0] = v.ravel()[0]
+        return full
+
+    return builder.build(out, count), int8(rng, 1, *shape), expect
 
 
 CASES: dict[str, Callable[[np.random.Generator], Case]] = {
@@ -137,7 +203,13 @@ CASES: dict[str, Callable[[np.random.Generator], Case]] = {
     "max-pool-2d": lambda rng: pool_case(rng, False),
     "mean": mean_case,
     "pad": pad_case,
-    "relu": relu_case,
+    "table": table_case,
+    "mul": mul_case,
+    "softmax": softmax_case,
+    "strided-copy": copy_case,
+    "conv-2d-int4": lambda rng: conv_case(rng, False, int4),
+    "depthwise-conv-2d-int4": lambda rng: conv_case(rng, True, int4),
+    "fully-connected-int4": lambda rng: dense_case(rng, int4),
 }
 
 

@@ -10,25 +10,30 @@ import pytest
 
 from fedmote.errors import PackageError
 from fedmote.package import container
-from fedmote.package.boards import Board
+from fedmote.package.boards import Arithmetic, Board
 from fedmote.package.budget import layout
 from fedmote.package.execute import run_int8
 from fedmote.package.file import Package, build_package
-from fedmote.package.graph import HeadLayer
+from fedmote.package.graph import Activation, HeadLayer
 from fedmote.package.plan_check import check_head, check_plan
 from fedmote.package.specimen import random_int8_graph, random_samples
 from fedmote.wire.schema import Arrangement, Opcode, Section, Status
-from firmware_tests.native import OK, Layout, OpenPackage, library
+from firmware_tests.native import OK, Layout, OpenPackage, address_of, library
 
 WORDS = (0, 1, 2, 3, 8, 16, 0x7F, 0x80, 0xFFFF, 0x10000, 0x7F800000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFF0, 0xFFFFFFFF)
 
 
-def package_of(seed: int, classes: int = 3) -> Package:
+def package_of(seed: int, classes: int = 3, hidden: int = 0) -> Package:
     graph = random_int8_graph(seed)
     features = int(np.prod(graph.activations[graph.output].shape))
     rng = np.random.default_rng(seed)
     tensors = {"w": rng.normal(size=(classes, features)).astype(np.float32), "b": np.zeros(classes, np.float32)}
-    return build_package(None, graph, [HeadLayer("w", "b", features, classes)], tensors, {}, Board.load("posix"), "specimen", 1)
+    layers = [HeadLayer("w", "b", features, classes)]
+    if hidden:
+        tensors |= {"v": rng.normal(size=(hidden, features)).astype(np.float32), "c": np.zeros(hidden, np.float32)}
+        tensors["w"] = rng.normal(size=(classes, hidden)).astype(np.float32)
+        layers = [HeadLayer("v", "c", features, hidden, activation=Activation.RELU), HeadLayer("w", "b", hidden, classes)]
+    return build_package(None, graph, layers, tensors, {}, Board.load("posix"), "specimen", 1)
 
 
 def device_status(data: bytes) -> Status:
@@ -78,9 +83,9 @@ def test_device_opens_packages_of_the_host_and_computes_the_same_features() -> N
             header = package.header
             assert opened.struct.encoder_bytes == header.encoder_bytes
             assert (opened.struct.macs, opened.struct.op_count) == (header.macs, header.op_count)
-            assert opened.struct.feature_scale == header.feature_scale
+            assert opened.struct.head_shape.feature_scale == header.feature_scale
             assert opened.struct.head_parameters == package.outputs * (package.features + 1)
-            weights, _ = package.head()
+            weights = package.head[0].weights
             np.testing.assert_array_equal(np.ctypeslib.as_array(opened.struct.head, (weights.size,)), weights.ravel())
 
 
@@ -142,15 +147,21 @@ def test_both_give_the_same_status_for_a_package_of_any_shorter_length(specimens
 def test_host_and_device_count_the_same_arena() -> None:
     rng = np.random.default_rng(4)
     body_max = 529  # default of fedmote_config.h, with which the library is built
-    for _ in range(200):
-        package = package_of(int(rng.integers(40)), classes=int(rng.integers(1, 40)))
+    for turn in range(200):
+        hidden = int(rng.integers(1, 40)) if turn % 2 else 0
+        package = package_of(int(rng.integers(40)), classes=int(rng.integers(1, 40)), hidden=hidden)
         n = int(rng.integers(1, 5000))
+        arithmetic: Arithmetic = "float32" if turn % 3 else "int16"
         opened, device = OpenPackage(package.device_form()), Layout()
         library().fedmote_layout_compute(
-            ctypes.byref(device), ctypes.byref(opened.struct), ctypes.c_uint32(n), ctypes.c_uint32(0xFFFFFFFF)
+            ctypes.byref(device),
+            ctypes.byref(opened.struct),
+            ctypes.c_void_p(address_of(library(), f"fedmote_{arithmetic}")),
+            ctypes.c_uint32(n),
+            ctypes.c_uint32(0xFFFFFFFF),
         )
-        parameters = package.outputs * (package.features + 1)
-        host = layout(n, body_max, package.header.encoder_bytes, parameters, package.features, package.outputs)
+        assert opened.struct.head_parameters == package.head_shape.parameters
+        host = layout(n, body_max, package.header, package.head_shape, arithmetic)
         assert device.receive == host.link
         for name in ("encoder", "head", "head_base", "velocity", "scratch", "samples", "cache", "required", "total"):
             assert getattr(device, name) == getattr(host, name), name

@@ -35,12 +35,23 @@ def builder_of_everything() -> tuple[fmp.Builder, int]:
     y = builder.conv(
         fmp.DEPTHWISE_CONV_2D, x, ((4, 4, 5), (4, 4, 5)), (3, 3), (1, 1), (1, 1), (1, 1), channels(3, 3, 5), (1, -2, *low_high), 5
     )
-    x = builder.add(x, y, 80, 1, -2, 4, 20, 2**30, 0, 2**30 + 99, -1, 2**30 + 5, -19, *low_high)
-    x = builder.relu(x, 80, 4, -128, 2**30, 1, *low_high)
+    x = builder.add(x, (y, 0, 80), 80, 1, -2, 4, 20, 2**30, 0, 2**30 + 99, -1, 2**30 + 5, -19, *low_high)
+    x = builder.table(x, 80, int8(rng, 256))
     x = builder.pool(fmp.MAX_POOL_2D, x, ((4, 4), (3, 3)), 5, (2, 2), (1, 1), (0, 0), low_high)
     x = builder.pool(fmp.AVERAGE_POOL_2D, x, ((3, 3), (2, 2)), 5, (2, 2), (2, 2), (1, 1), low_high)
     x = builder.mean(x, (2, 2, 5), 2**30, -1, -128, -128)
-    return builder, builder.dense(x, 5, FEATURES, channels(5, 5), (-128, 0, *low_high))
+    x = builder.dense(x, 5, FEATURES, channels(5, 5), (-128, 0, *low_high))
+    small = int8(rng, 5) // 16
+    four_bits = (int8(rng, 5, 5) // 16, *channels(5, 5)[1:])
+    x = builder.mul(x, (builder.constant(small), 1, 5), 5, 3, 1, -4, 2**30, -3, *low_high)
+    x = builder.dense(x, 5, 5, four_bits, (2, 0, *low_high), fmp.FULLY_CONNECTED_INT4)
+    image = ((1, 1, 5), (1, 1, 5))
+    conv4 = (int8(rng, 5, 1, 1, 5) // 16, *four_bits[1:])
+    x = builder.conv(fmp.CONV_2D_INT4, x, image, (1, 1), (1, 1), (1, 1), (0, 0), conv4, (3, 1, *low_high))
+    depthwise4 = (int8(rng, 1, 1, 5) // 16, *four_bits[1:])
+    x = builder.conv(fmp.DEPTHWISE_CONV_2D_INT4, x, image, (1, 1), (1, 1), (1, 1), (0, 0), depthwise4, (3, 1, *low_high), 5)
+    x = builder.softmax(x, 1, 5, np.linspace(2**31 - 1, 0, 256).astype(np.int32))
+    return builder, builder.copy(x, builder.tensor(5), (1, 1, 1, 5), (4, 0, 0, 0, -1), (0, 0, 0, 0, 1))
 
 
 def package_of_everything() -> bytes:
@@ -68,9 +79,10 @@ def test_package_with_every_operator_is_accepted_with_its_numbers() -> None:
 
     assert opened.status == OK
     numbers = opened.struct
-    assert (numbers.size, numbers.op_count, numbers.input_count, numbers.feature_count) == (len(package), 9, 32, FEATURES)
-    assert (numbers.head_outputs, numbers.head_parameters, numbers.feature_zero_point) == (3, 3 * FEATURES + 3, -7)
-    assert numbers.feature_scale == np.float32(0.05)
+    assert (numbers.size, numbers.op_count, numbers.input_count, numbers.feature_count) == (len(package), 15, 32, FEATURES)
+    head = numbers.head_shape
+    assert (head.outputs, numbers.head_parameters, head.feature_zero_point) == (3, 3 * FEATURES + 3, -7)
+    assert head.feature_scale == np.float32(0.05)
 
 
 def test_a_call_of_the_encoder_stays_within_its_budget() -> None:
@@ -140,7 +152,7 @@ def with_record_word(index: int, word: int, value: int) -> Callable[[bytes], byt
     return edit
 
 
-PADDING, CONV, DEPTHWISE, SUM, RELU, MAX_POOL, AVERAGE_POOL, MEAN, DENSE = range(9)
+PADDING, CONV, DEPTHWISE, SUM, TABLE, MAX_POOL, AVERAGE_POOL, MEAN, DENSE, MUL, _, CONV_INT4, _, SOFTMAX, COPY = range(15)
 REFUSALS: dict[str, tuple[Callable[[bytes], bytes], Status]] = {
     "another magic": (lambda p: b"FMP2" + p[4:], Status.PACKAGE_MAGIC),
     "another format": (lambda p: fmp.seal(p[:4] + b"\x01\x00" + p[6:]), Status.PACKAGE_VERSION),
@@ -155,9 +167,9 @@ REFUSALS: dict[str, tuple[Callable[[bytes], bytes], Status]] = {
     "a missing section": (with_section_entry(0, 99), Status.PACKAGE_SECTION),
     "a doubled section": (with_section_entry(0, fmp.MANIFEST), Status.PACKAGE_SECTION),
     "reserved bits of a section": (with_section_entry(3, 1), Status.PACKAGE_SECTION),
-    "an unknown operator": (with_record_word(DENSE, 0, 10 | 15 << 16), Status.PACKAGE_OPERATOR),
+    "an unknown operator": (with_record_word(DENSE, 0, 99 | 12 << 16), Status.PACKAGE_OPERATOR),
     "a record of another length": (with_record_word(CONV, 0, 1 | 27 << 16), Status.PACKAGE_BOUNDS),
-    "more operators than records": (with_section_word(fmp.PLAN, 0, 10), Status.PACKAGE_BOUNDS),
+    "more operators than records": (with_section_word(fmp.PLAN, 0, 16), Status.PACKAGE_BOUNDS),
     "an arena one byte too small": (with_section_word(fmp.PLAN, 1, 420), Status.PACKAGE_BOUNDS),
     "an input outside the arena": (with_section_word(fmp.PLAN, 2, 0xFFFFFFF0), Status.PACKAGE_BOUNDS),
     "an empty input": (with_section_word(fmp.PLAN, 3, 0), Status.PACKAGE_BOUNDS),
@@ -181,9 +193,20 @@ REFUSALS: dict[str, tuple[Callable[[bytes], bytes], Status]] = {
     "groups that do not make the outputs": (with_record_word(DEPTHWISE, 27, 2), Status.PACKAGE_BOUNDS),
     "groups that do not make the inputs": (with_record_word(CONV, 25, 2), Status.PACKAGE_BOUNDS),
     "weights in an order for other kernels": (with_section_word(fmp.PLAN, 11, 1), Status.PACKAGE_ARRANGEMENT),
-    "a left shift that overflows": (with_record_word(SUM, 10, 23), Status.PACKAGE_BOUNDS),
-    "a negative multiplier": (with_record_word(SUM, 11, -1), Status.PACKAGE_BOUNDS),
-    "a shift beyond 31": (with_record_word(RELU, 9, -32), Status.PACKAGE_BOUNDS),
+    "a left shift that overflows": (with_record_word(SUM, 12, 23), Status.PACKAGE_BOUNDS),
+    "a negative multiplier": (with_record_word(SUM, 13, -1), Status.PACKAGE_BOUNDS),
+    "a shift beyond 31": (with_record_word(MUL, 13, -32), Status.PACKAGE_BOUNDS),
+    "a table outside its section": (with_record_word(TABLE, 5, 0xFFFFFFF0), Status.PACKAGE_BOUNDS),
+    "a second input longer than the first": (with_record_word(MUL, 8, 6), Status.PACKAGE_BOUNDS),
+    "a second input of nothing": (with_record_word(MUL, 8, 0), Status.PACKAGE_BOUNDS),
+    "a second input in no place": (with_record_word(MUL, 6, 2), Status.PACKAGE_BOUNDS),
+    "a constant input outside its section": (with_record_word(MUL, 5, 0xFFFFFFF0), Status.PACKAGE_BOUNDS),
+    "exponentials that are none": (with_record_word(SOFTMAX, 5, 0), Status.PACKAGE_BOUNDS),
+    "a row of a softmax that costs more": (with_record_word(SOFTMAX, 2, 4), Status.PACKAGE_BOUNDS),
+    "a copy that reads in front of the arena": (with_record_word(COPY, 13, -0x10000), Status.PACKAGE_BOUNDS),
+    "a copy that reads behind the arena": (with_record_word(COPY, 9, 0x10000), Status.PACKAGE_BOUNDS),
+    "a copy that writes behind the arena": (with_record_word(COPY, 18, 0x10000), Status.PACKAGE_BOUNDS),
+    "weights of four bits outside their section": (with_record_word(CONV_INT4, 5, 0xFFFFFFFC), Status.PACKAGE_BOUNDS),
     "a pooling window in the padding alone": (with_record_word(AVERAGE_POOL, 14, 2), Status.PACKAGE_BOUNDS),
     "a pooling window behind the input": (with_record_word(MAX_POOL, 12, 4), Status.PACKAGE_BOUNDS),
     "a mean over nothing": (with_record_word(MEAN, 5, 0), Status.PACKAGE_BOUNDS),
@@ -210,6 +233,15 @@ def test_port_with_a_hash_refuses_what_the_checksum_alone_would_pass() -> None:
     assert OpenPackage(package, is_hashing=True).status == OK
     assert OpenPackage(forged).status == OK
     assert OpenPackage(forged, is_hashing=True).status == -Status.PACKAGE_HASH
+
+
+def test_operator_that_a_program_does_not_name_is_refused() -> None:
+    builder = fmp.Builder(5)
+    package = builder.build(builder.table(0, 5, int8(np.random.default_rng(0), 256)), 5)
+
+    assert OpenPackage(package, operators=["pad", "table"]).status == OK
+    assert OpenPackage(package, operators=["pad"]).status == -Status.PACKAGE_OPERATOR
+    assert OpenPackage(package, operators=[]).status == -Status.PACKAGE_OPERATOR
 
 
 def test_sum_of_products_that_could_overflow_is_refused() -> None:

@@ -178,6 +178,8 @@ def _call(node: fx.Node, names: dict[str, str], tensors: Tensors) -> Call:
 
 
 def _argument(given: Any, names: dict[str, str], tensors: Tensors) -> Any:  # noqa: ANN401  # whatever the schema allows
+    if isinstance(given, list | tuple):
+        return [_argument(item, names, tensors) for item in given]
     if not isinstance(given, fx.Node):
         return given
     name = names.get(given.name)

@@ -21,7 +21,7 @@ from fedmote.package.execute import observe, run_float
 from fedmote.package.file import Package, check_fit
 from fedmote.package.fold import bind
 from fedmote.package.graph import Graph, HeadLayer, Ranges, Tensors
-from fedmote.package.head import head_blob
+from fedmote.package.head import dense_layers, logits_of
 from fedmote.package.inputs import arrange, graph_shape, layout_of
 from fedmote.package.partition import assemble, run_features
 from fedmote_convert.capture import capture
@@ -128,11 +128,11 @@ def convert(
     graph = bind(template, captured.tensors)
     progress(f"calibrating with {len(x)} samples")
     ranges = observe(graph, arranged)
-    packages = assemble(template, [split.head], captured.tensors, ranges, boards, model_id, version, layout)
+    packages = assemble(template, split.head, captured.tensors, ranges, boards, model_id, version, layout)
     _check_boards(packages, boards)
     progress("comparing with the float module")
     quality = _measure(module, x, y, run_float(graph, arranged), split.head, captured.tensors, next(iter(packages.values())))
-    return Conversion(model_id, split, template, (split.head,), captured.tensors, ranges, packages, quality)
+    return Conversion(model_id, split, template, split.head, captured.tensors, ranges, packages, quality)
 
 
 def _check_boards(packages: dict[str, Package], boards: Sequence[Board]) -> None:
@@ -157,13 +157,14 @@ def _measure(
     x: NDArray[np.float32],
     y: NDArray[np.int64] | None,
     features: NDArray[np.float32],
-    head: HeadLayer,
+    head: Sequence[HeadLayer],
     tensors: Tensors,
     package: Package,
 ) -> Quality:
     expected = _module_logits(module, x)
     features = features.reshape(len(x), -1)
-    logits = _head_logits(features, head, tensors)
+    layers = dense_layers(head, tensors)
+    logits = logits_of(layers, features)
     largest = max(float(np.abs(expected).max()), float(np.finfo(np.float32).tiny))
     difference = float(np.abs(logits - expected).max()) / largest
     if difference > FLOAT_TOLERANCE:
@@ -172,7 +173,7 @@ def _measure(
             f"allowed: this is an error of the conversion, please report it with the model"
         )
     deployed_features = run_features(package, x)
-    deployed = _head_logits(deployed_features, head, tensors).argmax(axis=1)
+    deployed = logits_of(layers, deployed_features).argmax(axis=1)
     chosen = expected.argmax(axis=1)
     quality = Quality(len(x), difference, _sqnr_db(features, deployed_features), float((deployed == chosen).mean()))
     if y is None:
@@ -185,13 +186,6 @@ def _module_logits(module: nn.Module, x: NDArray[np.float32]) -> NDArray[np.floa
     with torch.no_grad():
         blocks = [module(torch.from_numpy(x[start : start + _TORCH_BATCH])).numpy() for start in range(0, len(x), _TORCH_BATCH)]
     return np.concatenate(blocks)
-
-
-def _head_logits(features: NDArray[np.float32], head: HeadLayer, tensors: Tensors) -> NDArray[np.float32]:
-    """Logits (N, C) of channels-last features (N, D), with the head as a device holds it."""
-    blob = head_blob([head], tensors)
-    count = head.outputs * head.inputs
-    return np.asarray(features @ blob[:count].reshape(head.outputs, head.inputs).T + blob[count:], np.float32)
 
 
 def _sqnr_db(exact: NDArray[np.float32], rounded: NDArray[np.float32]) -> float:

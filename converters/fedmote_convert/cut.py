@@ -2,8 +2,9 @@
 """Where a captured network is split into the encoder, which a device keeps frozen, and the head, which it trains.
 
 An edge is a candidate if its activation is all that the rest of the network needs: one live tensor. Inside a residual block
-two are alive, and a device would have to keep both per sample. Of the candidates, those are feasible whose rest is exactly one
-Linear, apart from reshapes, which cost a device nothing and therefore belong to the encoder wherever they are named.
+two are alive, and a device would have to keep both per sample. Of the candidates, those are feasible whose rest is one Linear, or
+two with a ReLU or nothing between them, apart from reshapes in front, which cost a device nothing and therefore belong to the
+encoder wherever they are named. By itself the cut leaves one Linear; two are asked for by naming an edge.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class Cut:
 
     Attributes:
         encoder: the graph up to the features, before any pass.
-        head: the Linear after them.
+        head: the Linear after them, or two.
         features: number of features.
         name: the activation that was chosen, or named.
         reason: why there, as a sentence.
@@ -47,7 +48,7 @@ class Cut:
     """
 
     encoder: Graph
-    head: HeadLayer
+    head: tuple[HeadLayer, ...]
     features: int
     name: str
     reason: str
@@ -63,7 +64,7 @@ def cut_at(captured: Capture, where: str = "auto") -> Cut:
 
     Raises:
         ConfigError: no module or activation has that name.
-        UnsupportedOpError: the edge lies inside a residual block, or the rest is not exactly one Linear.
+        UnsupportedOpError: the edge lies inside a residual block, or the rest is neither one Linear nor two.
     """
     graph = captured.graph
     candidates = _candidates(captured)
@@ -72,16 +73,16 @@ def cut_at(captured: Capture, where: str = "auto") -> Cut:
     else:
         name, reason = _find(captured, where), f"cut behind {where}, as asked for"
         _check(graph, name, where, candidates)
-    linear = graph.ops[_linear_index(graph, name)]
-    position = graph.ops.index(linear)
+    position = _linear_index(graph, name)
+    linear = graph.ops[position]
     features = linear.inputs[0]
     encoder_ops = graph.ops[:position]
     names = {graph.input, *(op.output for op in encoder_ops)}
     activations = {key: value for key, value in graph.activations.items() if key in names}
     encoder = replace(graph, output=features, activations=activations, ops=encoder_ops)
     if not any(op.kind is not OpKind.RESHAPE for op in encoder_ops):
-        raise ConversionError(f"{linear.name}: the model is this one Linear; nothing before it would be left to freeze")
-    return Cut(encoder, _head_layer(linear, captured), _count(graph, features), name, reason, candidates)
+        raise ConversionError(f"{linear.name}: the model is its head alone; nothing before it would be left to freeze")
+    return Cut(encoder, _head_layers(graph.ops[position:], captured), _count(graph, features), name, reason, candidates)
 
 
 def _live(graph: Graph, position: int) -> list[str]:
@@ -118,32 +119,47 @@ def _count(graph: Graph, name: str) -> int:
 def _refusal(rest: Sequence[Op]) -> str:
     """Why these operators are no head; empty if they are one."""
     parts = [op for op in rest if op.kind is not OpKind.RESHAPE]
-    if len(parts) == 1 and parts[0].kind is OpKind.FULLY_CONNECTED and parts[0].activation is Activation.NONE:
+    if _is_head(rest):
         return ""
     names = ", ".join(op.name for op in parts)
     return (
-        f"the head would be {len(parts)} operators ({names}); it must be exactly one Linear"
+        f"the head would be {len(parts)} operators ({names}); it must be one Linear, or two with a ReLU or nothing between"
         if parts
         else "the head would be empty"
     )
 
 
+def _is_head(rest: Sequence[Op]) -> bool:
+    """One Linear or two, the first of two with a ReLU or nothing behind it. A reshape may stand in front of them alone."""
+    parts = list(rest)
+    while parts and parts[0].kind is OpKind.RESHAPE:
+        parts.pop(0)
+    while parts and parts[-1].kind is OpKind.RESHAPE:
+        parts.pop()
+    kinds = [op.kind for op in parts]
+    linear, relu = OpKind.FULLY_CONNECTED, OpKind.RELU
+    if kinds not in ([linear], [linear, linear], [linear, relu, linear]):
+        return False
+    return all(op.activation is (Activation.RELU if op.kind is relu else Activation.NONE) for op in parts)
+
+
 def _choose(graph: Graph, candidates: Sequence[Candidate]) -> tuple[str, str]:
-    """The last feasible edge. All feasible edges feed the same Linear, so they hold the same features in the same memory."""
+    """The last feasible edge. All that feed the same Linear hold the same features in the same memory."""
     feasible = [candidate for candidate in candidates if not candidate.refusal]
     if not feasible:
         last = [op for op in graph.ops if op.kind is not OpKind.RESHAPE][-1:]
         place, kind = (last[0].name, last[0].kind.value) if last else ("input", "nothing")
         raise UnsupportedOpError(
             place,
-            f"no cut leaves exactly one Linear as the head; the model ends with {kind}",
+            f"no cut leaves one Linear as the head; the model ends with {kind}",
             "end the model with one nn.Linear that makes the logits, without softmax, behind one path of layers",
         )
     chosen = feasible[-1]
     reason = f"last edge whose rest is one Linear: {chosen.features} features behind {chosen.module}"
-    if len(feasible) > 1:
-        others = ", ".join(candidate.module for candidate in feasible[:-1])
-        reason += f"; the same features as behind {others}"
+    linear = _linear_index(graph, chosen.name)
+    others = [candidate.module for candidate in feasible[:-1] if _linear_index(graph, candidate.name) == linear]
+    if others:
+        reason += f"; the same features as behind {', '.join(others)}"
     return chosen.name, reason
 
 
@@ -174,9 +190,20 @@ def _check(graph: Graph, name: str, where: str, candidates: Sequence[Candidate])
 
 
 def _linear_index(graph: Graph, name: str) -> int:
-    """Index of the Linear that a feasible cut leaves as the head."""
+    """Index of the first Linear that a feasible cut leaves to the head."""
     start = next((index for index, op in enumerate(graph.ops) if op.output == name), -1) + 1
     return next(index for index in range(start, len(graph.ops)) if graph.ops[index].kind is OpKind.FULLY_CONNECTED)
+
+
+def _head_layers(rest: Sequence[Op], captured: Capture) -> tuple[HeadLayer, ...]:
+    """The layers in what a feasible cut leaves to the head."""
+    layers: list[HeadLayer] = []
+    for op in rest:
+        if op.kind is OpKind.RELU:
+            layers[-1] = replace(layers[-1], activation=Activation.RELU)
+        elif op.kind is OpKind.FULLY_CONNECTED:
+            layers.append(_head_layer(op, captured))
+    return tuple(layers)
 
 
 def _head_layer(linear: Op, captured: Capture) -> HeadLayer:

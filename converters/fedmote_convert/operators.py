@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from fedmote.errors import UnsupportedOpError
+from fedmote.package.geometry import repeats_whole
 from fedmote.package.graph import Activation, Activations, BatchNormRef, Op, OpKind, WeightRef
 from fedmote.package.head import channels_last_columns
 
@@ -121,6 +122,9 @@ class Sketch:
         return name
 
 
+Handler = Callable[[Call, Sketch], None]
+
+
 def channels_last(torch_shape: Shape, node: str) -> Shape:
     """Shape of an activation in the graph.
 
@@ -177,10 +181,6 @@ def _convolution(call: Call, sketch: Sketch) -> None:
     bias = None if call["bias"] is None else call.parameter("bias").name
     inputs, outputs, groups = sketch.torch_shapes[source][1], weight.shape[0], int(call["groups"])
     is_depthwise = groups == inputs and groups > 1
-    if groups > 1 and not is_depthwise:
-        raise call.refusal(
-            f"a convolution of {groups} groups over {inputs} channels", f"use groups=1 or depthwise, groups={inputs}"
-        )
     kernel, dilation = _pair(weight.shape[2:], axes), _pair(call["dilation"], axes)
     source = sketch.pad(call, source, _convolution_pads(call, kernel, dilation, axes))
     layout = f"depthwise{axes}d" if is_depthwise else f"conv{axes}d"
@@ -260,18 +260,107 @@ def _activation(call: Call, sketch: Sketch, activation: Activation) -> None:
     sketch.append(call, OpKind.RELU, source, activation=activation, order=sketch.orders[source])
 
 
-def _add(call: Call, sketch: Sketch) -> None:
-    if not (isinstance(call["self"], Value) and isinstance(call["other"], Value)):
+def _leaky_relu(call: Call, sketch: Sketch) -> None:
+    source = call.activation("self")
+    alpha = float(np.float32(call["negative_slope"]))
+    sketch.append(call, OpKind.LEAKY_RELU, source, alpha=alpha, order=sketch.orders[source])
+
+
+def _function(kind: OpKind) -> Handler:
+    """A function of one element."""
+
+    def translate_function(call: Call, sketch: Sketch) -> None:
+        source = call.activation("self", "input")
+        sketch.append(call, kind, source, order=sketch.orders[source])
+
+    return translate_function
+
+
+def _silu(call: Call, sketch: Sketch) -> None:
+    """Written x * sigmoid(x), as TensorFlow Lite has no operator for it."""
+    source = call.activation("self")
+    gate = f"{call.output}/gate"
+    sketch.declare(gate, call.shape, call.node, sketch.orders[source])
+    sketch.ops.append(Op(OpKind.LOGISTIC, call.node, (source,), gate))
+    sketch.append(call, OpKind.MUL, source, gate, order=sketch.orders[source])
+
+
+def _softmax(call: Call, sketch: Sketch) -> None:
+    source = call.activation("self", "input")
+    rank = len(sketch.torch_shapes[source])
+    if int(call["dim"]) % rank != 1:
         raise call.refusal(
-            "an addition of a constant or a parameter", "use the bias of the layer before; residual sums are supported"
+            f"a softmax over axis {call['dim']} of {sketch.torch_shapes[source]}", "take it over the channels, dim=1"
         )
+    sketch.append(call, OpKind.SOFTMAX, source, order=sketch.orders[source])
+
+
+def _add(call: Call, sketch: Sketch) -> None:
     if call.get("alpha", 1) != 1:
         raise call.refusal(f"an addition with alpha={call['alpha']}", "scale inside the layer before")
-    first, second = call["self"].name, call["other"].name
-    if sketch.torch_shapes[first] != sketch.torch_shapes[second] or sketch.orders[first] != sketch.orders[second]:
-        shapes = f"{sketch.torch_shapes[first]} and {sketch.torch_shapes[second]}"
-        raise call.refusal(f"an addition of {shapes} that do not match element by element", "add activations of one shape")
-    sketch.append(call, OpKind.ADD, first, second, order=sketch.orders[first])
+    _binary(call, sketch, OpKind.ADD, "addition")
+
+
+def _mul(call: Call, sketch: Sketch) -> None:
+    _binary(call, sketch, OpKind.MUL, "multiplication")
+
+
+def _binary(call: Call, sketch: Sketch, kind: OpKind, what: str) -> None:
+    """A sum or product of two activations, one of which may repeat along axes, or of an activation and a number."""
+    first, second = call["self"], call["other"]
+    if isinstance(first, Value) and isinstance(second, int | float):
+        constant = np.array([second], np.float32)
+        sketch.append(call, kind, first.name, constant=constant, order=sketch.orders[first.name])
+        return
+    if not (isinstance(first, Value) and isinstance(second, Value)):
+        raise call.refusal(f"{_an(what)} of a parameter", "use the weights and the bias of the layer before")
+    names = sorted((first.name, second.name), key=lambda name: sketch.torch_shapes[name] != call.shape)
+    shapes = [sketch.torch_shapes[name] for name in names]
+    is_same = shapes[0] == shapes[1] and sketch.orders[names[0]] == sketch.orders[names[1]]
+    is_repeated = shapes[0] == call.shape and shapes[0] != shapes[1] and len(shapes[0]) == len(shapes[1]) > 2
+    if not (is_same or is_repeated):
+        text = f"{sketch.torch_shapes[first.name]} and {sketch.torch_shapes[second.name]}"
+        raise call.refusal(f"{_an(what)} of {text} that do not match element by element", "use activations of one shape")
+    if is_repeated and not repeats_whole(sketch.activations[names[1]].shape, sketch.activations[names[0]].shape):
+        whole = f"{call.output}/repeated"
+        sketch.declare(whole, call.shape, call.node)
+        sketch.ops.append(Op(OpKind.BROADCAST_TO, call.node, (names[1],), whole))
+        names[1] = whole
+    sketch.append(call, kind, *names, order=sketch.orders[names[0]])
+
+
+def _an(noun: str) -> str:
+    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
+
+
+def _graph_axis(call: Call, source: str, axis: int, sketch: Sketch) -> int:
+    """The graph's axis for an axis of the torch shape."""
+    rank = len(sketch.torch_shapes[source])
+    axis %= rank
+    if axis == 0:
+        raise call.refusal("it works along the batch", "samples are computed one by one")
+    if rank == 2 and sketch.orders[source] != (sketch.torch_shapes[source][1], 1, 1):
+        raise call.refusal("it takes flattened features apart or together", "do it before the flatten")
+    return {2: (0, 1), 3: (0, 3, 2), 4: (0, 3, 1, 2)}[rank][axis]
+
+
+def _cat(call: Call, sketch: Sketch) -> None:
+    sources = [value.name for value in call["tensors"] if isinstance(value, Value)]
+    if len(sources) != len(call["tensors"]):
+        raise call.refusal("it concatenates a parameter", "concatenate activations")
+    axes = {_graph_axis(call, source, int(call["dim"]), sketch) for source in sources}
+    sketch.append(call, OpKind.CONCATENATION, *sources, axis=axes.pop())
+
+
+def _slice(call: Call, sketch: Sketch) -> None:
+    source = call.activation("self")
+    shape = sketch.activations[source].shape
+    axis = _graph_axis(call, source, int(call["dim"]), sketch)
+    start = 0 if call["start"] is None else int(call["start"])
+    indices = range(*slice(start, call["end"], int(call["step"])).indices(shape[axis]))
+    starts, steps = [0] * len(shape), [1] * len(shape)
+    starts[axis], steps[axis] = indices.start, indices.step
+    sketch.append(call, OpKind.STRIDED_SLICE, source, starts=tuple(starts), steps=tuple(steps))
 
 
 def _pad(call: Call, sketch: Sketch) -> None:
@@ -371,8 +460,6 @@ def _identity(call: Call, sketch: Sketch) -> None:
     sketch.append(call, OpKind.RESHAPE, source, order=sketch.orders[source])
 
 
-Handler = Callable[[Call, Sketch], None]
-
 # aten operator without its overload -> translation. In-place forms are found by their name without the underscore.
 OPERATORS: dict[str, Handler] = {
     "conv1d": _convolution,
@@ -384,7 +471,17 @@ OPERATORS: dict[str, Handler] = {
     "hardtanh": _clamp,
     "clamp": _clamp,
     "clamp_min": _clamp,
+    "leaky_relu": _leaky_relu,
+    "hardswish": _function(OpKind.HARD_SWISH),
+    "sigmoid": _function(OpKind.LOGISTIC),
+    "tanh": _function(OpKind.TANH),
+    "silu": _silu,
+    "softmax": _softmax,
     "add": _add,
+    "mul": _mul,
+    "cat": _cat,
+    "concat": _cat,
+    "slice": _slice,
     "pad": _pad,
     "constant_pad_nd": _pad,
     "max_pool1d": _max_pool,
@@ -411,19 +508,17 @@ OPERATORS: dict[str, Handler] = {
 
 # Operators that give their argument's memory another name; a later in-place operator would change both.
 VIEWS = frozenset(
-    {"flatten", "view", "reshape", "unflatten", "squeeze", "unsqueeze", "dropout", "contiguous", "to", "detach", "alias"}
+    {"flatten", "view", "reshape", "unflatten", "squeeze", "unsqueeze", "slice"}
+    | {"dropout", "contiguous", "to", "detach", "alias"}
 )
 
 # What is often met and not supported: the nearest form that is.
 HINTS: dict[str, str] = {
     **dict.fromkeys(
-        ("sigmoid", "tanh", "silu", "hardswish", "hardsigmoid", "gelu", "leaky_relu", "elu", "prelu", "softplus"),
-        "use ReLU or ReLU6",
+        ("hardsigmoid", "gelu", "elu", "prelu", "softplus", "mish"),
+        "use ReLU, ReLU6, LeakyReLU, Hardswish, Sigmoid, Tanh or SiLU",
     ),
-    **dict.fromkeys(
-        ("softmax", "log_softmax"),
-        "end the model with the Linear that makes the logits; softmax is part of the device's training",
-    ),
+    "log_softmax": "end the model with the Linear that makes the logits; softmax is part of the device's training",
     **dict.fromkeys(("layer_norm", "group_norm", "instance_norm", "rms_norm"), "use BatchNorm behind a convolution or Linear"),
     **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), "use Conv1d layers over time"),
     **dict.fromkeys(("conv3d", "conv_transpose1d", "conv_transpose2d"), "use Conv1d or Conv2d"),
@@ -431,8 +526,8 @@ HINTS: dict[str, str] = {
         ("permute", "transpose", "movedim"), "keep channels first throughout; the conversion changes the order itself"
     ),
     **dict.fromkeys(("max", "amax", "adaptive_max_pool1d", "adaptive_max_pool2d"), "use MaxPool with the whole window as kernel"),
-    **dict.fromkeys(("mul", "div", "sub", "neg"), "move scale and offset into a BatchNorm or into the weights"),
-    **dict.fromkeys(("cat", "stack"), "use a residual addition of equal shapes"),
+    **dict.fromkeys(("div", "sub", "neg"), "move scale and offset into a BatchNorm or into the weights, or multiply by a number"),
+    **dict.fromkeys(("stack", "chunk", "split", "unbind"), "use torch.cat, and slices one by one"),
     **dict.fromkeys(("matmul", "bmm", "mm", "addmm", "einsum"), "use nn.Linear on (1, F)"),
 }
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from fedmote.errors import UnsupportedOpError
-from fedmote.package.graph import Activation, Graph, Op, OpKind
+from fedmote.package.graph import BINARY, Activation, Graph, Op, OpKind
 
 Pass = Callable[[Graph], Graph]
 
@@ -83,11 +83,11 @@ def join_activations(graph: Graph) -> Graph:
 def fuse_activations(graph: Graph) -> Graph:
     """Let the operator before a clamp do it.
 
-    Before: CONV_2D | DEPTHWISE_CONV_2D | FULLY_CONNECTED | ADD | pool -> RELU. After: the operator with that activation.
+    Before: CONV_2D | DEPTHWISE_CONV_2D | FULLY_CONNECTED | ADD | MUL | pool -> RELU. After: the operator with that activation.
     """
     for op in graph.ops:
         producer = _sole_producer(graph, op) if op.kind is OpKind.RELU else None
-        if producer is not None and producer.kind in (*_WEIGHTED, *_POOLS, OpKind.ADD) and producer.activation is Activation.NONE:
+        if producer is not None and producer.kind in (*_WEIGHTED, *_POOLS, *BINARY) and producer.activation is Activation.NONE:
             graph = _merge(graph, producer, op, activation=op.activation)
     return graph
 

@@ -14,7 +14,7 @@ from fedmote.package.boards import Board
 from fedmote.package.execute import run_int8
 from fedmote.package.graph import Activation, OpKind
 from fedmote.package.partition import evaluate, push, run_features
-from fedmote.package.quantize import quantize_input
+from fedmote.package.quantize import dequantize_values, quantize_input
 from fedmote_convert import convert as convert_module
 from fedmote_convert.convert import convert
 from fedmote_convert.passes import run_passes
@@ -119,11 +119,10 @@ def test_a_model_of_recorded_movements_keeps_bits_decibels_and_accuracy(recordin
 
 def test_head_parameters_in_the_package_read_channels_last_features(residual):
     package = converted(residual).package
-    weights, bias = package.head()
     with torch.no_grad():
         expected = residual.module(torch.from_numpy(residual.x_test)).numpy()
 
-    logits = run_features(package, residual.x_test) @ weights.T + bias
+    logits = package.logits(run_features(package, residual.x_test))
 
     assert package.host.head[0].chw == (8, 4, 4)
     # The median: a sample outside the calibrated ranges saturates, a wrong order of columns ruins every logit.
@@ -177,7 +176,7 @@ def test_a_board_too_small_is_refused_with_bytes_needed_and_available(digits):
         convert(digits.module, digits.x, [*boards(), tiny], model_id="digits")
 
     assert (caught.value.board, caught.value.what, caught.value.available) == ("tiny", "slot", 4096)
-    assert caught.value.needed == converted(digits).packages["posix"].cost_on(tiny).slot_bytes
+    assert caught.value.needed == converted(digits).packages["stm32f405"].cost_on(tiny).slot_bytes
     assert caught.value.exit_code == 1
 
 
@@ -248,3 +247,53 @@ def test_a_network_of_strides_and_dense_layers_equals_tflite_micro():
     inputs = int8_inputs(package, x)
     np.testing.assert_array_equal(run_int8(package.graph, inputs), tflite_micro(package.encoder_tflite, inputs))
     assert np.abs(run_int8(package.graph, inputs).astype(int) - litert_reference(package.encoder_tflite, inputs)).max() <= 2
+
+
+class Gate(nn.Module):
+    """Means of the channels decide how much of each goes on."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.dense = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x):
+        return x * torch.sigmoid(self.dense(x.mean((2, 3), keepdim=True)))
+
+
+class Branches(nn.Module):
+    """Two functions of one image side by side, one of them with a range of its own."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.grouped = nn.Conv2d(channels, channels, 3, padding=1, groups=2)
+
+    def forward(self, x):
+        return torch.cat([nn.functional.silu(self.grouped(x)), x.softmax(1), torch.tanh(x[:, 1:])], 1)
+
+
+def test_a_network_of_gates_branches_and_functions_equals_tflite_micro():
+    torch.manual_seed(10)
+    module = nn.Sequential(
+        nn.Conv2d(2, 8, 3, stride=2),
+        nn.BatchNorm2d(8),
+        nn.Hardswish(),
+        Gate(8),
+        Branches(8),
+        nn.Conv2d(23, 12, 1),
+        nn.LeakyReLU(0.1),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(12, 3),
+    ).eval()
+    x = np.random.default_rng(10).standard_normal((200, 2, 13, 12)).astype(np.float32)
+
+    package = convert(module, x, boards("posix"), model_id="m").package
+
+    inputs = int8_inputs(package, x)
+    features = run_int8(package.graph, inputs)
+    np.testing.assert_array_equal(features, tflite_micro(package.encoder_tflite, inputs))
+    with torch.no_grad():
+        exact = module[:-1](torch.from_numpy(x[:100])).numpy()
+    noise = dequantize_values(package.graph.activations[package.graph.output], features[:100]).reshape(exact.shape) - exact
+    assert 10 * np.log10((exact**2).sum() / (noise**2).sum()) > 30  # dB, limit of the design
+    assert {OpKind.QUANTIZE, OpKind.CONCATENATION, OpKind.MUL, OpKind.LOGISTIC} <= {op.kind for op in package.graph.ops}

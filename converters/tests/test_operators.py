@@ -259,3 +259,51 @@ def test_a_module_that_is_called_twice_shares_its_weights(assert_equals_torch):
     graph = assert_equals_torch(Twice(), (2, 4, 4), seed=23)
 
     assert graph.ops[0].source.weight == graph.ops[1].source.weight
+
+
+def gated(x):
+    return x * torch.sigmoid(x.mean((2, 3), keepdim=True))
+
+
+def gated_by_a_map(x):
+    return torch.sigmoid(x[:, :1]) * x
+
+
+FUNCTIONS = [
+    (torch.sigmoid, [OpKind.LOGISTIC]),
+    (torch.tanh, [OpKind.TANH]),
+    (F.hardswish, [OpKind.HARD_SWISH]),
+    (F.silu, [OpKind.LOGISTIC, OpKind.MUL]),
+    (lambda x: F.leaky_relu(x, 0.2), [OpKind.LEAKY_RELU]),
+    (lambda x: x.softmax(1), [OpKind.SOFTMAX]),
+    (lambda x: F.relu(x * torch.tanh(x)), [OpKind.TANH, OpKind.MUL, OpKind.RELU]),
+    (lambda x: 1.5 * x + 0.5, [OpKind.MUL, OpKind.ADD]),
+    (lambda x: torch.cat([x, torch.sigmoid(x)], 1), [OpKind.LOGISTIC, OpKind.CONCATENATION]),
+    (lambda x: torch.cat([x, x, x], 2), [OpKind.CONCATENATION]),
+    (lambda x: torch.cat([x, x], -1), [OpKind.CONCATENATION]),
+    (gated, [OpKind.MEAN, OpKind.LOGISTIC, OpKind.MUL]),
+    (gated_by_a_map, [OpKind.STRIDED_SLICE, OpKind.LOGISTIC, OpKind.BROADCAST_TO, OpKind.MUL]),
+    (lambda x: x[:, 1:, ::2], [OpKind.STRIDED_SLICE, OpKind.STRIDED_SLICE]),
+]
+
+
+@pytest.mark.parametrize("function, kinds", FUNCTIONS)
+def test_a_function_of_an_image_equals_torch(assert_equals_torch, function, kinds):
+    graph = assert_equals_torch(Apply(function), (2, 6, 7), seed=31)
+
+    made = [op.kind for op in graph.ops]
+    assert [kind for kind in made if kind is not OpKind.CONV_2D] in (kinds, [kind for kind in kinds if kind is not OpKind.RELU])
+
+
+@pytest.mark.parametrize("function", [lambda x: torch.cat([x, x.sigmoid()], 1), lambda x: x[:, :, 2:-1], lambda x: x.softmax(1)])
+def test_a_function_of_a_sequence_equals_torch(assert_equals_torch, function):
+    assert_equals_torch(ApplyToSequence(function), (2, 9), seed=32)
+
+
+@pytest.mark.parametrize("groups, outputs", [(2, 6), (3, 3), (3, 9)])
+def test_a_convolution_of_groups_equals_torch(assert_equals_torch, groups, outputs):
+    module = nn.Sequential(nn.Conv2d(6, outputs, 3, stride=2, padding=1, groups=groups), nn.BatchNorm2d(outputs), nn.ReLU())
+
+    graph = assert_equals_torch(module, (6, 7, 8), seed=33)
+
+    assert [op.kind for op in graph.ops if op.kind is not OpKind.PAD] == [OpKind.CONV_2D]

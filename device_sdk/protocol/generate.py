@@ -21,7 +21,10 @@ C_HEADER = HERE.parent / "include" / "fedmote" / "fedmote_schema.h"
 C_SOURCE = HERE.parent / "src" / "schema.c"
 PYTHON = HERE.parent.parent / "host" / "fedmote" / "wire" / "schema.py"
 
-ENUMERATIONS = ("limit", "status", "channel", "role", "phase", "encoding", "section", "opcode", "arrangement", "kind")
+ENUMERATIONS = (
+    *("limit", "status", "channel", "role", "phase", "encoding", "section", "opcode", "arrangement"),
+    *("activation", "loss", "kind"),
+)
 _CONSTANT = re.compile(rf"^({'|'.join(ENUMERATIONS)})-([a-z0-9-]+) = (\d+)$")
 _UINT = re.compile(r"^([a-z0-9_]+) = \( (\d+) => (\d+)\.\.(\d+) \)$")
 _STRING = re.compile(r"^([a-z0-9_]+) = \( (\d+) => ([bt])str \.size \((\d+)\.\.(\d+)\) \)$")

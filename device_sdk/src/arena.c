@@ -13,25 +13,36 @@ static uint32_t place(uint64_t *end, uint64_t bytes) {
     return saturated(offset);
 }
 
+/* While the head works the encoder rests, and of its memory only the features count: the head's scratch memory lies in
+ * front of them, or else behind. Only an encoder smaller than that grows by it. */
+static uint32_t place_encoder(uint64_t *end, const struct fedmote_package *package,
+                              const struct fedmote_arithmetic *arithmetic, uint32_t *scratch) {
+    const uint64_t bytes = fedmote_head_scratch_bytes(&package->head_shape, arithmetic);
+    const uint64_t behind = round_16((uint64_t)package->feature_offset + package->feature_count);
+    const uint64_t at = package->feature_offset >= bytes ? 0U : behind;
+    const uint64_t needed = at + bytes;
+    *scratch = saturated(*end + at);
+    return place(end, package->encoder_bytes > needed ? package->encoder_bytes : needed);
+}
+
 uint32_t fedmote_link_bytes(void) { return 2U * (uint32_t)round_16(FEDMOTE_BODY_MAX + 128U); }
 
 int32_t fedmote_layout_compute(struct fedmote_layout *layout, const struct fedmote_package *package,
-                               uint32_t sample_count, uint32_t arena_bytes) {
+                               const struct fedmote_arithmetic *arithmetic, uint32_t sample_count,
+                               uint32_t arena_bytes) {
     if (sample_count == 0U) {
         return FEDMOTE_ERR_NO_SAMPLES;
     }
     if (sample_count > FEDMOTE_SAMPLES_MAX) {
         return FEDMOTE_ERR_ARGUMENT;
     }
-    const uint64_t parameter_bytes = UINT64_C(4) * package->head_parameters;
     uint64_t end = 0;
     layout->receive = place(&end, fedmote_link_bytes() / 2U);
     layout->transmit = place(&end, fedmote_link_bytes() / 2U);
-    layout->encoder = place(&end, package->encoder_bytes);
-    layout->head = place(&end, parameter_bytes);
-    layout->head_base = place(&end, parameter_bytes);
-    layout->velocity = place(&end, parameter_bytes);
-    layout->scratch = place(&end, UINT64_C(4) * ((uint64_t)package->feature_count + package->head_outputs));
+    layout->encoder = place_encoder(&end, package, arithmetic, &layout->scratch);
+    layout->head = place(&end, (uint64_t)arithmetic->parameter_bytes * package->head_parameters);
+    layout->head_base = place(&end, UINT64_C(4) * package->head_parameters);
+    layout->velocity = place(&end, UINT64_C(4) * package->head_parameters);
     layout->samples = place(&end, UINT64_C(12) * sample_count);
     const uint64_t required = end;
     layout->required = saturated(required);

@@ -15,22 +15,24 @@
 struct fedmote_layout {
     uint32_t receive, transmit; /* link buffers of fedmote_link_bytes() / 2 each */
     uint32_t encoder;
-    uint32_t head, head_base, velocity; /* f32[head_parameters] each */
-    uint32_t scratch;                   /* f32[feature_count + head_outputs] */
-    uint32_t samples;                   /* loss f32[n], norm f32[n], rank u16[n], norm_rank u16[n] */
-    uint32_t cache;                     /* s8[cached][feature_count] */
-    uint32_t cached;                    /* how many embeddings fit, at most n */
-    uint32_t required;                  /* bytes without any cache: what must fit */
-    uint32_t total;                     /* bytes with all n embeddings cached */
+    uint32_t head;                /* parameter_bytes[head_parameters] of the head's arithmetic */
+    uint32_t head_base, velocity; /* 4 bytes[head_parameters] each */
+    uint32_t scratch;             /* of the head; inside `encoder`, beside the features */
+    uint32_t samples;             /* loss f32[n], norm f32[n], rank u16[n], norm_rank u16[n] */
+    uint32_t cache;               /* s8[cached][feature_count] */
+    uint32_t cached;              /* how many embeddings fit, at most n */
+    uint32_t required;            /* bytes without any cache: what must fit */
+    uint32_t total;               /* bytes with all n embeddings cached */
 };
 
 /* Bytes of both link buffers: 2 * (FEDMOTE_BODY_MAX + 128), each rounded up to 16. */
 uint32_t fedmote_link_bytes(void);
 
-/* Lays out an arena of `arena_bytes` for `package` and `sample_count` samples.
+/* Lays out an arena of `arena_bytes` for `package`, a head in `arithmetic` and `sample_count` samples.
  * Errors: FEDMOTE_ERR_ARENA where `required` exceeds arena_bytes (layout->required then says the bytes needed),
  * FEDMOTE_ERR_NO_SAMPLES for zero samples, FEDMOTE_ERR_ARGUMENT for more than FEDMOTE_SAMPLES_MAX. */
 FEDMOTE_MUST_CHECK int32_t fedmote_layout_compute(struct fedmote_layout *layout, const struct fedmote_package *package,
-                                                  uint32_t sample_count, uint32_t arena_bytes);
+                                                  const struct fedmote_arithmetic *arithmetic, uint32_t sample_count,
+                                                  uint32_t arena_bytes);
 
 #endif

@@ -298,7 +298,8 @@ static bool is_short(const char *text) { return !text || strlen(text) <= FEDMOTE
 
 static bool is_port_complete(const struct fedmote_port *port) {
     return port->now_ms && port->random && port->stream_read && port->stream_write && port->sample_count &&
-           port->sample_read && port->slot_base && port->slot_erase && port->slot_write && port->operators;
+           port->sample_read && port->slot_base && port->slot_erase && port->slot_write && port->operators &&
+           port->arithmetic;
 }
 
 int32_t fedmote_init(struct fedmote *device, const struct fedmote_port *port, const struct fedmote_identity *identity,

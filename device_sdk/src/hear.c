@@ -7,8 +7,7 @@
 
 #include "client.h"
 
-/* A plan's integers are thousandths or millionths. */
-static float scaled(uint32_t number, float unit) { return (float)number / unit; }
+static float thousandths(uint32_t number) { return (float)number / 1e3f; }
 
 static void queue_refusal(struct fedmote_client *client, uint8_t channel, int32_t status,
                           const struct fedmote_message *about) {
@@ -47,11 +46,16 @@ static void read_plan(struct fedmote_plan *plan, const struct fedmote_message *m
     plan->seed = number[FEDMOTE_FIELD_SEED];
     plan->epochs = number[FEDMOTE_FIELD_EPOCHS];
     plan->batch = number[FEDMOTE_FIELD_BATCH];
-    plan->learning_rate = scaled(number[FEDMOTE_FIELD_LEARNING_RATE_MICRO], 1e6f);
-    plan->momentum = scaled(number[FEDMOTE_FIELD_MOMENTUM_MICRO], 1e6f);
-    plan->alpha = scaled(fedmote_message_get(message, FEDMOTE_FIELD_ALPHA_MILLI, 0), 1e3f);
-    plan->beta = scaled(fedmote_message_get(message, FEDMOTE_FIELD_BETA_MILLI, 0), 1e3f);
-    plan->gamma = scaled(fedmote_message_get(message, FEDMOTE_FIELD_GAMMA_MILLI, 0), 1e3f);
+    plan->training.learning_rate_micro = number[FEDMOTE_FIELD_LEARNING_RATE_MICRO];
+    plan->training.momentum_micro = number[FEDMOTE_FIELD_MOMENTUM_MICRO];
+    plan->training.weight_decay_micro = fedmote_message_get(message, FEDMOTE_FIELD_WEIGHT_DECAY_MICRO, 0);
+    plan->training.clip_norm_micro = fedmote_message_get(message, FEDMOTE_FIELD_CLIP_NORM_MICRO, 0);
+    plan->training.loss = fedmote_message_get(message, FEDMOTE_FIELD_LOSS, FEDMOTE_LOSS_CROSS_ENTROPY);
+    plan->training.trained_layers = fedmote_message_get(message, FEDMOTE_FIELD_TRAINED_LAYERS, UINT32_MAX);
+    plan->training.is_bias_only = fedmote_message_get(message, FEDMOTE_FIELD_IS_BIAS_ONLY, 0) == 1;
+    plan->alpha = thousandths(fedmote_message_get(message, FEDMOTE_FIELD_ALPHA_MILLI, 0));
+    plan->beta = thousandths(fedmote_message_get(message, FEDMOTE_FIELD_BETA_MILLI, 0));
+    plan->gamma = thousandths(fedmote_message_get(message, FEDMOTE_FIELD_GAMMA_MILLI, 0));
     plan->gamma_order = fedmote_message_get(message, FEDMOTE_FIELD_GAMMA_ORDER, 0);
     plan->gain_milli = fedmote_message_get(message, FEDMOTE_FIELD_GAIN_MILLI, 1000);
     plan->is_sending_samples = may_send && fedmote_message_get(message, FEDMOTE_FIELD_IS_SENDING_SAMPLES, 0) == 1;

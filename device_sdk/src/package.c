@@ -16,7 +16,8 @@
 #define FORMAT 2U
 #define SECTION_ENTRY_BYTES 16U
 #define PLAN_HEADER_BYTES 48U
-#define HEAD_HEADER_BYTES 20U
+#define HEAD_HEADER_BYTES 4U /* and LAYER_BYTES for each layer */
+#define LAYER_BYTES 16U
 
 struct span {
     const uint8_t *bytes;
@@ -126,15 +127,15 @@ static int32_t read_plan(struct fedmote_package *package, const struct span *pla
     package->input_count = fedmote_load_u32(words + 12);
     package->feature_offset = fedmote_load_u32(words + 16);
     package->feature_count = fedmote_load_u32(words + 20);
-    package->feature_zero_point = fedmote_load_s32(words + 36);
+    package->head_shape.feature_zero_point = fedmote_load_s32(words + 36);
     package->macs = fedmote_load_u32(words + 40);
     const uint32_t feature_scale = fedmote_load_u32(words + 32);
-    memcpy(&package->feature_scale, &feature_scale, sizeof package->feature_scale);
+    memcpy(&package->head_shape.feature_scale, &feature_scale, sizeof feature_scale);
     package->ops = plan->bytes + PLAN_HEADER_BYTES;
     package->weights = weights->bytes;
     const struct fedmote_bounds bounds = {package->encoder_bytes, weights->bytes, weights->size};
     if (!is_scale(fedmote_load_u32(words + 24)) || !fedmote_is_int8(fedmote_load_s32(words + 28)) ||
-        !is_scale(feature_scale) || !fedmote_is_int8(package->feature_zero_point) ||
+        !is_scale(feature_scale) || !fedmote_is_int8(package->head_shape.feature_zero_point) ||
         !fedmote_is_tensor(&bounds, package->input_offset, package->input_count) ||
         !fedmote_is_tensor(&bounds, package->feature_offset, package->feature_count)) {
         return FEDMOTE_ERR_PACKAGE_BOUNDS;
@@ -145,27 +146,49 @@ static int32_t read_plan(struct fedmote_package *package, const struct span *pla
     return check_records(package, plan, &bounds);
 }
 
+/* One or two layers, each of which reads what the one before makes; only the first of two has an activation. */
+static bool read_shape(struct fedmote_head_shape *shape, const uint8_t *layers, uint32_t count) {
+    uint32_t inputs = shape->inputs;
+    shape->hidden = 0U;
+    shape->is_relu = false;
+    for (uint32_t i = 0; i < count; i++, layers += LAYER_BYTES) {
+        const uint32_t outputs = fedmote_load_u32(layers + 4);
+        const uint32_t activation = fedmote_load_u32(layers + 8);
+        const bool is_last = i == count - 1U;
+        if (fedmote_load_u32(layers) != inputs || !fedmote_is_dimension(outputs) ||
+            fedmote_load_u32(layers + 12) != 0U ||
+            activation > (is_last ? FEDMOTE_ACTIVATION_NONE : FEDMOTE_ACTIVATION_RELU)) {
+            return false;
+        }
+        if (is_last) {
+            shape->outputs = outputs;
+        } else {
+            shape->hidden = outputs;
+            shape->is_relu = activation == FEDMOTE_ACTIVATION_RELU;
+        }
+        inputs = outputs;
+    }
+    return true;
+}
+
 static int32_t read_head(struct fedmote_package *package, const struct span *head) {
-    if (head->size < HEAD_HEADER_BYTES) {
+    struct fedmote_head_shape *shape = &package->head_shape;
+    const uint32_t layers = head->size < HEAD_HEADER_BYTES ? 0U : fedmote_load_u32(head->bytes);
+    if (layers < 1U || layers > 2U || head->size < HEAD_HEADER_BYTES + layers * LAYER_BYTES) {
         return FEDMOTE_ERR_PACKAGE_HEAD;
     }
-    const uint32_t layers = fedmote_load_u32(head->bytes);
-    const uint32_t inputs = fedmote_load_u32(head->bytes + 4);
-    const uint32_t outputs = fedmote_load_u32(head->bytes + 8);
-    const uint32_t activation = fedmote_load_u32(head->bytes + 12);
-    const uint32_t reserved = fedmote_load_u32(head->bytes + 16);
-    if (layers != 1U || inputs != package->feature_count || !fedmote_is_dimension(outputs) || activation != 0U ||
-        reserved != 0U) {
+    const uint32_t header_bytes = HEAD_HEADER_BYTES + layers * LAYER_BYTES;
+    shape->inputs = package->feature_count;
+    if (!read_shape(shape, head->bytes + HEAD_HEADER_BYTES, layers)) {
         return FEDMOTE_ERR_PACKAGE_HEAD;
     }
-    const uint64_t parameters = ((uint64_t)inputs + 1U) * outputs;
-    if (4U * parameters != head->size - HEAD_HEADER_BYTES) {
+    const uint64_t parameters = fedmote_head_parameters(shape);
+    if (4U * parameters != head->size - header_bytes) {
         return FEDMOTE_ERR_PACKAGE_HEAD;
     }
-    package->head_outputs = outputs;
     package->head_parameters = (uint32_t)parameters;
-    /* 4-aligned: sections are 16-aligned, the head's header has 20 bytes. */
-    package->head = (const float *)(const void *)(head->bytes + HEAD_HEADER_BYTES);
+    /* 4-aligned: sections are 16-aligned, the head's header has 20 or 36 bytes. */
+    package->head = (const float *)(const void *)(head->bytes + header_bytes);
     return FEDMOTE_OK;
 }
 

@@ -7,8 +7,8 @@
 #ifndef FEDMOTE_PACKAGE_H
 #define FEDMOTE_PACKAGE_H
 
-#include "fedmote/fedmote.h"
 #include "fedmote/fedmote_operators.h"
+#include "head.h"
 
 struct fedmote_package {
     const struct fedmote_operator *const *operators; /* that the program has; ends with NULL */
@@ -23,12 +23,10 @@ struct fedmote_package {
     uint32_t encoder_bytes; /* encoder arena */
     uint32_t input_offset, input_count;
     uint32_t feature_offset, feature_count;
-    float feature_scale;
-    int32_t feature_zero_point;
     uint32_t macs;
 
-    uint32_t head_outputs;    /* classes C */
-    uint32_t head_parameters; /* C * feature_count + C */
+    struct fedmote_head_shape head_shape; /* with the quantization of the features */
+    uint32_t head_parameters;
 };
 
 /* Checks everything, in the order header, checksum, hash (where the port has one), sections, plan, head, and fills

@@ -60,8 +60,9 @@ int32_t fedmote_round_layout(struct fedmote_round *round, const struct fedmote_p
     uint32_t count = port->sample_count(port->context);
     round->port = port;
     round->arena = arena;
+    round->head.arithmetic = port->arithmetic;
     round->sample_count = count < FEDMOTE_SAMPLES_MAX ? count : FEDMOTE_SAMPLES_MAX;
-    return fedmote_layout_compute(&round->layout, &round->package, round->sample_count, arena_bytes);
+    return fedmote_layout_compute(&round->layout, &round->package, port->arithmetic, round->sample_count, arena_bytes);
 }
 
 static void begin_phase(struct fedmote_round *round, uint8_t work) {
@@ -97,17 +98,14 @@ int32_t fedmote_round_begin(struct fedmote_round *round, bool has_newer_head, ui
             return FEDMOTE_ERR_UPDATE_NOT_FINITE;
         }
     }
-    round->head = (struct fedmote_head){
-        .parameters = region(round, round->layout.head),
-        .velocity = region(round, round->layout.velocity),
-        .scratch = region(round, round->layout.scratch),
-        .inputs = package->feature_count,
-        .outputs = package->head_outputs,
-        .feature_scale = package->feature_scale,
-        .feature_zero_point = package->feature_zero_point,
-    };
-    memcpy(round->head.parameters, head_base, bytes);
-    memset(round->head.velocity, 0, bytes);
+    struct fedmote_head *head = &round->head;
+    head->shape = package->head_shape;
+    head->training = round->plan.training;
+    head->training.seed = round->plan.seed ^ device_id_crc;
+    head->parameters = region(round, round->layout.head);
+    head->velocity = region(round, round->layout.velocity);
+    head->scratch = region(round, round->layout.scratch);
+    head->arithmetic->begin(head, head_base);
     fedmote_encoder_init(&round->encoder, package, region(round, round->layout.encoder));
     begin_selector(round, device_id_crc);
     round->encoding = round->in_input = FEDMOTE_NO_SAMPLE;
@@ -130,7 +128,7 @@ int32_t fedmote_round_load(struct fedmote_round *round, uint32_t sample) {
     uint32_t label = UINT32_MAX;
     int32_t status = port->sample_read(port->context, sample, fedmote_encoder_input(&round->encoder),
                                        round->package.input_count, &label);
-    if (status < 0 || label >= round->package.head_outputs) {
+    if (status < 0 || label >= round->package.head_shape.outputs) {
         return FEDMOTE_ERR_SAMPLE_IO;
     }
     round->in_input = sample;
@@ -165,7 +163,7 @@ static int32_t work_encode(struct fedmote_round *round) {
         memcpy(cached(round, round->cursor), features, round->package.feature_count);
     }
     float *norm = &norms(round)[round->cursor];
-    float loss = fedmote_head_loss(&round->head, features, round->input_label, norm);
+    float loss = round->head.arithmetic->loss(&round->head, features, round->input_label, norm);
     losses(round)[round->cursor] = loss;
     round->loss_sum += loss;
     if (++round->cursor < round->sample_count) {
@@ -324,16 +322,13 @@ static int32_t find_features(struct fedmote_round *round, const int8_t **feature
     return encode_piece(round, round->cursor);
 }
 
-/* Such a mini-batch changes the parameters at once. */
-static bool is_single(const struct fedmote_round *round) {
-    return round->batch_size == 1U && round->plan.momentum == 0.0f;
-}
-
+/* The mini-batch is over, or begins once more: the head says which. */
 static void end_batch(struct fedmote_round *round) {
-    if (!is_single(round)) {
-        fedmote_head_batch_end(&round->head, round->plan.learning_rate);
-    }
-    if (round->epoch_left == 0) {
+    if (round->head.arithmetic->batch_end(&round->head)) {
+        round->cursor = round->batch_cursor;
+        round->batch_left = round->batch_size;
+        round->epoch_left += round->batch_size;
+    } else if (round->epoch_left == 0) {
         round->epoch++;
     }
 }
@@ -349,11 +344,13 @@ static int32_t train_sample(struct fedmote_round *round) {
         return status;
     }
     uint32_t label = fedmote_round_labels(round)[round->cursor];
-    round->last_loss_sum += is_single(round)
-                                ? fedmote_head_step(&round->head, features, label, round->plan.learning_rate)
-                                : fedmote_head_batch_add(&round->head, features, label, round->batch_size);
-    round->last_trained++;
-    round->trained++;
+    const float loss = round->head.arithmetic->batch_add(&round->head, features, label);
+    round->in_input = FEDMOTE_NO_SAMPLE; /* the head's scratch memory is the encoder's */
+    if (round->head.is_counting) {
+        round->last_loss_sum += loss;
+        round->last_trained++;
+        round->trained++;
+    }
     round->cursor++;
     round->epoch_left--;
     round->batch_left--;
@@ -370,9 +367,8 @@ static int32_t work_train(struct fedmote_round *round) {
         }
         uint32_t batch = round->plan.batch;
         round->batch_size = round->batch_left = batch < round->epoch_left ? batch : round->epoch_left;
-        if (!is_single(round)) {
-            fedmote_head_batch_begin(&round->head, round->plan.momentum);
-        }
+        round->batch_cursor = round->cursor;
+        round->head.arithmetic->batch_begin(&round->head, round->batch_size);
         return FEDMOTE_BUSY;
     }
     uint32_t cost = 2 * round->package.head_parameters;

@@ -27,7 +27,8 @@ struct fedmote_plan {
     uint32_t model_handle, model_size;
     uint32_t head_handle, head_size, head_crc;
     uint32_t seed, epochs, batch, max_send, gain_milli, gamma_order;
-    float alpha, beta, gamma, learning_rate, momentum;
+    float alpha, beta, gamma;
+    struct fedmote_training training;
     bool has_head, is_sending_samples;
 };
 
@@ -60,8 +61,9 @@ struct fedmote_round {
     uint32_t in_input;     /* sample that lies in the encoder's input unspoilt, FEDMOTE_NO_SAMPLE: none */
     uint32_t input_label;  /* its label */
     uint32_t epoch, epoch_left, batch_size, batch_left;
-    uint32_t low, high; /* search for the lowest rank that goes to the partner */
-    uint32_t crc;       /* of the blob under way */
+    uint32_t batch_cursor; /* where the mini-batch began: it may be gone through again */
+    uint32_t low, high;    /* search for the lowest rank that goes to the partner */
+    uint32_t crc;          /* of the blob under way */
 
     /* Results, as in the report. */
     uint32_t num_examples, discarded, trained, sent;

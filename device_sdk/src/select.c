@@ -89,8 +89,7 @@ void fedmote_rank(const float *values, uint32_t n, uint16_t *rank) {
     }
 }
 
-/* The finaliser of MurmurHash3 (public domain, Austin Appleby). */
-static uint32_t fmix32(uint32_t h) {
+uint32_t fedmote_mix(uint32_t h) {
     h ^= h >> 16;
     h *= 0x85EBCA6BU;
     h ^= h >> 13;
@@ -103,7 +102,7 @@ uint32_t fedmote_draw(uint32_t seed, uint32_t device, uint32_t epoch, uint32_t s
     const uint32_t words[4] = {device, epoch, sample, k};
     uint32_t h = seed;
     for (uint32_t i = 0; i < 4U; i++) {
-        h = fmix32((h ^ words[i]) + 0x9E3779B9U);
+        h = fedmote_mix((h ^ words[i]) + 0x9E3779B9U);
     }
     return h;
 }

@@ -27,6 +27,9 @@ struct fedmote_selector {
  * costs s^2 / 2 looks at one bit on top. */
 void fedmote_rank(const float *values, uint32_t n, uint16_t *rank);
 
+/* Spreads the bits of a word over all of it: the finaliser of MurmurHash3 (public domain, Austin Appleby). */
+uint32_t fedmote_mix(uint32_t h);
+
 /* The counter-based generator: uniform in [0, 2^32). */
 uint32_t fedmote_draw(uint32_t seed, uint32_t device, uint32_t epoch, uint32_t sample, uint32_t k);
 

@@ -20,7 +20,7 @@ static uint32_t write_prefix(const struct fedmote_round *round, uint8_t out[PREF
 
 /* Parameter `index` of the update; also its bytes, little endian. */
 static float write_delta(const struct fedmote_round *round, uint32_t index, uint8_t out[FLOAT_BYTES]) {
-    float delta = round->head.parameters[index] - fedmote_round_head_base(round)[index];
+    float delta = round->head.arithmetic->delta(&round->head, fedmote_round_head_base(round), index);
     uint32_t bits = 0;
     memcpy(&bits, &delta, sizeof bits);
     for (uint32_t i = 0; i < FLOAT_BYTES; i++) {

@@ -26,7 +26,7 @@ from fedmote.package.file import Package
 from fedmote.package.specimen import random_samples
 from fedmote.wire.regions import samples_region
 from fedmote.wire.schema import Opcode
-from fedmote_hil.build import Image, Program, build
+from fedmote_hil.build import Image, Program, build, build_footprint
 from fedmote_hil.results import collect_results
 from fedmote_hil.sizes import Sizes, read_map
 
@@ -36,11 +36,11 @@ _VALIDATION_WORDS = 2 * len(_LOOPS)
 # Ticks by which a count is off, less than this, where an instruction does not take whole ticks: see Clock.
 _RESOLUTION = 2
 _KERNEL_WORDS = 8
-_HEAD_ROWS = 6
-_HEAD_WORDS = 5
-_LAST_HEAD_BYTES = 4 * (256 * 10 + 10)
-# What an encoder needs of the SDK besides the kernels of its operators: the reader, and what kernels share.
-_RUNTIME_FILES = ("package", "crc32", "encoder", "operator", "arrangement", "dot", "requantize")
+_HEAD_ROWS = 11
+_HEAD_WORDS = 13
+_LAST_HEAD_BYTES = 4 * (65 * 16 + 17 * 10)
+_MICRO = 1e6
+_FLOAT_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class KernelCounts:
         verification: instructions of opening the package: CRC-32 and every bound; a hash would come on top.
         startup: instructions from the verified package to the first operator.
         arena_bytes: the encoder's arena and the two structs beside it.
-        flash_bytes: package reader, encoder, the kernels in use and the C library.
+        flash_bytes: an image of package reader, encoder and the kernels in use, C library included, less an empty image.
         stack_bytes: deepest stack of one inference.
     """
 
@@ -75,26 +75,38 @@ class HeadCounts:
     """Steps of SGD of one head.
 
     Attributes:
-        inputs, outputs: of the dense layer.
+        arithmetic: "float32" or "int16".
+        inputs, hidden, outputs: sizes; hidden 0 is one layer.
         batch: samples of one step.
-        instructions: of the whole step.
-        extra_ram_bytes: needed beyond the parameters.
+        momentum, weight_decay, clip_norm: of SGD; 0 is without.
+        instructions_per_sample: mean over 32 samples.
+        velocity_bytes: of the one buffer that momentum and batches above 1 need.
+        scratch_bytes: outputs and hidden units of the sample at hand. In a device's arena they lie in the encoder's memory, which
+            rests meanwhile, and add nothing to it.
+        stack_bytes: deepest stack of a step.
     """
 
+    arithmetic: str
     inputs: int
+    hidden: int
     outputs: int
     batch: int
-    instructions: int
-    extra_ram_bytes: int
+    momentum: float
+    weight_decay: float
+    clip_norm: float
+    instructions_per_sample: int
+    velocity_bytes: int
+    scratch_bytes: int
+    stack_bytes: int
 
 
 @dataclass(frozen=True)
 class Clock:
     """What turns ticks of a board's counter into instructions, exactly.
 
-    A count is the difference of two measurements, the work's and that of no work, and each of these the difference of two readings,
-    which a counter rounds to ticks. Where an instruction takes whole ticks, nothing is rounded. Elsewhere a count is off by less than
-    two ticks, so that one of at least four ticks per instruction still tells each number of instructions from the next.
+    A count is the difference of two measurements, the work's and that of no work, and each of these the difference of two
+    readings, which a counter rounds to ticks. Where an instruction takes whole ticks, nothing is rounded. Elsewhere a count is
+    off by less than two ticks, so that four ticks per instruction or more still tell each number of instructions from the next.
 
     Attributes:
         board: whose counter it is, for messages.
@@ -113,7 +125,9 @@ class Clock:
         """
         ticks = Fraction(rate_hz << icount_shift, 10**9)
         if ticks.denominator != 1 and ticks < 2 * _RESOLUTION:
-            raise ConfigError(f"board {board}: {float(ticks)} ticks per instruction cannot tell two numbers of instructions apart")
+            raise ConfigError(
+                f"board {board}: {float(ticks)} ticks per instruction cannot tell two numbers of instructions apart"
+            )
         return cls(board, ticks)
 
     def instructions(self, ticks: int) -> int:
@@ -164,17 +178,19 @@ def count_kernels(board: Board | str, package: Package) -> KernelCounts:
         kernels=_variant(image),
         instructions=first,
         macs=package.header.macs,
-        operators=tuple((name, opcode, clock.instructions(count)) for (name, opcode, _, _), count in zip(units, each, strict=True)),
+        operators=tuple(
+            (name, opcode, clock.instructions(count)) for (name, opcode, _, _), count in zip(units, each, strict=True)
+        ),
         verification=clock.instructions(verification),
         startup=clock.instructions(startup),
         arena_bytes=arena + structs,
-        flash_bytes=runtime_flash(image, {opcode for _, opcode, _, _ in units}),
+        flash_bytes=runtime_flash(board, {opcode for _, opcode, _, _ in units}),
         stack_bytes=stack,
     )
 
 
 def count_head(board: Board | str) -> list[HeadCounts]:
-    """Counts training steps of heads with 64, 128 and 256 inputs and 10 outputs, batch 1 and 8.
+    """Counts training steps of heads of several sizes, plain and with every option, in the board's arithmetic.
 
     Raises:
         ConfigError, DeviceError, RigError: as `count_kernels`.
@@ -186,18 +202,37 @@ def count_head(board: Board | str) -> list[HeadCounts]:
     if not np.all(np.isfinite(np.frombuffer(blob[words_bytes:], "<f4"))):
         raise DeviceError(f"board {board.name} trained a head that is not finite; nothing was measured")
     clock, _, words = _validated(board, blob[:words_bytes])
-    rows = [words[start : start + _HEAD_WORDS] for start in range(0, len(words), _HEAD_WORDS)]
-    return [HeadCounts(*sizes, clock.instructions(ticks), extra) for *sizes, ticks, extra in rows]
+    return [_head_counts(clock, words[start : start + _HEAD_WORDS]) for start in range(0, len(words), _HEAD_WORDS)]
 
 
-def runtime_flash(image: Image, opcodes: set[Opcode]) -> int:
-    """Bytes of flash of what an encoder with these operators needs, from the linker's map of an image."""
-    needed = {*_RUNTIME_FILES, *(opcode.name.lower() for opcode in opcodes)}
-    return sum(
-        size
-        for (owner, file), size in _map_of(image).flash.items()
-        if owner == "library" or (owner == "sdk" and _without_variant(file)[0] in needed)
+def _head_counts(clock: Clock, words: tuple[int, ...]) -> HeadCounts:
+    parameter_bytes, inputs, hidden, outputs, batch, momentum, decay, clip, steps, ticks, velocity, scratch, stack = words
+    return HeadCounts(
+        arithmetic="float32" if parameter_bytes == _FLOAT_BYTES else "int16",
+        inputs=inputs,
+        hidden=hidden,
+        outputs=outputs,
+        batch=batch,
+        momentum=momentum / _MICRO,
+        weight_decay=decay / _MICRO,
+        clip_norm=clip / _MICRO,
+        instructions_per_sample=round(clock.instructions(ticks) / (steps * batch)),
+        velocity_bytes=velocity,
+        scratch_bytes=scratch,
+        stack_bytes=stack,
     )
+
+
+def runtime_flash(board: Board, opcodes: set[Opcode]) -> int:
+    """Bytes of flash of an encoder with these operators: an image of reader, encoder and their kernels less an empty image."""
+    encoder, empty = build_footprint(board, [opcode.name.lower() for opcode in opcodes])
+    return _image_bytes(encoder) - _image_bytes(empty)
+
+
+def _image_bytes(image: Image) -> int:
+    if image.binary is None:
+        raise ConfigError(f"board {image.board.name} has no image")
+    return image.binary.stat().st_size
 
 
 def _map_of(image: Image) -> Sizes:

@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -79,6 +79,7 @@ class _Options:
 
     is_checked: bool
     crypto: Path | None
+    footprint: str = ""  # operators of examples/footprint, which is then built in the place of the board's programs
 
 
 def find_tool(name: str) -> str:
@@ -115,6 +116,21 @@ def build(board: Board | str, program: Program = Program.DEVICE, *, is_checked: 
     if _is_host(board):
         return Image(board, directory / program, None, directory)
     return Image(board, directory / f"{program}.elf", directory / f"{program}.bin", directory)
+
+
+def build_footprint(board: Board, operators: Sequence[str]) -> tuple[Image, Image]:
+    """Builds, or finds, examples/footprint with operators (names of device_sdk/src/operators), and the empty image beside it.
+
+    Raises:
+        RigError: a tool is missing, or the build fails.
+        ConfigError: no operator is named, or the board has no image.
+    """
+    if not operators or _is_host(board):
+        raise ConfigError(f"board {board.name}: a footprint is that of one operator or more, in the image of a part")
+    directory = _build_once(board, _Options(is_checked=False, crypto=None, footprint=" ".join(sorted(set(operators)))))
+    names = ("fedmote-footprint", "fedmote-footprint-empty")
+    first, second = (Image(board, directory / f"{name}.elf", directory / f"{name}.bin", directory) for name in names)
+    return first, second
 
 
 def _is_host(board: Board) -> bool:
@@ -193,6 +209,7 @@ def _configure_and_build(board: Board, options: _Options, compiler: str, directo
     configure = [cmake, "-S", str(root), "-B", str(directory), "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
     configure += [f"-DFEDMOTE_BOARD={board.name}", f"-DFEDMOTE_CHECKED={'ON' if options.is_checked else 'OFF'}"]
     configure.append(f"-DFEDMOTE_MONOCYPHER={options.crypto or ''}")
+    configure.append(f"-DFEDMOTE_FOOTPRINT_OPERATORS={options.footprint}")
     # Another compiler's warnings are not a reason to refuse a user's build; our own tests build strictly.
     configure += ["-DFEDMOTE_STRICT=OFF"]
     if _is_host(board):

@@ -57,7 +57,7 @@ class Emulator(Child):
             regions: files by the board's names of its regions ("identity", "samples", ...), loaded before the core starts.
             link: see serial_device().
             directory: for its output files.
-            is_counting: time passes by instructions, so that the board's counters count them, instead of by the clock on the wall.
+            is_counting: time passes by instructions, which the board's counters then count, instead of by the clock on the wall.
 
         Raises:
             RigError: no emulator for this board, QEMU is missing, or a file is larger than its region.

@@ -99,11 +99,20 @@ KERNELS: Final[dict[str, dict[str, dict[str, Figure]]]] = {
     },
 }
 
-# By (inputs, outputs, batch) and column of `fedmote bench head`.
-HEAD: Final[dict[tuple[int, int, int], dict[str, Figure]]] = {
-    (64, 10, 1): {
+# By (arithmetic, inputs, outputs, batch) and column of `fedmote bench head`: plain SGD on one layer. The peer of integers is
+# the peer's float32 code on a core without FPU, Cortex-M0.
+HEAD: Final[dict[tuple[str, int, int, int], dict[str, Figure]]] = {
+    ("float32", 64, 10, 1): {
         "instructions_per_sample": Figure(77_503, 8_500, 5_000),
         "extra_ram_bytes": Figure(5_536, 400, 0),
     },
-    (64, 10, 8): {"instructions_per_sample": Figure(32_893)},
+    ("float32", 128, 10, 1): {"instructions_per_sample": Figure(152_127)},
+    ("float32", 256, 10, 1): {"instructions_per_sample": Figure(301_375)},
+    ("float32", 256, 2, 1): {"instructions_per_sample": Figure(66_383)},
+    ("float32", 64, 10, 8): {"instructions_per_sample": Figure(32_893)},
+    ("int16", 64, 10, 1): {
+        "instructions_per_sample": Figure(285_589, 17_300, 10_000),
+        "extra_ram_bytes": Figure(5_536, 400, 0),
+    },
+    ("int16", 256, 10, 1): {"instructions_per_sample": Figure(1_060_974)},
 }

@@ -113,15 +113,15 @@ def _job(board: Board, package: Package, x: NDArray[np.int8], logits: bool) -> J
         raise ConfigError(f"samples of {flat.shape[1]} bytes, the package's input has {package.header.input_count}")
     if logits and package.outputs == 0:
         raise ConfigError("the package has no head: no logits")
-    if (needed := arena_bytes(package.header.encoder_bytes, package.features, package.outputs)) > board.run_arena_bytes:
+    needed = arena_bytes(package.header.encoder_bytes, package.features, package.head_shape.hidden, package.outputs)
+    if needed > board.run_arena_bytes:
         raise DoesNotFitError(board.name, "arena", needed, board.run_arena_bytes)
     return Job(package.device_form(), flat, package.features + 4 * package.outputs)
 
 
-def arena_bytes(encoder_bytes: int, features: int, outputs: int) -> int:
-    """What the program takes: encoder, float scratch with the logits, one result (device_sdk/examples/run/run.c)."""
-    float_bytes = 4 * (features + 2 * outputs)
-    return round_up(encoder_bytes) + round_up(float_bytes) + features + 4 * outputs
+def arena_bytes(encoder_bytes: int, features: int, hidden: int, outputs: int) -> int:
+    """What the program takes: encoder, hidden values with the logits, one result (device_sdk/examples/run/run.c)."""
+    return round_up(encoder_bytes) + round_up(4 * (hidden + outputs)) + features + 4 * outputs
 
 
 def _starts(board: Board, jobs: Sequence[Job]) -> Iterator[list[tuple[int, Job]]]:
@@ -166,7 +166,8 @@ _SAMPLES_OVERHEAD = 16 + 3 + 15
 
 def _samples_in(room: int, job: Job) -> int:
     """How many samples of a job surely fit."""
-    return max(0, room - _SAMPLES_OVERHEAD) // (job.samples.shape[1] + 1)
+    sample_bytes: int = job.samples.shape[1]
+    return max(0, room - _SAMPLES_OVERHEAD) // (sample_bytes + 1)
 
 
 def _padded_samples(job: Job) -> bytes:

@@ -51,7 +51,7 @@ def check_arena(board: Board, plan: Plan) -> None:
     Raises:
         DoesNotFitError: needed and available bytes are in it.
     """
-    needed = arena_bytes(plan.header.encoder_bytes, plan.header.feature_count, _OUTPUTS)
+    needed = arena_bytes(plan.header.encoder_bytes, plan.header.feature_count, 0, _OUTPUTS)
     if needed > board.run_arena_bytes:
         raise DoesNotFitError(board.name, "arena", needed, board.run_arena_bytes)
 

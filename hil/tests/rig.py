@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from fedmote.package.boards import Board
+from fedmote.package.boards import Board, board_names, boards_with
 from fedmote.package.file import Package, build_package
 from fedmote.package.graph import HeadLayer
 from fedmote.package.specimen import random_int8_graph
@@ -28,14 +28,16 @@ def emulator_test(function):
     return pytest.mark.emulator(skipped)
 
 
-# One parameter per kind of virtual board.
-BOARDS = (
-    "posix",
-    pytest.param(
-        "stm32f405",
-        marks=[pytest.mark.emulator, pytest.mark.skipif(bool(_missing), reason=f"not installed: {', '.join(_missing)}")],
-    ),
-)
+def _emulated(name: str):
+    """A board as a parameter of a test, with the marks of `emulator_test`."""
+    skipped = pytest.mark.skipif(bool(_missing), reason=f"not installed: {', '.join(_missing)}")
+    return pytest.param(name, marks=[pytest.mark.emulator, skipped])
+
+
+# One parameter per kind of virtual board: those that can be federated devices.
+BOARDS = ("posix", _emulated("stm32f405"))
+# Those that run and count packages alone.
+EMULATED_BOARDS = tuple(_emulated(name) for name in board_names() if name not in boards_with("fedmote-device"))
 
 
 def small_package(seed: int, board: str, classes: int = 3) -> Package:

@@ -88,7 +88,7 @@ def _reference(package, x, y):
     features = (
         run_int8(package.graph, x).reshape(len(x), -1).astype(np.float64) - header.feature_zero_point
     ) * header.feature_scale
-    weights, bias = (part.astype(np.float64) for part in package.head())
+    weights, bias = (part.astype(np.float64) for part in (package.head[0].weights, package.head[0].bias))
     start = np.concatenate([weights.ravel(), bias])
     velocity_w, velocity_b = np.zeros_like(weights), np.zeros_like(bias)
     for _ in range(_EPOCHS):

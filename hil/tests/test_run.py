@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 
 from fedmote.errors import ConfigError, DeviceError, DoesNotFitError, PackageError
-from fedmote.package.boards import Board
+from fedmote.package.boards import Board, Region
 from fedmote.package.execute import run_int8
 from fedmote.package.specimen import random_samples
 from fedmote.wire.schema import Status
 from fedmote_hil import run as run_module
 from fedmote_hil.cli import run as run_verb
-from fedmote_hil.run import run_on_board
+from fedmote_hil.run import run_many_on_board, run_on_board
 
-from .rig import BOARDS, emulator_test, small_package
+from .rig import BOARDS, EMULATED_BOARDS, emulator_test, small_package
 
 
 @pytest.mark.parametrize("board", BOARDS)
@@ -35,9 +35,45 @@ def test_logits_on_a_board_equal_the_float_head_on_its_features(board):
     logits = run_on_board(board, package.device_form(), x, logits=True)
     header = package.header
     features = run_int8(package.graph, x).reshape(7, -1).astype(np.float64)
-    weights, bias = package.head()
+    weights, bias = package.head[0].weights, package.head[0].bias
     expected = (features - header.feature_zero_point) * header.feature_scale @ weights.T + bias
     np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("board", [*BOARDS, *EMULATED_BOARDS])
+def test_many_packages_each_over_its_own_samples_are_run_in_one_start(board, monkeypatch):
+    starts = []
+    for name in ("_run_process", "_run_emulated"):
+        run = getattr(run_module, name)
+        monkeypatch.setattr(run_module, name, lambda *arguments, run=run: starts.append(arguments) or run(*arguments))
+    packages = [small_package(seed, board) for seed in range(8)]
+    samples = [random_samples(package.graph, seed + 1, seed) for seed, package in enumerate(packages)]
+    results = run_many_on_board(board, [(package.to_bytes(), x) for package, x in zip(packages, samples, strict=True)])
+    assert len(starts) == 1
+    for package, x, features in zip(packages, samples, results, strict=True):
+        assert features.dtype == np.int8
+        assert np.array_equal(features, run_int8(package.graph, x).reshape(len(x), -1))
+
+
+@emulator_test
+def test_packages_and_samples_beyond_the_regions_are_run_in_several_starts():
+    board = Board.load("mps2-m3")
+    small = dataclasses.replace(
+        board, regions=board.regions | {"package": Region(0x21000000, 8000), "samples": Region(0x21800000, 1400)}
+    )
+    packages = [small_package(seed, board.name) for seed in range(4)]
+    samples = [random_samples(package.graph, 20, seed) for seed, package in enumerate(packages)]
+    jobs = [run_module._job(small, package, x, False) for package, x in zip(packages, samples, strict=True)]
+    starts = list(run_module._starts(small, jobs))
+    assert len(starts) > 4
+    assert all(sum(len(job.package) for _, job in start) <= 8000 for start in starts)
+    assert all(sum(len(run_module._padded_samples(job)) for _, job in start) <= 1400 for start in starts)
+    for number, job in enumerate(jobs):
+        parts = [part.samples for start in starts for index, part in start if index == number]
+        assert np.array_equal(np.concatenate(parts), job.samples)
+    results = run_module.run_jobs(small, jobs)
+    for package, x, result in zip(packages, samples, results, strict=True):
+        assert np.array_equal(result[:, : package.features].view(np.int8), run_int8(package.graph, x).reshape(20, -1))
 
 
 @emulator_test

@@ -63,6 +63,7 @@ static const struct fedmote_port port = {
     .slot_write = stm32_slot_write,
     .hash = FEDMOTE_PORT_HASH,
     .operators = operators,
+    .arithmetic = &FEDMOTE_BOARD_ARITHMETIC,
 };
 
 /* A status as decimal digits; its name is in fedmote_schema.h. */

@@ -1,32 +1,47 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * SGD steps of the head, counted: for every number of inputs and every batch size of the tables below five words:
- * inputs, outputs, batch size, instructions of the whole step, bytes of RAM beyond the parameters. Behind the words:
- * the parameters f32[] that the last step left.
+ * SGD steps of the head, counted, in the board's own arithmetic. The words of a row: bytes of a parameter, inputs,
+ * hidden units, outputs, batch, momentum, weight decay and clipping norm in millionths, mini-batches, instructions of
+ * all of them, bytes of velocity, bytes of scratch memory, bytes of stack. Behind the words: what the last row added to
+ * its parameters, f32[].
  */
 #include "head.h"
 #include "bench.h"
+#include "fedmote_board.h"
 
-#define OUTPUTS 10U
+#define STEPS 32U
+#define LEARNING_RATE_MICRO 50000U
 
-struct step {
-    struct fedmote_head head;
-    const int8_t *features; /* s8[batch][inputs] */
-    uint32_t batch;
+struct row {
+    uint16_t inputs, hidden, outputs, batch;
+    uint32_t momentum_micro, weight_decay_micro, clip_norm_micro;
 };
 
-/* A single sample without momentum needs no velocity. */
+static const struct row rows[] = {
+    {64, 0, 10, 1, 0, 0, 0},    {128, 0, 10, 1, 0, 0, 0},      {256, 0, 10, 1, 0, 0, 0},
+    {256, 0, 2, 1, 0, 0, 0},    {64, 0, 10, 8, 0, 0, 0},       {64, 0, 10, 1, 900000, 0, 0},
+    {64, 0, 10, 1, 0, 1000, 0}, {64, 0, 10, 1, 0, 0, 1000000}, {64, 0, 10, 8, 900000, 1000, 1000000},
+    {64, 16, 10, 1, 0, 0, 0},   {64, 16, 10, 8, 900000, 0, 0},
+};
+
+struct steps {
+    struct fedmote_head head;
+    const int8_t *features; /* s8[STEPS][inputs] */
+    uint32_t batch, count;
+};
+
 static void train(void *context) {
-    struct step *step = context;
-    if (step->batch == 1U) {
-        (void)fedmote_head_step(&step->head, step->features, 0U, 0.05f);
-        return;
+    struct steps *steps = context;
+    const struct fedmote_arithmetic *arithmetic = steps->head.arithmetic;
+    for (uint32_t first = 0; first < steps->count * steps->batch; first += steps->batch) {
+        arithmetic->batch_begin(&steps->head, steps->batch);
+        do {
+            for (uint32_t i = first; i < first + steps->batch; i++) {
+                const int8_t *features = steps->features + i % STEPS * steps->head.shape.inputs;
+                (void)arithmetic->batch_add(&steps->head, features, i % steps->head.shape.outputs);
+            }
+        } while (arithmetic->batch_end(&steps->head));
     }
-    fedmote_head_batch_begin(&step->head, 0.0f);
-    for (uint32_t i = 0; i < step->batch; i++) {
-        (void)fedmote_head_batch_add(&step->head, step->features + i * step->head.inputs, i % OUTPUTS, step->batch);
-    }
-    fedmote_head_batch_end(&step->head, 0.05f);
 }
 
 /* Numbers without a pattern that a kernel could profit from: the top bytes of a linear congruential generator. */
@@ -35,32 +50,76 @@ static int8_t draw(uint32_t *state) {
     return (int8_t)((int32_t)(*state >> 24) - 128);
 }
 
+/* The memory of a board: parameters as they come f32, in the board's arithmetic, velocity, scratch, features. */
+static void prepare(struct steps *steps, const struct row *row, uint8_t *memory) {
+    struct fedmote_head *head = &steps->head;
+    *head = (struct fedmote_head){
+        .arithmetic = &FEDMOTE_BOARD_ARITHMETIC,
+        .shape = {row->inputs, row->hidden, row->outputs, true, 0.01f, -3},
+        .training = {.learning_rate_micro = LEARNING_RATE_MICRO,
+                     .momentum_micro = row->momentum_micro,
+                     .weight_decay_micro = row->weight_decay_micro,
+                     .clip_norm_micro = row->clip_norm_micro,
+                     .trained_layers = 2U},
+    };
+    const uint32_t parameters = (uint32_t)fedmote_head_parameters(&head->shape);
+    float *base = (float *)(void *)memory;
+    int8_t *features =
+        (int8_t *)(memory + 12U * parameters + fedmote_head_scratch_bytes(&head->shape, head->arithmetic));
+    head->parameters = base + parameters;
+    head->velocity = base + 2U * parameters;
+    head->scratch = base + 3U * parameters;
+    uint32_t state = 12345U;
+    for (uint32_t i = 0; i < parameters; i++) {
+        base[i] = (float)draw(&state) / 1024.0f;
+    }
+    for (uint32_t i = 0; i < STEPS * row->inputs; i++) {
+        features[i] = draw(&state);
+    }
+    steps->features = features;
+    steps->batch = row->batch;
+    steps->count = STEPS / row->batch;
+    head->arithmetic->begin(head, base);
+}
+
 int32_t bench_run(const struct bench_board *board, struct bench_results *results, struct bench_tail *tail) {
-    static const uint32_t inputs[] = {64U, 128U, 256U}, batches[] = {1U, 8U};
-    for (uint32_t i = 0; i < sizeof inputs / sizeof inputs[0]; i++) {
-        for (uint32_t j = 0; j < sizeof batches / sizeof batches[0]; j++) {
-            const uint32_t parameters = OUTPUTS * inputs[i] + OUTPUTS;
-            float *values = (float *)(void *)board->memory;
-            int8_t *features = (int8_t *)(values + 2U * parameters + inputs[i] + OUTPUTS);
-            struct step step = {{values, values + parameters, values + 2U * parameters, inputs[i], OUTPUTS, 0.05f, -3},
-                                features,
-                                batches[j]};
-            uint32_t state = 12345U;
-            for (uint32_t k = 0; k < parameters; k++) {
-                values[k] = (float)draw(&state) / 1024.0f;
-                values[parameters + k] = 0.0f;
-            }
-            for (uint32_t k = 0; k < batches[j] * inputs[i]; k++) {
-                features[k] = draw(&state);
-            }
-            bench_add(results, inputs[i]);
-            bench_add(results, OUTPUTS);
-            bench_add(results, batches[j]);
-            bench_add(results, bench_count(board, 0U, train, &step));
-            bench_add(results, 4U * ((batches[j] == 1U ? 0U : parameters) + inputs[i] + OUTPUTS));
-            tail->bytes = (const uint8_t *)values;
-            tail->size = 4U * parameters;
+    static struct steps steps;
+    struct fedmote_head *head = &steps.head;
+    for (uint32_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
+        const struct row *row = &rows[i];
+        prepare(&steps, row, board->memory);
+        const uint32_t instructions = bench_count(board, 0U, train, &steps);
+        prepare(&steps, row, board->memory);
+        board->paint_stack();
+        train(&steps);
+        const uint32_t stack = board->stack_used();
+        const uint32_t parameters = (uint32_t)fedmote_head_parameters(&head->shape);
+        const bool has_velocity = fedmote_head_needs_velocity(&head->training, row->batch);
+        const uint32_t words[] = {
+            head->arithmetic->parameter_bytes,
+            row->inputs,
+            row->hidden,
+            row->outputs,
+            row->batch,
+            row->momentum_micro,
+            row->weight_decay_micro,
+            row->clip_norm_micro,
+            steps.count,
+            instructions,
+            has_velocity ? 4U * parameters : 0U,
+            (uint32_t)fedmote_head_scratch_bytes(&head->shape, head->arithmetic),
+            stack,
+        };
+        for (uint32_t j = 0; j < sizeof words / sizeof words[0]; j++) {
+            bench_add(results, words[j]);
         }
+        /* In place of the numbers that the training began with. */
+        float *base = (float *)(void *)board->memory;
+        for (uint32_t j = 0; j < parameters; j++) {
+            base[j] = head->arithmetic->delta(head, base, j);
+        }
+        tail->bytes = board->memory;
+        tail->size = 4U * parameters;
     }
     return 0;
 }

@@ -9,32 +9,20 @@
 
 static uint32_t round_16(uint32_t bytes) { return (bytes + 15U) & ~15U; }
 
-/* The head that a package carries. It is only read: fedmote_head_forward() writes nothing but scratch and logits. */
-static struct fedmote_head head_of(const struct fedmote_package *package, float *scratch) {
-    return (struct fedmote_head){
-        .parameters = (float *)(uintptr_t)package->head,
-        .scratch = scratch,
-        .inputs = package->feature_count,
-        .outputs = package->head_outputs,
-        .feature_scale = package->feature_scale,
-        .feature_zero_point = package->feature_zero_point,
-    };
-}
-
 static int32_t run_samples(const struct fedmote_package *package, const struct samples_region *samples, uint8_t *memory,
                            uint32_t memory_bytes, run_emit emit, void *context) {
-    /* encoder, then scratch f32[D + C] with the logits f32[C] behind it, then the result. The bounds that
+    /* encoder, then hidden values f32[H] with the logits f32[C] behind them, then the result. The bounds that
      * fedmote_package_open() has checked keep these sums far below 2^32. */
+    const uint32_t outputs = package->head_shape.outputs;
     const uint32_t encoder_bytes = round_16(package->encoder_bytes);
-    const uint32_t float_bytes = round_16(4U * (package->feature_count + 2U * package->head_outputs));
-    const uint32_t result_bytes = package->feature_count + 4U * package->head_outputs;
+    const uint32_t float_bytes = round_16(4U * (package->head_shape.hidden + outputs));
+    const uint32_t result_bytes = package->feature_count + 4U * outputs;
     if (memory_bytes < float_bytes + result_bytes || encoder_bytes > memory_bytes - float_bytes - result_bytes) {
         return FEDMOTE_ERR_ARENA;
     }
-    float *scratch = (float *)(void *)(memory + encoder_bytes);
-    float *logits = scratch + package->feature_count + package->head_outputs;
+    float *hidden = (float *)(void *)(memory + encoder_bytes);
+    float *logits = hidden + package->head_shape.hidden;
     uint8_t *result = memory + encoder_bytes + float_bytes;
-    const struct fedmote_head head = head_of(package, scratch);
     struct fedmote_encoder encoder;
     int32_t status = FEDMOTE_OK;
     fedmote_encoder_init(&encoder, package, (int8_t *)memory);
@@ -47,10 +35,8 @@ static int32_t run_samples(const struct fedmote_package *package, const struct s
         while (fedmote_encoder_run(&encoder, FEDMOTE_MACS_PER_STEP) == FEDMOTE_BUSY) {
         }
         memcpy(result, fedmote_encoder_features(&encoder), package->feature_count);
-        if (package->head_outputs > 0U) {
-            fedmote_head_forward(&head, fedmote_encoder_features(&encoder), logits);
-            memcpy(result + package->feature_count, logits, 4U * package->head_outputs);
-        }
+        fedmote_head_logits(&package->head_shape, package->head, fedmote_encoder_features(&encoder), hidden, logits);
+        memcpy(result + package->feature_count, logits, 4U * outputs);
         status = emit(context, result, result_bytes);
     }
     return status;

@@ -111,7 +111,7 @@ struct fedmote {
     union {
         void *pointer;
         uint64_t word;
-        uint8_t bytes[600 + 40 * sizeof(void *)];
+        uint8_t bytes[760 + 40 * sizeof(void *)];
     } inside;
 };
 

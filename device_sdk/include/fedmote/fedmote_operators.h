@@ -24,13 +24,21 @@ extern const struct fedmote_operator fedmote_operator_average_pool_2d;
 extern const struct fedmote_operator fedmote_operator_max_pool_2d;
 extern const struct fedmote_operator fedmote_operator_mean;
 extern const struct fedmote_operator fedmote_operator_pad;
-extern const struct fedmote_operator fedmote_operator_relu;
+extern const struct fedmote_operator fedmote_operator_table;
+extern const struct fedmote_operator fedmote_operator_mul;
+extern const struct fedmote_operator fedmote_operator_softmax;
+extern const struct fedmote_operator fedmote_operator_strided_copy;
+extern const struct fedmote_operator fedmote_operator_conv_2d_int4;
+extern const struct fedmote_operator fedmote_operator_depthwise_conv_2d_int4;
+extern const struct fedmote_operator fedmote_operator_fully_connected_int4;
 
 /* All of them, for the initializer of a table; add the NULL. */
 #define FEDMOTE_ALL_OPERATORS                                                                                          \
     &fedmote_operator_conv_2d, &fedmote_operator_depthwise_conv_2d, &fedmote_operator_fully_connected,                 \
         &fedmote_operator_add, &fedmote_operator_average_pool_2d, &fedmote_operator_max_pool_2d,                       \
-        &fedmote_operator_mean, &fedmote_operator_pad, &fedmote_operator_relu
+        &fedmote_operator_mean, &fedmote_operator_pad, &fedmote_operator_table, &fedmote_operator_mul,                 \
+        &fedmote_operator_softmax, &fedmote_operator_strided_copy, &fedmote_operator_conv_2d_int4,                     \
+        &fedmote_operator_depthwise_conv_2d_int4, &fedmote_operator_fully_connected_int4
 
 #ifdef __cplusplus
 }

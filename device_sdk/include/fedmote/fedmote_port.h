@@ -12,6 +12,11 @@
 
 #include "fedmote/fedmote_operators.h"
 
+/* What the head is trained in. Name one of them in the port; the other one is not linked. */
+struct fedmote_arithmetic;
+extern const struct fedmote_arithmetic fedmote_float32; /* for a core with an FPU (src/head_float.c) */
+extern const struct fedmote_arithmetic fedmote_int16;   /* integers alone (src/head_integer.c) */
+
 struct fedmote_port {
     void *context; /* handed to every callback, never touched */
 
@@ -51,6 +56,8 @@ struct fedmote_port {
 
     /* What encoders may consist of: a table that ends with NULL. Only what it names is linked. */
     const struct fedmote_operator *const *operators;
+
+    const struct fedmote_arithmetic *arithmetic;
 };
 
 #endif

@@ -225,6 +225,7 @@ int main(int count, char **arguments) {
         .hash = FEDMOTE_PORT_HASH,
         .event = options.is_telling ? port_event : NULL,
         .operators = operators,
+        .arithmetic = &FEDMOTE_BOARD_ARITHMETIC,
     };
     const int32_t status = fedmote_init(&device, &port, &identity, arena, sizeof arena);
     if (status != FEDMOTE_OK) {

@@ -104,4 +104,5 @@ const struct fedmote_port board_port = {
     .hash = NULL,  /* packages are then checked by CRC-32 only */
     .event = NULL, /* a place for a log or an LED */
     .operators = operators,
+    .arithmetic = &fedmote_int16, /* &fedmote_float32 on a core with an FPU */
 };

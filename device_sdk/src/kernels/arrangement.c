@@ -2,8 +2,8 @@
  *
  * The portable kernels take weights in the order of TensorFlow Lite's tensors.
  */
-#include "fedmote/fedmote_schema.h"
 #include "../operators/operator.h"
+#include "fedmote/fedmote_schema.h"
 
 const uint32_t fedmote_kernel_arrangement = FEDMOTE_ARRANGEMENT_PLAIN;
 
@@ -15,6 +15,4 @@ uint64_t fedmote_depthwise_weight_bytes(const struct fedmote_conv *op) { return 
 
 uint64_t fedmote_dense_weight_bytes(const struct fedmote_dense *op) { return (uint64_t)op->in_n * op->out_n; }
 
-bool fedmote_is_kernel_scaling(const uint8_t *scaling, uint32_t count) {
-    return fedmote_are_scalings(scaling, count);
-}
+bool fedmote_is_kernel_scaling(const uint8_t *scaling, uint32_t count) { return fedmote_are_scalings(scaling, count); }

@@ -1,4 +1,7 @@
-/* SPDX-License-Identifier: Apache-2.0 */
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * For cores with a dozen registers: four outputs share each input byte that is loaded.
+ */
 #include "dot.h"
 
 static void dot_4(int32_t *sums, const int8_t *x, const int8_t *w, uint32_t stride, uint32_t n) {
@@ -25,40 +28,28 @@ static int32_t dot_1(int32_t sum, const int8_t *x, const int8_t *w, uint32_t n) 
 }
 
 void fedmote_dot(int32_t *sums, uint32_t count, const int8_t *x, const int8_t *w, uint32_t stride, uint32_t n) {
-    if (count == 4U) {
+    for (; count >= 4U; count -= 4U) {
         dot_4(sums, x, w, stride, n);
-    } else {
-        sums[0] = dot_1(sums[0], x, w, n);
+        sums += 4;
+        w += 4U * stride;
+    }
+    for (; count > 0U; count--) {
+        *sums = dot_1(*sums, x, w, n);
+        sums++;
+        w += stride;
     }
 }
 
-void fedmote_dot_constant(int32_t *sums, uint32_t count, int32_t value, const int8_t *w, uint32_t stride, uint32_t n) {
-    for (uint32_t j = 0; j < count; j++, w += stride) {
-        int32_t total = 0;
-        for (uint32_t i = 0; i < n; i++) {
-            total += w[i];
-        }
-        sums[j] += value * total;
-    }
-}
-
-static void depthwise_dot_4(int32_t *sums, const struct fedmote_patch *patch, const int8_t *x_row,
-                            const int8_t *w_row) {
-    const uint32_t x_step = patch->x_tap_step, w_step = patch->w_tap_step;
+static void depthwise_dot_4(int32_t *sums, uint32_t j, const int8_t *const *x, uint32_t taps, const int8_t *w,
+                            uint32_t stride) {
     int32_t s0 = sums[0], s1 = sums[1], s2 = sums[2], s3 = sums[3];
-    for (uint32_t row = 0; row < patch->rows; row++) {
-        const int8_t *x = x_row + row * patch->x_row_step, *w = w_row + row * patch->w_row_step;
-        for (uint32_t tap = patch->taps;;) {
-            s0 += x[0] * w[0];
-            s1 += x[1] * w[1];
-            s2 += x[2] * w[2];
-            s3 += x[3] * w[3];
-            if (--tap == 0U) {
-                break; /* before the pointers leave the tensors */
-            }
-            x += x_step;
-            w += w_step;
-        }
+    for (const int8_t *const *end = x + taps; x != end; x++) {
+        const int8_t *in = *x + j;
+        s0 += in[0] * w[0];
+        s1 += in[1] * w[1];
+        s2 += in[2] * w[2];
+        s3 += in[3] * w[3];
+        w += stride;
     }
     sums[0] = s0;
     sums[1] = s1;
@@ -66,21 +57,17 @@ static void depthwise_dot_4(int32_t *sums, const struct fedmote_patch *patch, co
     sums[3] = s3;
 }
 
-static int32_t depthwise_dot_1(int32_t sum, const struct fedmote_patch *patch, const int8_t *x, const int8_t *w) {
-    for (uint32_t row = 0; row < patch->rows; row++) {
-        for (uint32_t tap = 0; tap < patch->taps; tap++) {
-            sum += x[row * patch->x_row_step + tap * patch->x_tap_step] *
-                   w[row * patch->w_row_step + tap * patch->w_tap_step];
-        }
+void fedmote_depthwise_dot(int32_t *sums, uint32_t count, const int8_t *const *x, uint32_t taps, const int8_t *w,
+                           uint32_t stride) {
+    uint32_t j = 0;
+    for (; j + 4U <= count; j += 4U) {
+        depthwise_dot_4(sums + j, j, x, taps, w + j, stride);
     }
-    return sum;
-}
-
-void fedmote_depthwise_dot(int32_t *sums, uint32_t count, const struct fedmote_patch *patch, const int8_t *x,
-                           const int8_t *w) {
-    if (count == 4U) {
-        depthwise_dot_4(sums, patch, x, w);
-    } else {
-        sums[0] = depthwise_dot_1(sums[0], patch, x, w);
+    for (; j < count; j++) {
+        int32_t sum = sums[j];
+        for (uint32_t i = 0; i < taps; i++) {
+            sum += x[i][j] * w[i * stride + j];
+        }
+        sums[j] = sum;
     }
 }

@@ -9,18 +9,15 @@
 
 #include <stdint.h>
 
-#include "window.h"
+/* The sums of so many outputs wait on the stack of a kernel before they are scaled together. */
+#define FEDMOTE_SUMS 32U
 
-/* Conv-2d and fully-connected: sums[j] += sum over i of x[i] * w[j * stride + i], for j below `count`, 1 or 4. x s8[n],
- * sums s32[count]. Four outputs share each input byte that is loaded. */
+/* Conv-2d and fully-connected: sums[j] += sum over i of x[i] * w[j * stride + i], for j below `count`. x s8[n], sums
+ * s32[count]. */
 void fedmote_dot(int32_t *sums, uint32_t count, const int8_t *x, const int8_t *w, uint32_t stride, uint32_t n);
 
-/* The same where every x[i] is `value`: taps in the padding. */
-void fedmote_dot_constant(int32_t *sums, uint32_t count, int32_t value, const int8_t *w, uint32_t stride, uint32_t n);
-
-/* Depthwise: sums[j] += sum over the taps of the patch of x[j] * w[j], for j below `count`, 1 or 4. `x` and `w` point
- * at the first channel's bytes of the first tap. */
-void fedmote_depthwise_dot(int32_t *sums, uint32_t count, const struct fedmote_patch *patch, const int8_t *x,
-                           const int8_t *w);
+/* Depthwise: sums[j] += sum over i of x[i][j] * w[i * stride + j], for j below `count` and i below `taps`. */
+void fedmote_depthwise_dot(int32_t *sums, uint32_t count, const int8_t *const *x, uint32_t taps, const int8_t *w,
+                           uint32_t stride);
 
 #endif

@@ -15,8 +15,8 @@ void fedmote_fully_connected(const union fedmote_record *record, const uint8_t *
         fedmote_scaling_of(&op->channels, weights, op->output_zero_point, op->activation_min, op->activation_max);
     int8_t *output = memory + op->op.output_offset + first;
     for (uint32_t c = first, count; c < end; c += count) {
-        count = end - c >= 4U ? 4U : 1U;
-        int32_t sums[4] = {0, 0, 0, 0};
+        int32_t sums[FEDMOTE_SUMS] = {0};
+        count = end - c < FEDMOTE_SUMS ? end - c : FEDMOTE_SUMS;
         fedmote_dot(sums, count, input, w, op->in_n, op->in_n);
         fedmote_scale(output, &scaling, c, sums, count);
         w += count * op->in_n;

@@ -63,11 +63,18 @@ struct fedmote_dense {
     int32_t output_zero_point, activation_min, activation_max;
 };
 
-/* in s8[count] twice, out s8[count]. Unit: one block. */
+/* The inputs of add and mul: in s8[count], and s8[count2] whose element i % count2 meets element i; the latter in the
+ * arena or, where it is constant, in the section `weights`. Unit: one block. */
+struct fedmote_operands {
+    uint32_t input2_offset, input2_is_constant;
+    uint32_t count, count2;
+    int32_t input1_zero_point, input2_zero_point, output_zero_point;
+};
+
+/* out s8[count] */
 struct fedmote_sum {
     struct fedmote_op op;
-    uint32_t input2_offset, count;
-    int32_t input1_zero_point, input2_zero_point, output_zero_point;
+    struct fedmote_operands operands;
     uint32_t left_shift;
     int32_t multiplier1, shift1, multiplier2, shift2, output_multiplier, output_shift;
     int32_t activation_min, activation_max;
@@ -95,11 +102,35 @@ struct fedmote_pad {
     int32_t value;
 };
 
-/* in s8[count], out s8[count]. Unit: one block. */
-struct fedmote_relu {
+/* out s8[count] */
+struct fedmote_product {
     struct fedmote_op op;
-    uint32_t count;
-    int32_t input_zero_point, output_zero_point, multiplier, shift, activation_min, activation_max;
+    struct fedmote_operands operands;
+    int32_t multiplier, shift, activation_min, activation_max;
+};
+
+/* Any function of one element: in s8[count], out s8[count], table s8[256] in the section `weights`, for -128 first.
+ * Unit: one block. */
+struct fedmote_lookup {
+    struct fedmote_op op;
+    uint32_t table, count;
+};
+
+/* in s8[rows][n], out s8[rows][n]; exponentials s32[256] in the section `weights`, Q31: exp(-d * scale) for a
+ * difference d from the row's largest element. Unit: one row. */
+struct fedmote_softmax_rows {
+    struct fedmote_op op;
+    uint32_t exponentials, rows, n;
+};
+
+/* Four loops around one byte; extents[0] is the outermost, whose turns are the units. */
+struct fedmote_copy {
+    struct fedmote_op op;
+    uint32_t extents[4];
+    uint32_t input_start;
+    int32_t input_strides[4];
+    uint32_t output_start;
+    int32_t output_strides[4];
 };
 
 /* One record, whichever it is. */
@@ -111,7 +142,10 @@ union fedmote_record {
     struct fedmote_pool pool;
     struct fedmote_mean mean;
     struct fedmote_pad pad;
-    struct fedmote_relu relu;
+    struct fedmote_product product;
+    struct fedmote_lookup lookup;
+    struct fedmote_softmax_rows softmax;
+    struct fedmote_copy copy;
 };
 
 /* Does the units [first, end) of a record. `weights` is the section of that name, `memory` the encoder's arena. */
@@ -143,6 +177,12 @@ fedmote_kernel fedmote_average_pool_2d;
 fedmote_kernel fedmote_max_pool_2d;
 fedmote_kernel fedmote_mean;
 fedmote_kernel fedmote_pad;
-fedmote_kernel fedmote_relu;
+fedmote_kernel fedmote_table;
+fedmote_kernel fedmote_mul;
+fedmote_kernel fedmote_softmax;
+fedmote_kernel fedmote_strided_copy;
+fedmote_kernel fedmote_conv_2d_int4;
+fedmote_kernel fedmote_depthwise_conv_2d_int4;
+fedmote_kernel fedmote_fully_connected_int4;
 
 #endif

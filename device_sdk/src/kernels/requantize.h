@@ -25,16 +25,43 @@ typedef char fedmote_shift_keeps_the_sign[(-1 >> 1) == -1 ? 1 : -1];
 
 static inline int32_t fedmote_wrapping_add(int32_t a, int32_t b) { return (int32_t)((uint32_t)a + (uint32_t)b); }
 
-/* Step 1. multiplier >= 0, so the result is above INT32_MIN. */
-static inline int32_t fedmote_high_product(int32_t x, int32_t multiplier) {
+/* Cores whose only multiplication is 32 by 32 to 32 bits, where a compiler calls a function for the 64 bits. */
+#ifndef FEDMOTE_HAS_LONG_MULTIPLY
+#if defined(__ARM_ARCH_ISA_THUMB) && __ARM_ARCH_ISA_THUMB == 1
+#define FEDMOTE_HAS_LONG_MULTIPLY 0
+#else
+#define FEDMOTE_HAS_LONG_MULTIPLY 1
+#endif
+#endif
+
+/* Step 1 in 64 bits. multiplier >= 0, so the result is above INT32_MIN. */
+static inline int32_t fedmote_high_product_64(int32_t x, int32_t multiplier) {
     return (int32_t)(((int64_t)x * multiplier + (INT64_C(1) << 30)) >> 31);
 }
 
-/* Step 2: x / 2^right. Taking 1 from negative numbers turns "ties away from zero" into "ties up", which is the last bit
- * shifted out. 1 <= right <= 31, x > INT32_MIN. */
+/* Step 1 in four products of 32 bits. With x = a 2^16 + b, where b has 16 bits and a sign, and multiplier = c 2^15 + d,
+ * where neither has, it is
+ *
+ *     floor((ac 2^31 + ad 2^16 + bc 2^15 + bd + 2^30) / 2^31)
+ *         = ac + floor((ad + floor((bc + floor(bd / 2^15)) / 2) + 2^14) / 2^15)
+ *
+ * and nothing overflows: |bc| and |bd / 2^15| stay below 2^31 together, half of that and |ad| likewise, as b is negative
+ * where a is 2^15. */
+static inline int32_t fedmote_high_product_32(int32_t x, int32_t multiplier) {
+    const int32_t a = ((x >> 15) + 1) >> 1, b = (int16_t)x;
+    const int32_t c = multiplier >> 15, d = multiplier & 0x7FFF;
+    const int32_t middle = a * d + ((b * c + (b * d >> 15)) >> 1);
+    return a * c + (((middle >> 14) + 1) >> 1);
+}
+
+static inline int32_t fedmote_high_product(int32_t x, int32_t multiplier) {
+    return FEDMOTE_HAS_LONG_MULTIPLY ? fedmote_high_product_64(x, multiplier) : fedmote_high_product_32(x, multiplier);
+}
+
+/* Step 2: x / 2^right. Taking 1 from negative numbers turns "ties away from zero" into "ties up". 1 <= right <= 31, and
+ * x is what step 1 makes: between INT32_MIN and INT32_MAX - 1, both excluded, so neither 1 overflows. */
 static inline int32_t fedmote_rounding_shift(int32_t x, int32_t right) {
-    const int32_t doubled = (x - (x < 0)) >> (right - 1);
-    return (doubled >> 1) + (doubled & 1);
+    return (((x + (x >> 31)) >> (right - 1)) + 1) >> 1;
 }
 
 /* x * multiplier * 2^(shift - 31). multiplier >= 0, -31 <= shift <= 30. */

@@ -5,10 +5,7 @@
  */
 static bool is_valid(const union fedmote_record *record, const struct fedmote_bounds *bounds) {
     const struct fedmote_sum *op = &record->sum;
-    return fedmote_are_blocks(&op->op, op->count) && fedmote_is_tensor(bounds, op->op.input_offset, op->count) &&
-           fedmote_is_tensor(bounds, op->input2_offset, op->count) &&
-           fedmote_is_tensor(bounds, op->op.output_offset, op->count) && fedmote_is_int8(op->input1_zero_point) &&
-           fedmote_is_int8(op->input2_zero_point) && fedmote_is_int8(op->output_zero_point) && op->left_shift <= 22U &&
+    return fedmote_are_operands(&op->op, &op->operands, bounds) && op->left_shift <= 22U &&
            fedmote_is_scaling(op->multiplier1, op->shift1) && op->shift1 <= 0 &&
            fedmote_is_scaling(op->multiplier2, op->shift2) && op->shift2 <= 0 &&
            fedmote_is_scaling(op->output_multiplier, op->output_shift) &&

@@ -142,3 +142,16 @@ bool fedmote_is_pool(const union fedmote_record *record, const struct fedmote_bo
            fedmote_is_image(bounds, op->op.output_offset, op->out_h, op->out_w, op->channels) &&
            fedmote_is_activation(op->activation_min, op->activation_max);
 }
+
+bool fedmote_are_operands(const struct fedmote_op *op, const struct fedmote_operands *operands,
+                          const struct fedmote_bounds *bounds) {
+    const uint32_t count = operands->count, count2 = operands->count2;
+    if (count2 < 1U || count2 > count || operands->input2_is_constant > 1U) {
+        return false;
+    }
+    return (operands->input2_is_constant != 0U ? fedmote_is_constant(bounds, operands->input2_offset, count2)
+                                               : fedmote_is_tensor(bounds, operands->input2_offset, count2)) &&
+           fedmote_are_blocks(op, count) && fedmote_is_tensor(bounds, op->input_offset, count) &&
+           fedmote_is_tensor(bounds, op->output_offset, count) && fedmote_is_int8(operands->input1_zero_point) &&
+           fedmote_is_int8(operands->input2_zero_point) && fedmote_is_int8(operands->output_zero_point);
+}

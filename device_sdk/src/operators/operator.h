@@ -69,6 +69,9 @@ bool fedmote_is_axis(uint32_t out, uint32_t kernel, uint32_t stride, uint32_t di
 bool fedmote_is_conv(const struct fedmote_conv *op, const struct fedmote_bounds *bounds, uint32_t weight_bits);
 bool fedmote_is_depthwise(const struct fedmote_conv *op, const struct fedmote_bounds *bounds, uint32_t weight_bits);
 bool fedmote_is_dense(const struct fedmote_dense *op, const struct fedmote_bounds *bounds, uint32_t weight_bits);
+/* The inputs and the output of add and mul. */
+bool fedmote_are_operands(const struct fedmote_op *op, const struct fedmote_operands *operands,
+                          const struct fedmote_bounds *bounds);
 bool fedmote_is_pool(const union fedmote_record *record, const struct fedmote_bounds *bounds);
 
 #endif

@@ -183,14 +183,16 @@ struct job {
     uint32_t padding;            /* four zero points */
     bool is_plain;               /* sums that are not doubled */
     bool is_direct;              /* runs are whole words, which may be read where they lie */
+    bool is_in_parts;            /* columns do not fit as a whole */
+    bool is_clamped;
 };
 
 /* A position of the output. */
 struct position {
     int32_t x; /* where its first tap is in the input, in front of it in the leading padding */
-    struct fedmote_window rows, taps;
-    bool is_whole; /* nothing of it lies in the padding */
     int8_t *out;
+    bool is_whole; /* nothing of it lies in the padding; if not: */
+    struct fedmote_window rows, taps;
 };
 
 /* Four bytes of a run from `place` on, of which [low, high) are in the input, but not all of these four. */
@@ -210,12 +212,17 @@ static uint32_t edge_word(const int8_t *x, uint32_t place, uint32_t low, uint32_
 }
 
 /* The groups [from, to) of a run at x whose bytes [low, high) are in the input; every third word. */
-static uint32_t *stage_run(uint32_t *staged, const int8_t *x, uint32_t from, uint32_t to, uint32_t low, uint32_t high,
-                           uint32_t padding) {
-    for (uint32_t i = from; i < to; i++, staged += POSITIONS) {
-        const uint32_t place = 4U * i;
-        *staged = place >= low && place + 4U <= high ? fedmote_dsp_word(x + place)
-                                                     : edge_word(x, place, low, high, padding);
+static inline uint32_t *stage_run(uint32_t *staged, const int8_t *x, uint32_t from, uint32_t to, uint32_t low,
+                                  uint32_t high, uint32_t padding) {
+    uint32_t i = from;
+    for (; i < to && 4U * i < low; i++, staged += POSITIONS) {
+        *staged = edge_word(x, 4U * i, low, high, padding);
+    }
+    for (const uint32_t stop = high / 4U < to ? high / 4U : to; i < stop; i++, staged += POSITIONS) {
+        *staged = fedmote_dsp_word(x + 4U * i);
+    }
+    for (; i < to; i++, staged += POSITIONS) {
+        *staged = edge_word(x, 4U * i, low, high, padding);
     }
     return staged;
 }
@@ -227,18 +234,37 @@ static void stage(uint32_t *staged, const struct job *job, const struct position
     uint32_t place = 0;
     for (uint32_t row = 0; row < job->op->kernel_h && place < end; row++) {
         const int8_t *x = job->input + (at->x + (int32_t)(shift + row * job->row_step));
-        const bool is_row = row - at->rows.first < at->rows.end - at->rows.first;
+        const bool is_row = at->is_whole || row - at->rows.first < at->rows.end - at->rows.first;
         for (uint32_t run = 0; run < job->runs; run++, x += job->tap_step, place += job->run_groups) {
-            uint32_t low = at->taps.first * tap_bytes, high = at->taps.end * tap_bytes;
-            if (job->runs != 1U) {
-                low = 0U;
-                high = run - at->taps.first < at->taps.end - at->taps.first ? tap_bytes : 0U;
+            uint32_t low = 0, high = is_row ? job->run : 0U;
+            if (is_row && !at->is_whole) {
+                if (job->runs == 1U) {
+                    low = at->taps.first * tap_bytes;
+                    high = at->taps.end * tap_bytes;
+                } else if (run - at->taps.first >= at->taps.end - at->taps.first) {
+                    high = 0;
+                }
             }
             const uint32_t from = place < begin ? begin : place;
             const uint32_t to = place + job->run_groups < end ? place + job->run_groups : end;
             if (from < to) {
-                staged = stage_run(staged, x, from - place, to - place, low, is_row ? high : 0U, job->padding);
+                staged = stage_run(staged, x, from - place, to - place, low, high, job->padding);
             }
+        }
+    }
+}
+
+/* The same for a patch that lies in the input altogether, in one run per row of four bytes at least, all of it. */
+static void stage_whole(uint32_t *staged, const struct job *job, const int8_t *x) {
+    const uint32_t rest = job->run % 4U, last = job->run - 4U, unused = 32U - 8U * rest;
+    for (uint32_t row = job->op->kernel_h; row > 0U; row--, x += job->row_step) {
+        const int8_t *from = x, *end = x + (job->run - rest);
+        for (; from != end; from += 4, staged += POSITIONS) {
+            *staged = fedmote_dsp_word(from);
+        }
+        if (rest != 0U) {
+            *staged = fedmote_dsp_word(x + last) >> unused; /* what follows meets weights of zero */
+            staged += POSITIONS;
         }
     }
 }
@@ -266,14 +292,35 @@ static void gather(uint32_t *columns, const struct job *job, const struct positi
     if (job->is_direct && at[0].is_whole && at[1].is_whole && at[2].is_whole) {
         gather_direct(columns, job, at, shift, begin, end);
     } else {
+        const bool is_simple = job->runs == 1U && job->run >= 4U && groups == job->groups;
         uint32_t *staged = columns + POSITIONS * groups;
         for (uint32_t p = 0; p < POSITIONS; p++) {
-            stage(staged + p, job, &at[p], shift, begin, end);
+            if (is_simple && at[p].is_whole) {
+                stage_whole(staged + p, job, job->input + (at[p].x + (int32_t)shift));
+            } else {
+                stage(staged + p, job, &at[p], shift, begin, end);
+            }
         }
         widen_staged(columns, columns + GROUP_WORDS * groups, staged);
     }
     if (job->is_plain) {
         fedmote_dsp_halve(columns, GROUP_WORDS * groups);
+    }
+}
+
+/* A pair whose second channel goes nowhere. */
+static void run_single(struct block block, const struct position *at, uint32_t channel) {
+    uint32_t last[PAIR_SCALING / 4U] = {0};
+    int8_t out[POSITIONS][2];
+    memcpy(last, block.begin, FEDMOTE_SCALING_BYTES);
+    block.begin = last;
+    block.end = last + PAIR_SCALING / 4U;
+    for (uint32_t p = 0; p < POSITIONS; p++) {
+        block.to.out[p] = out[p];
+    }
+    run_block(&block, 0U);
+    for (uint32_t p = 0; p < POSITIONS; p++) {
+        at[p].out[channel] = out[p][0];
     }
 }
 
@@ -293,20 +340,10 @@ static void convolve_whole(uint32_t *columns, const struct job *job, const struc
     if (count >= 2U) {
         run_block(&block, 0U);
     }
-    if (count % 2U != 0U) { /* a pair whose second channel goes nowhere */
-        uint8_t last[PAIR_SCALING] = {0};
-        int8_t out[POSITIONS][2];
-        memcpy(last, block.end, FEDMOTE_SCALING_BYTES);
+    if (count % 2U != 0U) {
+        block.begin = block.end;
         block.weights += count / 2U * job->groups * GROUP_BYTES;
-        block.begin = last;
-        block.end = last + PAIR_SCALING;
-        for (uint32_t p = 0; p < POSITIONS; p++) {
-            block.to.out[p] = out[p];
-        }
-        run_block(&block, 0U);
-        for (uint32_t p = 0; p < POSITIONS; p++) {
-            at[p].out[first + count - 1U] = out[p][0];
-        }
+        run_single(block, at, first + count - 1U);
     }
 }
 
@@ -320,8 +357,9 @@ static void convolve_parts(uint32_t *memory, const struct job *job, const struct
     const uint32_t capacity = (FEDMOTE_DSP_WORDS - PAIR_SUMS * pairs) / GROUP_WORDS;
     const uint8_t *scaling = job->scaling + FEDMOTE_SCALING_BYTES * first;
     for (uint32_t c = 0; c < 2U * pairs; c++) {
+        const int32_t bias = first + c < end ? fedmote_load_s32(scaling + FEDMOTE_SCALING_BYTES * c) : 0;
         for (uint32_t p = 0; p < POSITIONS; p++) {
-            sums[POSITIONS * c + p] = first + c < end ? fedmote_load_s32(scaling + FEDMOTE_SCALING_BYTES * c) : 0;
+            sums[POSITIONS * c + p] = bias;
         }
     }
     for (uint32_t begin = 0; begin < job->groups; begin += capacity) {
@@ -344,37 +382,40 @@ static void convolve_parts(uint32_t *memory, const struct job *job, const struct
     }
 }
 
-static void convolve(uint32_t *memory, const struct job *job, const struct position *at, bool is_in_parts) {
+/* The channels of a group. */
+static void convolve_group_in_parts(uint32_t *memory, const struct job *job, const struct position *at, uint32_t shift,
+                                    uint32_t first, const uint8_t *weights) {
+    for (uint32_t c = 0; c < job->op->group_out_c; c += 2U * MAX_PAIRS) {
+        const uint32_t rest = job->op->group_out_c - c;
+        const uint32_t count = rest < 2U * MAX_PAIRS ? rest : 2U * MAX_PAIRS;
+        convolve_parts(memory, job, at, shift, first + c, first + c + count, weights);
+        weights += GROUP_BYTES * job->groups * MAX_PAIRS;
+    }
+}
+
+static void convolve(uint32_t *memory, const struct job *job, const struct position *at) {
     const struct fedmote_conv *op = job->op;
     const uint8_t *weights = job->weights;
-    uint32_t shift = 0;
-    for (uint32_t first = 0; first < op->out_c; first += op->group_out_c, shift += op->group_in_c) {
-        if (!is_in_parts) {
+    for (uint32_t first = 0, shift = 0; first < op->out_c; first += op->group_out_c, shift += op->group_in_c) {
+        if (job->is_in_parts) {
+            convolve_group_in_parts(memory, job, at, shift, first, weights);
+        } else {
             convolve_whole(memory, job, at, shift, first, weights);
-            weights += GROUP_BYTES * job->groups * job->pairs;
-            continue;
         }
-        for (uint32_t c = 0; c < op->group_out_c; c += 2U * MAX_PAIRS) {
-            const uint32_t rest = op->group_out_c - c;
-            const uint32_t count = rest < 2U * MAX_PAIRS ? rest : 2U * MAX_PAIRS;
-            convolve_parts(memory, job, at, shift, first + c, first + c + count, weights);
-            weights += GROUP_BYTES * job->groups * ((count + 1U) / 2U);
-        }
+        weights += GROUP_BYTES * job->groups * job->pairs;
     }
-    for (uint32_t p = 0; p < POSITIONS; p++) {
-        fedmote_dsp_clamp(at[p].out, op->out_c, op->activation_min, op->activation_max);
+    if (job->is_clamped) {
+        for (uint32_t p = 0; p < POSITIONS; p++) {
+            fedmote_dsp_clamp(at[p].out, op->out_c, op->activation_min, op->activation_max);
+        }
     }
 }
 
 static struct job job_of(const struct fedmote_conv *op, const uint8_t *weights, const int8_t *memory) {
     const uint32_t runs = fedmote_dsp_runs(op), run_groups = fedmote_dsp_run_groups(op);
-    const uint32_t run = op->kernel_w / runs * op->group_in_c;
+    const uint32_t run = op->kernel_w / runs * op->group_in_c, groups = op->kernel_h * runs * run_groups;
     const uint8_t *scaling = weights + op->channels.scaling;
-#if defined(__ARM_FEATURE_UNALIGNED)
-    const bool is_direct = run % 4U == 0U;
-#else
-    const bool is_direct = op->in_c % 4U == 0U && op->group_in_c % 4U == 0U;
-#endif
+    const bool is_plain = fedmote_dsp_is_plain(scaling);
     const struct job job = {op,
                             memory + op->op.input_offset,
                             weights + op->channels.weights,
@@ -382,18 +423,32 @@ static struct job job_of(const struct fedmote_conv *op, const uint8_t *weights, 
                             run,
                             runs,
                             run_groups,
-                            op->kernel_h * runs * run_groups,
+                            groups,
                             op->dilation_h * op->in_w * op->in_c,
                             op->dilation_w * op->in_c,
                             (op->group_out_c + 1U) / 2U,
                             (uint32_t)(uint8_t)op->input_zero_point * 0x01010101U,
-                            fedmote_dsp_is_plain(scaling),
-                            is_direct};
+                            is_plain,
+                            FEDMOTE_DSP_IS_UNALIGNED ? run % 4U == 0U
+                                                     : op->in_c % 4U == 0U && op->group_in_c % 4U == 0U,
+                            is_plain || groups > FEDMOTE_DSP_WORDS / GROUP_WORDS,
+                            op->activation_min != INT8_MIN || op->activation_max != INT8_MAX};
     return job;
 }
 
-static bool is_whole(const struct fedmote_window *window, uint32_t kernel) {
-    return window->first == 0U && window->end == kernel;
+static struct position position_at(const struct fedmote_conv *op, const struct fedmote_window *rows, uint32_t x,
+                                   int8_t *out) {
+    struct position at;
+    const int32_t column = (int32_t)(x * op->stride_w) - (int32_t)op->pad_left;
+    const int32_t last = column + (int32_t)((op->kernel_w - 1U) * op->dilation_w);
+    at.x = (rows->origin * (int32_t)op->in_w + column) * (int32_t)op->in_c;
+    at.out = out;
+    at.is_whole = rows->end - rows->first == op->kernel_h && column >= 0 && last < (int32_t)op->in_w;
+    if (!at.is_whole) {
+        at.rows = *rows;
+        at.taps = fedmote_window_at(x, op->stride_w, op->pad_left, op->kernel_w, op->dilation_w, op->in_w);
+    }
+    return at;
 }
 
 /* Positions of several rows may share a turn, as nothing is written before all three patches have been read; unless
@@ -403,8 +458,7 @@ void fedmote_conv_2d(const union fedmote_record *record, const uint8_t *weights,
     const struct fedmote_conv *op = &record->conv;
     uint32_t words[FEDMOTE_DSP_WORDS];
     const struct job job = job_of(op, weights, memory);
-    const bool is_in_parts = job.is_plain || job.groups > FEDMOTE_DSP_WORDS / GROUP_WORDS;
-    const bool is_read_again = op->groups > 1U || (is_in_parts && job.pairs > MAX_PAIRS);
+    const bool is_read_again = op->groups > 1U || (job.is_in_parts && job.pairs > MAX_PAIRS);
     struct position at[POSITIONS];
     uint32_t filled = 0;
     int8_t *output = memory + op->op.output_offset + first * op->out_w * op->out_c;
@@ -412,19 +466,15 @@ void fedmote_conv_2d(const union fedmote_record *record, const uint8_t *weights,
         const struct fedmote_window rows =
             fedmote_window_at(y, op->stride_h, op->pad_top, op->kernel_h, op->dilation_h, op->in_h);
         for (uint32_t x = 0; x < op->out_w; x++, output += op->out_c) {
-            struct position *next = &at[filled];
-            next->rows = rows;
-            next->taps = fedmote_window_at(x, op->stride_w, op->pad_left, op->kernel_w, op->dilation_w, op->in_w);
-            next->x = (rows.origin * (int32_t)op->in_w + next->taps.origin) * (int32_t)op->in_c;
-            next->is_whole = is_whole(&rows, op->kernel_h) && is_whole(&next->taps, op->kernel_w);
-            next->out = output;
+            at[filled] = position_at(op, &rows, x, output);
             filled++;
-            const bool is_last = x + 1U == op->out_w && (is_read_again || y + 1U == end);
-            for (; is_last && filled < POSITIONS; filled++) { /* a position without company is done more than once */
-                at[filled] = *next;
+            if (x + 1U == op->out_w && (is_read_again || y + 1U == end)) {
+                for (; filled < POSITIONS; filled++) { /* a position without company is done more than once */
+                    at[filled] = at[filled - 1U];
+                }
             }
             if (filled == POSITIONS) {
-                convolve(words, &job, at, is_in_parts);
+                convolve(words, &job, at);
                 filled = 0;
             }
         }

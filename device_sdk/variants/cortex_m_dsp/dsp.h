@@ -33,6 +33,13 @@
 #error "these kernels need a core with the DSP extension"
 #endif
 
+/* Whether the assembly may read words at any address. */
+#if defined(__ARM_FEATURE_UNALIGNED)
+#define FEDMOTE_DSP_IS_UNALIGNED 1
+#else
+#define FEDMOTE_DSP_IS_UNALIGNED 0
+#endif
+
 /* Words on the stack for what is widened at once; sums of more are done in parts. */
 #define FEDMOTE_DSP_WORDS 448U
 

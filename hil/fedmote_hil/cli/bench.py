@@ -133,18 +133,25 @@ def _kernel_row(board: Board, model: str, counts: KernelCounts) -> Row:
 
 
 def _head_row(board: Board, counts: HeadCounts) -> Row:
-    figures = HEAD.get((counts.inputs, counts.outputs, counts.batch), {})
+    is_plain = not (counts.hidden or counts.momentum or counts.weight_decay or counts.clip_norm)
+    figures = HEAD.get((counts.arithmetic, counts.inputs, counts.outputs, counts.batch), {}) if is_plain else {}
     values = {
-        "instructions_per_sample": round(counts.instructions / counts.batch),
-        "extra_ram_bytes": counts.extra_ram_bytes,
+        "instructions_per_sample": counts.instructions_per_sample,
+        "extra_ram_bytes": counts.velocity_bytes,
     }
     return {
         "board": board.name,
         "inputs": counts.inputs,
+        "hidden": counts.hidden,
         "outputs": counts.outputs,
         "batch": counts.batch,
-        "arithmetic": "float32",
+        "momentum": counts.momentum,
+        "weight_decay": counts.weight_decay,
+        "clip_norm": counts.clip_norm,
+        "arithmetic": counts.arithmetic,
         **values,
+        "overlaid_bytes": counts.scratch_bytes,
+        "stack_bytes": counts.stack_bytes,
         "peer_instructions": figures.get("instructions_per_sample", NO_FIGURE).peer,
         "figures": _compare(values, figures),
     }
@@ -170,14 +177,20 @@ _KERNEL_COLUMNS = (
     *("model", "kernels", "macs", "instructions", "instructions_per_mac", "verification_instructions", "startup_instructions"),
     *("arena_bytes", "flash_bytes", "stack_bytes"),
 )
-_HEAD_COLUMNS = ("inputs", "outputs", "batch", "arithmetic", "instructions_per_sample", "extra_ram_bytes")
+_HEAD_COLUMNS = (
+    *("inputs", "hidden", "outputs", "batch", "momentum", "weight_decay", "clip_norm", "arithmetic"),
+    *("instructions_per_sample", "extra_ram_bytes", "overlaid_bytes", "stack_bytes"),
+)
 _FIGURE_COLUMNS = ("of", "what", "ours", "peer", "ratio", "required", "aim", "verdict")
 _NOTES = {
     "kernels": (
         "Peer: TensorFlow Lite Micro with CMSIS-NN, whole model with its SOFTMAX; ours end in front of it.",
         "Verification: CRC-32 and all bounds, once per package. Start-up: from there to the first operator.",
     ),
-    "head": ("Peer: AIfES, dense softmax layer of the same size.",),
+    "head": (
+        "Peer: AIfES, dense softmax layer of the same size. Mean of 32 samples.",
+        "Extra RAM: what a device's arena holds beyond the parameters. Overlaid: scratch that lies in the encoder's memory.",
+    ),
 }
 
 

@@ -112,7 +112,7 @@ def _run_verify(options: Namespace) -> int:
     checks = [
         f"header, checksum and hash of {len(package.to_bytes())} bytes",
         f"{package.header.op_count} operators: codes, shapes, offsets, shifts, clamps",
-        f"head {package.features} -> {package.outputs}",
+        f"head {package.head_shape}",
         "manifest agrees with plan and head",
     ]
     if not package.is_device_form:
@@ -140,7 +140,7 @@ def describe(package: Package) -> dict[str, Any]:
         "device_bytes": len(package.device_form()),
         "input": manifest["input"],
         "features": manifest["features"],
-        "head": {"inputs": package.features, "outputs": package.outputs},
+        "head": {"inputs": package.features, "hidden": package.head_shape.hidden, "outputs": package.outputs},
         "macs": header.macs,
         "encoder_bytes": header.encoder_bytes,
         "is_pushable": not package.is_device_form and package.host.template is not None,
@@ -149,7 +149,8 @@ def describe(package: Package) -> dict[str, Any]:
         ],
         "operators": [_describe_record(record) for record in records],
         "boards": [
-            {**vars(needs), "fits": needs.fits} for needs in (package.cost_on(Board.load(name)) for name in boards_with("fedmote-device"))
+            {**vars(needs), "fits": needs.fits}
+            for needs in (package.cost_on(Board.load(name)) for name in boards_with("fedmote-device"))
         ],
     }
 
@@ -182,24 +183,35 @@ def _describe_record(record: Record) -> dict[str, Any]:
 
 def _shapes(record: Record) -> tuple[list[int], list[int]]:
     v = record.values
-    if record.opcode is Opcode.FULLY_CONNECTED:
+    if "in_n" in v:
         return [v["in_n"]], [v["out_n"]]
-    if record.opcode in (Opcode.ADD, Opcode.RELU):
-        return [v["count"]], [v["count"]]
     if record.opcode is Opcode.MEAN:
         return [v["in_h"], v["in_w"], v["channels"]], [v["channels"]]
-    source, target = ("in_c", "out_c") if "in_c" in v else ("channels", "channels")
-    return [v["in_h"], v["in_w"], v[source]], [v["out_h"], v["out_w"], v[target]]
+    if "in_h" in v:
+        source, target = ("in_c", "out_c") if "in_c" in v else ("channels", "channels")
+        return [v["in_h"], v["in_w"], v[source]], [v["out_h"], v["out_w"], v[target]]
+    if record.opcode is Opcode.STRIDED_COPY:
+        own = [v[f"n{i}"] for i in range(4)]
+    else:
+        own = [v["rows"], v["n"]] if record.opcode is Opcode.SOFTMAX else [v["count"]]
+    return own, own
 
 
 def _constant_bytes(record: Record) -> int:
-    """Weights, bias, multiplier and shift of an operator."""
+    """Weights and the numbers of each channel, tables, constant operands."""
     v = record.values
-    if record.opcode is Opcode.FULLY_CONNECTED:
-        return v["in_n"] * v["out_n"] + 12 * v["out_n"]
-    if record.opcode in (Opcode.CONV_2D, Opcode.DEPTHWISE_CONV_2D):
-        channels = v["in_c"] if record.opcode is Opcode.CONV_2D else 1
-        return v["kernel_h"] * v["kernel_w"] * channels * v["out_c"] + 12 * v["out_c"]
+    if "scaling" in v:
+        outputs = v["out_n"] if "in_n" in v else v["out_c"]
+        products = v["in_n"] if "in_n" in v else v["kernel_h"] * v["kernel_w"] * v["group_in_c"]
+        bits = 4 if record.opcode.name.endswith("_INT4") else 8
+        return (products * outputs * bits + 7) // 8 + 12 * outputs
+    match record.opcode:
+        case Opcode.TABLE:
+            return 256
+        case Opcode.SOFTMAX:
+            return 4 * 256
+        case Opcode.ADD | Opcode.MUL:
+            return v["count2"] if v["input2_is_constant"] else 0
     return 0
 
 
@@ -219,7 +231,7 @@ def _print_table(package: Package) -> None:
         tensor = d[side]
         shape = "x".join(str(length) for length in tensor["shape"])
         _say(f"{side:9}{shape:14} scale {tensor['scale']:.7g}, zero point {tensor['zero_point']}")
-    _say(f"head     {d['head']['inputs']} -> {d['head']['outputs']}, float32")
+    _say(f"head     {package.head_shape}, float32")
     _say(f"encoder  {d['macs']:,} MACs, {d['encoder_bytes']:,} bytes of arena\n")
     _print_rows(("section", "bytes"), [(s["name"], f"{s['bytes']:,}") for s in d["sections"]])
     rows = [("device form", f"{d['device_bytes']:,}"), ("file", f"{d['file_bytes']:,}")]

@@ -51,9 +51,14 @@ class StrategyConfig(Table):
         gamma: exponent of the gradient-norm test v^gamma; 0 switches it off.
         gamma_order: 0: the norm test adds to the partner's group (public code); 1: it reduces it (paper's figure).
         gain: share of the local samples that may be selected.
-        epochs, batch, learning_rate, momentum: of a device's head training.
-        partner_epochs, partner_batch, partner_learning_rate, partner_momentum: of a partner's training. A partner sees few
+        epochs, batch, learning_rate, momentum, weight_decay: of a device's head training.
+        clip_norm: largest norm of a mini-batch's gradient there; none: no clipping.
+        trained_layers: devices train so many of the last layers of the head; none: all.
+        is_bias_only: of these layers devices train the bias alone.
+        loss: what devices and partners make small: "cross_entropy", or "squared_error" of logits against 0 and 1.
+        partner_epochs, partner_batch, partner_learning_rate, partner_momentum, partner_weight_decay: of a partner's training. A partner sees few
             and hard samples: with momentum 0.9 its model runs away from the others', and the mean is worse than each.
+        partner_clip_norm: as clip_norm.
         partner_max_examples: a partner whose update claims more examples is refused: it bounds what one liar weighs. A
             device is refused where it claims more than its board can hold.
         server_learning_rate: the merged delta is scaled by it.
@@ -77,10 +82,17 @@ class StrategyConfig(Table):
     batch: Annotated[int, Bounds(1, 1024)] = 16
     learning_rate: Annotated[float, Bounds(0, 10)] = 0.05
     momentum: Annotated[float, Bounds(0, 1, is_high_open=True)] = 0.9
+    weight_decay: Annotated[float, Bounds(0, 1)] = 0.0
+    clip_norm: Annotated[float, Bounds(0, 4294, is_low_open=True)] | None = None
+    trained_layers: Annotated[int, Bounds(1, 255)] | None = None
+    is_bias_only: bool = False
+    loss: Literal["cross_entropy", "squared_error"] = "cross_entropy"
     partner_epochs: Annotated[int, Bounds(0, 32)] = 3
     partner_batch: Annotated[int, Bounds(1, 1024)] = 16
     partner_learning_rate: Annotated[float, Bounds(0, 10)] = 0.03
     partner_momentum: Annotated[float, Bounds(0, 1, is_high_open=True)] = 0.0
+    partner_weight_decay: Annotated[float, Bounds(0, 1)] = 0.0
+    partner_clip_norm: Annotated[float, Bounds(0, 4294, is_low_open=True)] | None = None
     partner_max_examples: Annotated[int, Bounds(1, 2**32 - 1)] = 65_536
     server_learning_rate: Annotated[float, Bounds(0, 100, is_low_open=True)] = 1.0
     uncovered: Literal["ignore", "old", "zero"] = "ignore"

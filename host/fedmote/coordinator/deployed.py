@@ -16,7 +16,7 @@ from fedmote.aggregation.ranges import Ranges
 from fedmote.arrays import load_npz
 from fedmote.errors import ConfigError
 from fedmote.package.boards import Board
-from fedmote.package.head import head_bytes, head_matrix, head_tensors
+from fedmote.package.head import dense_layers, head_bytes, head_tensors, logits_of
 from fedmote.package.partition import Partition, run_features
 from fedmote.strategies import ModelShape
 from fedmote.tensors import Tensors, checksum, load_safetensors
@@ -91,8 +91,7 @@ class DeployedPartition:
         x, y = self._data
         if self._features is None or self._features[0] != key:
             self._features = (key, run_features(self._push(tensors, ranges, version).package, x))
-        weights, bias = head_matrix(self._partition.head[0], tensors)
-        logits = self._features[1] @ weights.T + bias
+        logits = logits_of(dense_layers(self._partition.head, tensors), self._features[1])
         return float((logits.argmax(axis=1) == y).mean())
 
     def packages(self, tensors: Tensors, ranges: Ranges, version: int) -> Partition:
@@ -121,8 +120,7 @@ class DeployedPartition:
 
     def _read_checkpoint(self, path: Path) -> Tensors:
         """The conversion's checkpoint; of imported packages the head alone."""
-        weight, bias = self._partition.package.head()
-        packed = np.concatenate([weight.ravel(), bias])
+        packed = self._partition.package.head_blob
         if not self._has_template:
             return head_tensors(self._partition.head, packed)
         tensors = load_safetensors(path)

@@ -8,7 +8,7 @@ the forms for one kind of kernels are described beside these kernels, in device_
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,14 +20,38 @@ from fedmote.wire.schema import Arrangement, Opcode
 # By the `kernels` of a board file: folders of device_sdk/variants, and "portable".
 OF_KERNELS: Final = {"portable": Arrangement.PLAIN, "cortex_m_dsp": Arrangement.CORTEX_M_DSP}
 
+# Operators with weights of 4 bits, which lie packed in plain order with plain scaling for all kernels.
+INT4: Final = {
+    Opcode.CONV_2D: Opcode.CONV_2D_INT4,
+    Opcode.DEPTHWISE_CONV_2D: Opcode.DEPTHWISE_CONV_2D_INT4,
+    Opcode.FULLY_CONNECTED: Opcode.FULLY_CONNECTED_INT4,
+}
+
 _DSP_MAX_PLAIN_SHIFT = 30  # above it, the third word of a channel is a factor
 _DSP_CERTAIN_SHIFT = 12  # up to which a product that does not saturate is always small enough
 _DSP_MAX_SHIFT = 22  # the factor stays above _DSP_MAX_PLAIN_SHIFT
 
 
-def arranged(op: Op, in_c: int, arrangement: Arrangement) -> NDArray[np.int8]:
+def pack_int4(values: NDArray[Any]) -> NDArray[np.uint8]:
+    """Integers in [-8, 7], two to a byte, the first in the low half; the last half of an odd number is zero."""
+    nibbles = np.zeros(values.size + values.size % 2, np.uint8)
+    nibbles[: values.size] = values.reshape(-1).astype(np.int8).view(np.uint8) & 15
+    return np.asarray(nibbles[0::2] | nibbles[1::2] << 4, np.uint8)
+
+
+def unpack_int4(packed: NDArray[np.uint8], count: int) -> NDArray[np.int8]:
+    """What `pack_int4` packed."""
+    nibbles = np.empty(2 * packed.size, np.int8)
+    nibbles[0::2] = (packed << 4).view(np.int8) >> 4
+    nibbles[1::2] = packed.view(np.int8) >> 4
+    return nibbles[:count]
+
+
+def arranged(op: Op, in_c: int, arrangement: Arrangement) -> NDArray[np.int8] | NDArray[np.uint8]:
     """The weights of a weighted operator, whose input has `in_c` channels, as section `weights` holds them."""
     weights = np.asarray(op.weights, np.int8)
+    if op.weight_bits == 4:
+        return pack_int4(weights)
     match arrangement:
         case Arrangement.PLAIN:
             return weights
@@ -37,10 +61,10 @@ def arranged(op: Op, in_c: int, arrangement: Arrangement) -> NDArray[np.int8]:
 
 
 def arranged_scaling(op: Op, source: Quantization, target: Quantization, arrangement: Arrangement) -> NDArray[np.int32]:
-    """What makes outputs of the sums of a weighted operator, shape (outputs, 3): bias, multiplier, and a shift in arrangement plain."""
+    """What makes outputs of the sums of a weighted operator, (outputs, 3): bias, multiplier, and a shift in arrangement plain."""
     numbers = fixed_point.weighted_requantization(op, source, target)
     bias = fixed_point.folded_bias(op, source)
-    if arrangement is Arrangement.CORTEX_M_DSP:
+    if arrangement is Arrangement.CORTEX_M_DSP and op.weight_bits == 8:
         return _dsp_scaling(op, source, numbers, bias.astype(np.int64))
     return np.stack([bias, numbers.multiplier, numbers.shift], axis=1).astype(np.int32)
 
@@ -55,6 +79,10 @@ def is_scaling(scaling: NDArray[np.int32], arrangement: Arrangement) -> bool:
 
 def weight_bytes(opcode: Opcode, v: Mapping[str, int], arrangement: Arrangement) -> int:
     """Bytes of the weights of a record."""
+    if opcode is Opcode.FULLY_CONNECTED_INT4:
+        return (v["in_n"] * v["out_n"] + 1) // 2
+    if opcode in INT4.values():
+        return (v["kernel_h"] * v["kernel_w"] * v["group_in_c"] * v["out_c"] + 1) // 2
     if opcode is Opcode.FULLY_CONNECTED:
         if arrangement is Arrangement.CORTEX_M_DSP:
             return -(-v["in_n"] // 4) * -(-v["out_n"] // 4) * 16
@@ -95,9 +123,7 @@ def _padded(array: NDArray[np.int8], axis: int, multiple: int) -> NDArray[np.int
     return np.pad(array, width)
 
 
-def _is_dsp_3x3(
-    kernel: tuple[int, ...], dilation: tuple[int, ...], stride_w: int, channels: int, channels_of_input: int
-) -> bool:
+def _is_dsp_3x3(kernel: tuple[int, ...], dilation: tuple[int, ...], stride_w: int, channels: int, channels_of_input: int) -> bool:
     """Whether there is a kernel of its own for a depthwise convolution."""
     is_shape = tuple(kernel) == (3, 3) and tuple(dilation) == (1, 1)
     return is_shape and stride_w <= 2 and channels % 4 == 0 and channels_of_input == 1

@@ -6,9 +6,11 @@ from __future__ import annotations
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from fedmote.errors import ConfigError
+
+Arithmetic = Literal["float32", "int16"]
 from fedmote.package.arrangement import OF_KERNELS
 from fedmote.wire.schema import Arrangement, Opcode
 
@@ -61,7 +63,7 @@ class Board:
         body_max: largest message body.
         stack_bytes: reserved for the stack.
         regions: named parts of the address space ("identity", "package", "samples", ...); empty where files stand for them.
-        has_unaligned_access: whether its code may read and write words at any address.
+        is_unaligned_trapped: whether unaligned accesses trap though the core could do them.
         peripherals: addresses that the chip's port asks for; nothing on the host does.
         emulator: how an emulator runs it, or None.
         flash_command: command that writes `{file}` to `{address}` of the real part, or None.
@@ -84,7 +86,7 @@ class Board:
     body_max: int
     stack_bytes: int
     regions: dict[str, Region] = field(default_factory=dict)
-    has_unaligned_access: bool = True
+    is_unaligned_trapped: bool = False
     peripherals: dict[str, int] = field(default_factory=dict)
     emulator: Emulation | None = None
     flash_command: str | None = None
@@ -135,6 +137,11 @@ class Board:
         """Whether its device image has an operator."""
         return self.operators == ("all",) or opcode.name.lower() in self.operators
 
+    @property
+    def arithmetic(self) -> Arithmetic:
+        """What the board trains its head in: floats where they are in hardware."""
+        return "float32" if self.has_fpu else "int16"
+
     def region(self, name: str) -> Region:
         """The region called `name`.
 
@@ -175,7 +182,7 @@ _SECTIONS: tuple[tuple[str, str, type, str], ...] = (
 )
 _OPTIONAL: dict[str, type] = {
     "regions": dict,
-    "has_unaligned_access": bool,
+    "is_unaligned_trapped": bool,
     "peripherals": dict,
     "emulator": Emulation,
 } | {flat: kind for _, _, kind, flat in _SECTIONS}

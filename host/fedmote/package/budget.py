@@ -9,13 +9,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fedmote.errors import DoesNotFitError
-from fedmote.package.boards import Board
+from fedmote.package.boards import Arithmetic, Board
+from fedmote.package.head import HeadShape
 from fedmote.package.planner import round_up
+from fedmote.package.records import PlanHeader
 
 COMMIT_RECORD_BYTES = 16  # at the end of a slot
 _LINK_OVERHEAD_BYTES = 128
 _SAMPLE_BYTES = 12  # loss f32, norm f32, rank u16, norm rank u16
-_FLOAT_BYTES = 4
+_WORD_BYTES = 4
+# Of the arithmetic of a head: bytes of a parameter, words of scratch memory per input of a layer.
+_PARAMETER_BYTES: dict[Arithmetic, int] = {"float32": 4, "int16": 2}
+_WORDS_PER_INPUT: dict[Arithmetic, int] = {"float32": 0, "int16": 1}
 
 
 @dataclass(frozen=True)
@@ -39,30 +44,38 @@ class Layout:
     total: int
 
 
-def layout(n: int, max_body: int, encoder_bytes: int, parameters: int, features: int, outputs: int) -> Layout:
+def layout(n: int, max_body: int, header: PlanHeader, head: HeadShape, arithmetic: Arithmetic) -> Layout:
     """The arena of a device with `n` samples.
 
     Args:
         n: local samples.
         max_body: largest message body of the board.
-        encoder_bytes: arena of the encoder.
-        parameters: of the head (P).
-        features: that the head reads (D).
-        outputs: of the head (C).
+        header: of the encoder.
+        head: sizes of the head.
+        arithmetic: that the board trains it in.
     """
+    link = 2 * round_up(max_body + _LINK_OVERHEAD_BYTES)
+    scratch, encoder_bytes = _scratch(header, head, arithmetic)
     sizes = [
-        2 * round_up(max_body + _LINK_OVERHEAD_BYTES),
         encoder_bytes,
-        *[_FLOAT_BYTES * parameters] * 3,
-        _FLOAT_BYTES * (features + outputs),
+        _PARAMETER_BYTES[arithmetic] * head.parameters,
+        *[_WORD_BYTES * head.parameters] * 2,
         _SAMPLE_BYTES * n,
-        n * features,
+        n * head.inputs,
     ]
-    offsets = [0]
+    offsets = [link]
     for size in sizes:
         offsets.append(offsets[-1] + round_up(size))
-    link, encoder, head, head_base, velocity, scratch, samples, cache, total = offsets
-    return Layout(link, encoder, head, head_base, velocity, scratch, samples, cache, required=cache, total=total)
+    encoder, parameters, head_base, velocity, samples, cache, total = offsets
+    return Layout(0, encoder, parameters, head_base, velocity, encoder + scratch, samples, cache, required=cache, total=total)
+
+
+def _scratch(header: PlanHeader, head: HeadShape, arithmetic: Arithmetic) -> tuple[int, int]:
+    """Where in the encoder's memory the head's scratch lies: in front of the features, or else behind; and that memory's bytes."""
+    words = head.outputs + 2 * head.hidden + _WORDS_PER_INPUT[arithmetic] * max(head.inputs, head.hidden)
+    behind = round_up(header.feature_offset + header.feature_count)
+    start = 0 if header.feature_offset >= _WORD_BYTES * words else behind
+    return start, max(header.encoder_bytes, start + _WORD_BYTES * words)
 
 
 @dataclass(frozen=True)
@@ -92,18 +105,16 @@ class Cost:
         return self.slot_bytes <= self.slot_available and self.arena_bytes <= self.arena_available
 
 
-def cost(package_bytes: int, encoder_bytes: int, features: int, outputs: int, board: Board) -> Cost:
+def cost(package_bytes: int, header: PlanHeader, head: HeadShape, board: Board) -> Cost:
     """What a package needs on a board.
 
     Args:
         package_bytes: size of the device form.
-        encoder_bytes: arena of the encoder.
-        features: inputs of the head (D).
-        outputs: of the head (C).
+        header: of the encoder.
+        head: sizes of the head.
         board: the board.
     """
-    parameters = outputs * features + outputs
-    arena = layout(board.max_samples, board.body_max, encoder_bytes, parameters, features, outputs)
+    arena = layout(board.max_samples, board.body_max, header, head, board.arithmetic)
     left = board.arena_bytes - arena.required
     return Cost(
         board=board.name,
@@ -111,8 +122,8 @@ def cost(package_bytes: int, encoder_bytes: int, features: int, outputs: int, bo
         slot_available=board.slot_bytes,
         arena_bytes=arena.required,
         arena_available=board.arena_bytes,
-        cached_samples=min(board.max_samples, max(0, left) // features),
-        run_arena_bytes=encoder_bytes,
+        cached_samples=min(board.max_samples, max(0, left) // head.inputs),
+        run_arena_bytes=header.encoder_bytes,
         run_arena_available=board.run_arena_bytes,
     )
 

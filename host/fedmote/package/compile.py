@@ -16,18 +16,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmote.errors import ConversionError, PackageError
-from fedmote.package import fixed_point
-from fedmote.package.arrangement import arranged, arranged_scaling
-from fedmote.package.geometry import check_shapes, window_of
-from fedmote.package.graph import Activation, Graph, Op, OpKind, Quantization
+from fedmote.package import fixed_point, tables
+from fedmote.package.arrangement import INT4, arranged, arranged_scaling
+from fedmote.package.geometry import check_shapes, dense_rows, window_of, without_leading_ones
+from fedmote.package.graph import ELEMENTWISE, WEIGHTED, Activation, Graph, Op, OpKind, Quantization
 from fedmote.package.planner import MemoryPlan, plan_apart, plan_memory
 from fedmote.package.records import PlanHeader, pack_record
 from fedmote.wire.schema import Arrangement, Opcode, Status
 
-ELEMENTWISE_UNIT = 64  # elements of one unit of ADD and RELU
+ELEMENTWISE_UNIT = 64  # elements of one unit of ADD, MUL and tables
 _WEIGHTS_ALIGN = 4
-_OPCODES = {kind: Opcode[kind.name] for kind in OpKind if kind is not OpKind.RESHAPE}
-_WEIGHTED = (OpKind.CONV_2D, OpKind.DEPTHWISE_CONV_2D, OpKind.FULLY_CONNECTED)
+_EXTENT_MAX = 0xFFFF  # of a dimension in a record
+Numbers = dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -70,12 +70,10 @@ def compile_graph(graph: Graph, arrangement: Arrangement = Arrangement.PLAIN, *,
     records, units, macs = [], [], 0
     for op in graph.ops:
         fixed_point.check_op(graph, op)
-        if op.kind is OpKind.RESHAPE:
-            continue
-        values = _record(graph, op, memory, weights)
-        records.append(pack_record(_OPCODES[op.kind], values))
-        units.append((op.name, _OPCODES[op.kind], values["units"], values["unit_macs"]))
-        macs += values["units"] * values["unit_macs"] if op.kind in _WEIGHTED else 0
+        for opcode, values in _records(graph, op, memory, weights):
+            records.append(pack_record(opcode, values))
+            units.append((op.name, opcode, values["units"], values["unit_macs"]))
+            macs += values["units"] * values["unit_macs"] if op.kind in WEIGHTED else 0
     header = _header(graph, memory, len(records), macs, arrangement)
     if is_debug:
         header = replace(header, feature_offset=0, feature_count=header.encoder_bytes)
@@ -102,75 +100,104 @@ def _header(graph: Graph, memory: MemoryPlan, op_count: int, macs: int, arrangem
 
 
 class _WeightsSection:
-    """Arrays behind each other, each at a multiple of 4."""
+    """Arrays behind each other, each at a multiple of 4; equal ones once."""
 
     def __init__(self, arrangement: Arrangement) -> None:
         self.arrangement = arrangement
-        self._parts: list[bytes] = []
+        self._offsets: dict[bytes, int] = {}
         self._size = 0
 
     def add(self, array: NDArray[Any]) -> int:
-        """Appends an array; returns its offset."""
+        """Appends an array unless it is there; returns its offset."""
         data = np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<")).tobytes()
-        offset = self._size
         data += bytes(-len(data) % _WEIGHTS_ALIGN)
-        self._parts.append(data)
-        self._size += len(data)
-        return offset
+        if data not in self._offsets:
+            self._offsets[data] = self._size
+            self._size += len(data)
+        return self._offsets[data]
 
     def bytes(self) -> bytes:
-        return b"".join(self._parts)
+        return b"".join(self._offsets)
 
 
-def _record(graph: Graph, op: Op, memory: MemoryPlan, weights: _WeightsSection) -> dict[str, int]:
+def _records(graph: Graph, op: Op, memory: MemoryPlan, weights: _WeightsSection) -> list[tuple[Opcode, Numbers]]:
+    """The records of an operator: one, none for RESHAPE, one for each input of CONCATENATION."""
     values = {"input_offset": memory.offsets[op.inputs[0]], "output_offset": memory.offsets[op.output]}
     source = fixed_point.quantization_of(graph.activations[op.inputs[0]])
     target = fixed_point.quantization_of(graph.activations[op.output])
     shape = graph.activations[op.inputs[0]].shape
     match op.kind:
         case OpKind.CONV_2D | OpKind.DEPTHWISE_CONV_2D:
-            return values | _weighted(op, shape, source, target, weights) | _convolution(op, shape, source)
+            constants = _constants(op, op, shape, source, target, weights)
+            return [(_opcode(op), values | constants | _convolution(op, shape, source))]
         case OpKind.FULLY_CONNECTED:
-            outputs, inputs = np.asarray(op.weights).shape
-            return values | _weighted(op, shape, source, target, weights) | _cost(outputs, inputs) | {"in_n": inputs, "out_n": outputs}
-        case OpKind.ADD:
-            return values | _add(graph, op, memory)
+            opcode, own = _dense(op, shape, source, target, weights)
+            return [(opcode, values | own)]
+        case OpKind.ADD | OpKind.MUL:
+            return [(Opcode[op.kind.name], values | _binary(graph, op, memory, weights))]
         case OpKind.AVERAGE_POOL_2D | OpKind.MAX_POOL_2D:
-            return values | _pool(op, shape, target)
+            return [(Opcode[op.kind.name], values | _pool(op, shape, target))]
         case OpKind.MEAN:
-            return values | _mean(shape, source, target)
+            return [(Opcode.MEAN, values | _mean(shape, source, target))]
         case OpKind.PAD:
-            return values | _pad(op, shape, source)
-        case OpKind.RELU:
-            return values | _relu(op, math.prod(shape), source, target)
-    raise PackageError(f"{op.name}: {op.kind} has no record", Status.PACKAGE_OPERATOR)
+            return [(Opcode.PAD, values | _pad(op, shape, source))]
+        case OpKind.SOFTMAX:
+            return [(Opcode.SOFTMAX, values | _softmax(op, shape, source, target, weights))]
+        case OpKind.RESHAPE:
+            return []
+        case kind if kind in ELEMENTWISE:
+            count = math.prod(shape)
+            table = weights.add(tables.table_of(op, source, target))
+            return [(Opcode.TABLE, values | _elementwise_cost(count) | {"table": table, "count": count})]
+    return _copies(graph, op, memory)
 
 
-def _cost(units: int, unit_macs: int) -> dict[str, int]:
+def _cost(units: int, unit_macs: int) -> Numbers:
     return {"units": units, "unit_macs": unit_macs}
 
 
-def _elementwise_cost(count: int) -> dict[str, int]:
+def _elementwise_cost(count: int) -> Numbers:
     return _cost(-(-count // ELEMENTWISE_UNIT), min(count, ELEMENTWISE_UNIT))
 
 
-def _clamp(activation: Activation, target: Quantization) -> dict[str, int]:
+def _clamp(activation: Activation, target: Quantization) -> Numbers:
     low, high = fixed_point.activation_range(activation, target)
     return {"activation_min": low, "activation_max": high}
 
 
-def _weighted(
-    op: Op, shape: tuple[int, ...], source: Quantization, target: Quantization, weights: _WeightsSection
-) -> dict[str, int]:
+def _opcode(op: Op) -> Opcode:
+    opcode = Opcode[op.kind.name]
+    return opcode if op.weight_bits == 8 else INT4[opcode]
+
+
+def _constants(
+    op: Op, run_as: Op, shape: tuple[int, ...], source: Quantization, target: Quantization, weights: _WeightsSection
+) -> Numbers:
+    """Weights, what turns sums into outputs, and the clamp; `run_as` is the operator that the record names."""
     return {
-        "weights": weights.add(arranged(op, shape[-1], weights.arrangement)),
+        "weights": weights.add(arranged(run_as, shape[-1], weights.arrangement)),
         "scaling": weights.add(arranged_scaling(op, source, target, weights.arrangement)),
         "output_zero_point": int(target.zero_point[0]),
         **_clamp(op.activation, target),
     }
 
 
-def _convolution(op: Op, shape: tuple[int, ...], source: Quantization) -> dict[str, int]:
+def _dense(
+    op: Op, shape: tuple[int, ...], source: Quantization, target: Quantization, weights: _WeightsSection
+) -> tuple[Opcode, Numbers]:
+    """One vector is multiplied as such; several are the pixels of a convolution with a kernel of one pixel."""
+    outputs, inputs = np.asarray(op.weights).shape
+    rows = dense_rows(op, shape)
+    if rows == 1:
+        vector = (1, inputs)
+        numbers = _cost(outputs, inputs) | {"in_n": inputs, "out_n": outputs}
+        return _opcode(op), numbers | _constants(op, op, vector, source, target, weights)
+    image = (1, rows, 1, inputs)
+    pixels = replace(op, kind=OpKind.CONV_2D, weights=np.asarray(op.weights, np.int8).reshape(outputs, 1, 1, inputs))
+    return _opcode(pixels), _convolution(pixels, image, source) | _constants(op, pixels, image, source, target, weights)
+
+
+def _convolution(op: Op, shape: tuple[int, ...], source: Quantization) -> Numbers:
     window = window_of(op, shape)
     is_depthwise = op.kind is OpKind.DEPTHWISE_CONV_2D
     weights = np.asarray(op.weights).shape
@@ -190,24 +217,128 @@ def _convolution(op: Op, shape: tuple[int, ...], source: Quantization) -> dict[s
     }
 
 
-def _add(graph: Graph, op: Op, memory: MemoryPlan) -> dict[str, int]:
-    first, second, target = (fixed_point.quantization_of(graph.activations[name]) for name in (*op.inputs, op.output))
-    numbers = fixed_point.add_requantization(op, first, second, target)
-    count = math.prod(graph.activations[op.output].shape)
+def _binary(graph: Graph, op: Op, memory: MemoryPlan, weights: _WeightsSection) -> Numbers:
+    first, target = (fixed_point.quantization_of(graph.activations[name]) for name in (op.inputs[0], op.output))
+    second = fixed_point.second_operand(graph, op)
+    shape = graph.activations[op.output].shape
+    count = math.prod(shape)
+    if op.constant is None:
+        operand = graph.activations[op.inputs[1]]
+        place = {"input2_offset": memory.offsets[operand.name], "input2_is_constant": 0, "count2": math.prod(operand.shape)}
+    else:
+        constant = _repeating(np.asarray(op.constant, np.int8), shape)
+        place = {"input2_offset": weights.add(constant), "input2_is_constant": 1, "count2": constant.size}
+    if op.kind is OpKind.ADD:
+        numbers = {"left_shift": fixed_point.ADD_LEFT_SHIFT, **vars(fixed_point.add_requantization(op, first, second, target))}
+    else:
+        multiplier, shift = fixed_point.mul_requantization(first, second, target)
+        numbers = {"multiplier": multiplier, "shift": shift}
     return {
         **_elementwise_cost(count),
-        **vars(numbers),
-        "input2_offset": memory.offsets[op.inputs[1]],
+        **place,
+        **numbers,
         "count": count,
         "input1_zero_point": int(first.zero_point[0]),
         "input2_zero_point": int(second.zero_point[0]),
         "output_zero_point": int(target.zero_point[0]),
-        "left_shift": fixed_point.ADD_LEFT_SHIFT,
         **_clamp(op.activation, target),
     }
 
 
-def _pool(op: Op, shape: tuple[int, ...], target: Quantization) -> dict[str, int]:
+def _repeating(constant: NDArray[np.int8], shape: tuple[int, ...]) -> NDArray[np.int8]:
+    """The elements of a constant that give the whole one when they are run through again and again."""
+    core = constant.reshape(without_leading_ones(constant.shape))
+    return np.broadcast_to(core, shape[len(shape) - core.ndim :]).reshape(-1)
+
+
+def _softmax(op: Op, shape: tuple[int, ...], source: Quantization, target: Quantization, weights: _WeightsSection) -> Numbers:
+    count = shape[-1]
+    if count > tables.SOFTMAX_ELEMENTS_MAX:
+        raise PackageError(f"{op.name}: SOFTMAX over {count} elements; the limit is {tables.SOFTMAX_ELEMENTS_MAX}")
+    rows = math.prod(shape[:-1])
+    exponentials = weights.add(tables.softmax_exponentials(op, source, target))
+    return {**_cost(rows, count), "exponentials": exponentials, "rows": rows, "n": count}
+
+
+# ---- copies ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Loop:
+    """One loop of a copy: how often it runs, and how far it moves in the input and in the output, in bytes."""
+
+    extent: int
+    input_stride: int
+    output_stride: int
+
+
+def _strides(shape: tuple[int, ...]) -> list[int]:
+    return [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
+
+
+def _copies(graph: Graph, op: Op, memory: MemoryPlan) -> list[tuple[Opcode, Numbers]]:
+    """The records of an operator that only moves values."""
+    shapes = [graph.activations[name].shape for name in op.inputs]
+    target = graph.activations[op.output].shape
+    offset = memory.offsets[op.output]
+    out = _strides(target)
+    copies = []
+    output_start = 0
+    for name, shape in zip(op.inputs, shapes, strict=True):
+        steps, start = _strides(shape), 0
+        extents = target
+        match op.kind:
+            case OpKind.CONCATENATION:
+                extents = shape
+            case OpKind.STRIDED_SLICE:
+                start = sum(first * step for first, step in zip(op.starts, steps, strict=True))
+                steps = [step * stride for step, stride in zip(op.steps, steps, strict=True)]
+            case OpKind.TRANSPOSE:
+                steps = [steps[axis] for axis in op.permutation]
+            case OpKind.BROADCAST_TO:
+                aligned = [0] * (len(target) - len(shape)) + steps
+                lengths = (1,) * (len(target) - len(shape)) + shape
+                steps = [step if length > 1 else 0 for step, length in zip(aligned, lengths, strict=True)]
+            case _:
+                raise PackageError(f"{op.name}: {op.kind} has no record", Status.PACKAGE_OPERATOR)
+        loops = [_Loop(*numbers) for numbers in zip(extents, steps, out, strict=True)]
+        values = {"input_offset": memory.offsets[name], "output_offset": offset, **_copy(op, loops)}
+        copies.append((Opcode.STRIDED_COPY, values | {"input_start": start, "output_start": output_start}))
+        output_start += shape[op.axis] * out[op.axis] if op.kind is OpKind.CONCATENATION else 0
+    return copies
+
+
+def _copy(op: Op, loops: list[_Loop]) -> Numbers:
+    """Four loops that do the same, the outermost one first: loops over one element go, neighbours become one."""
+    merged: list[_Loop] = []
+    for loop in loops:
+        if loop.extent == 1:
+            continue
+        outer = merged[-1] if merged else None
+        is_continued = (
+            outer is not None
+            and outer.input_stride == loop.input_stride * loop.extent
+            and outer.output_stride == loop.output_stride * loop.extent
+            and outer.extent * loop.extent <= _EXTENT_MAX
+        )
+        if outer is not None and is_continued:
+            merged[-1] = replace(loop, extent=outer.extent * loop.extent)
+        else:
+            merged.append(loop)
+    if len(merged) > 4 or any(loop.extent > _EXTENT_MAX for loop in merged):
+        raise PackageError(f"{op.name}: {op.kind} moves values in more than four nested loops", Status.PACKAGE_OPERATOR)
+    # A single loop stays inside one unit, several give the outermost one to the units.
+    idle = _Loop(1, 0, 0)
+    four = [idle] * (4 - len(merged)) + merged if len(merged) < 2 else [merged[0], *[idle] * (4 - len(merged)), *merged[1:]]
+    values = _cost(four[0].extent, math.prod(loop.extent for loop in four[1:]))
+    for number, loop in enumerate(four):
+        values[f"n{number}"] = loop.extent
+        values[f"input_stride{number}"] = loop.input_stride
+        values[f"output_stride{number}"] = loop.output_stride
+    return values
+
+
+def _pool(op: Op, shape: tuple[int, ...], target: Quantization) -> Numbers:
     window = window_of(op, shape)
     return {
         **_cost(window.out_h, window.out_w * shape[3] * op.kernel[0] * op.kernel[1]),
@@ -218,7 +349,7 @@ def _pool(op: Op, shape: tuple[int, ...], target: Quantization) -> dict[str, int
     }
 
 
-def _mean(shape: tuple[int, ...], source: Quantization, target: Quantization) -> dict[str, int]:
+def _mean(shape: tuple[int, ...], source: Quantization, target: Quantization) -> Numbers:
     count = shape[1] * shape[2]
     multiplier, shift = fixed_point.mean_requantization(source, target, count)
     return {
@@ -228,22 +359,11 @@ def _mean(shape: tuple[int, ...], source: Quantization, target: Quantization) ->
     }
 
 
-def _pad(op: Op, shape: tuple[int, ...], source: Quantization) -> dict[str, int]:
+def _pad(op: Op, shape: tuple[int, ...], source: Quantization) -> Numbers:
     top, bottom, left, right = op.pads
     out_h, out_w = shape[1] + top + bottom, shape[2] + left + right
     return {
         **_cost(out_h, out_w * shape[3]),
         **{"in_h": shape[1], "in_w": shape[2], "channels": shape[3], "out_h": out_h, "out_w": out_w},
-        **{"pad_top": top, "pad_left": left, "value": int(source.zero_point[0])},
-    }
-
-
-def _relu(op: Op, count: int, source: Quantization, target: Quantization) -> dict[str, int]:
-    multiplier, shift = fixed_point.relu_requantization(source, target)
-    activation = Activation.RELU if op.activation is Activation.NONE else op.activation
-    return {
-        **_elementwise_cost(count),
-        **{"count": count, "multiplier": multiplier, "shift": shift},
-        **{"input_zero_point": int(source.zero_point[0]), "output_zero_point": int(target.zero_point[0])},
-        **_clamp(activation, target),
+        **{"pad_top": top, "pad_left": left, "value": int(source.zero_point[0]) if op.pad_value is None else op.pad_value},
     }

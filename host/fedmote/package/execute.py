@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmote.errors import ConversionError
-from fedmote.package import fixed_point
+from fedmote.package import fixed_point, tables
 from fedmote.package.geometry import Window, window_of
-from fedmote.package.graph import Activation, Graph, Op, OpKind, Quantization, Ranges
+from fedmote.package.graph import ELEMENTWISE, WEIGHTED, Activation, Graph, Op, OpKind, Quantization, Ranges
 
 Observer = Callable[[str, NDArray[np.float32]], None]
 
@@ -144,12 +144,18 @@ def _windows(x: NDArray[Any], op: Op, window: Window, value: float) -> list[NDAr
 def _convolve(x: NDArray[Any], weights: NDArray[Any], op: Op) -> NDArray[Any]:
     """Sums of products without bias: x (n, h, w, c) in a float type, zero outside -> (n, out_h, out_w, outputs)."""
     window = window_of(op, (1, *x.shape[1:]))
-    views = _windows(x, op, window, 0)
     if op.kind is OpKind.CONV_2D:
-        unfolded = views[0] if len(views) == 1 else np.concatenate(views, axis=-1)
-        flat = weights.reshape(weights.shape[0], -1).T.astype(x.dtype)
-        out = unfolded.reshape(-1, flat.shape[0]) @ flat
-        return np.asarray(out.reshape(len(x), window.out_h, window.out_w, weights.shape[0]))
+        channels = weights.shape[3]
+        groups = x.shape[3] // channels
+        outputs = weights.shape[0] // groups
+        parts = []
+        for group in range(groups):
+            views = _windows(x[..., group * channels : (group + 1) * channels], op, window, 0)
+            unfolded = views[0] if len(views) == 1 else np.concatenate(views, axis=-1)
+            flat = weights[group * outputs : (group + 1) * outputs].reshape(outputs, -1).T.astype(x.dtype)
+            parts.append((unfolded.reshape(-1, flat.shape[0]) @ flat).reshape(len(x), window.out_h, window.out_w, outputs))
+        return parts[0] if groups == 1 else np.concatenate(parts, axis=-1)
+    views = _windows(x, op, window, 0)
     taps = weights.reshape(len(views), -1).astype(x.dtype)
     total = np.zeros((len(x), window.out_h, window.out_w, taps.shape[1]), x.dtype)
     for view, tap in zip(views, taps, strict=True):
@@ -157,19 +163,69 @@ def _convolve(x: NDArray[Any], weights: NDArray[Any], op: Op) -> NDArray[Any]:
     return total
 
 
+def _aligned(values: NDArray[Any], rank: int) -> NDArray[Any]:
+    """A batch (n, ...) with axes of length 1 behind its first, so that it has `rank` axes and broadcasts from its last one."""
+    return values.reshape(len(values), *(1,) * (rank - values.ndim), *values.shape[1:])
+
+
+def _second_operand(op: Op, values: dict[str, NDArray[Any]], rank: int) -> NDArray[Any]:
+    """The second operand of ADD or MUL, with as many axes as the output or fewer."""
+    if op.constant is None:
+        return _aligned(values[op.inputs[1]], rank)
+    return op.constant.reshape(op.constant.shape[max(0, op.constant.ndim - rank) :])
+
+
+def _moved(op: Op, values: dict[str, NDArray[Any]], shape: tuple[int, ...]) -> NDArray[Any]:
+    """Operators that only move values; `shape` is the output's."""
+    x = values[op.inputs[0]]
+    match op.kind:
+        case OpKind.CONCATENATION:
+            return np.concatenate([values[name] for name in op.inputs], axis=op.axis)
+        case OpKind.STRIDED_SLICE:
+            for axis in range(1, x.ndim):
+                x = np.take(x, op.starts[axis] + op.steps[axis] * np.arange(shape[axis]), axis)
+            return x
+        case OpKind.TRANSPOSE:
+            return x.transpose(op.permutation)
+        case OpKind.BROADCAST_TO:
+            return np.broadcast_to(_aligned(x, len(shape)), shape)
+        case OpKind.RESHAPE:
+            return x
+    raise ConversionError(f"{op.name}: {op.kind} cannot be run")
+
+
+def _float_function(op: Op, x: NDArray[np.float32]) -> NDArray[Any]:
+    """Functions of one element, before a clamp."""
+    match op.kind:
+        case OpKind.LEAKY_RELU:
+            return np.where(x >= 0, x, x * np.float32(op.alpha))
+        case OpKind.HARD_SWISH:
+            return x * np.clip(x + 3, 0, 6) / 6
+        case OpKind.LOGISTIC:
+            return 0.5 + 0.5 * np.tanh(0.5 * x.astype(np.float64))
+        case OpKind.TANH:
+            return np.tanh(x)
+        case OpKind.RELU:
+            return np.maximum(x, 0) if op.activation is Activation.NONE else x
+    return x
+
+
 def _float_op(graph: Graph, op: Op, values: dict[str, NDArray[np.float32]]) -> NDArray[np.float32]:
     x = values[op.inputs[0]]
     shape = (len(x), *graph.activations[op.output].shape[1:])
-    if op.kind in (OpKind.CONV_2D, OpKind.DEPTHWISE_CONV_2D, OpKind.FULLY_CONNECTED) and (op.weights is None or op.bias is None):
+    if op.kind in WEIGHTED and (op.weights is None or op.bias is None):
         raise ConversionError(f"{op.name}: {op.kind} has no weights; bind() the template first")
     out: NDArray[Any]
     match op.kind:
         case OpKind.CONV_2D | OpKind.DEPTHWISE_CONV_2D:
             out = _convolve(x, np.asarray(op.weights), op) + np.asarray(op.bias)
         case OpKind.FULLY_CONNECTED:
-            out = x.reshape(len(x), -1) @ np.asarray(op.weights).T + np.asarray(op.bias)
+            weights = np.asarray(op.weights)
+            out = x.reshape(-1, weights.shape[1]) @ weights.T + np.asarray(op.bias)
         case OpKind.ADD:
-            out = x + values[op.inputs[1]]
+            out = _aligned(x, len(shape)) + _second_operand(op, values, len(shape))
+        case OpKind.MUL:
+            out = _aligned(x, len(shape)) * _second_operand(op, values, len(shape))
         case OpKind.AVERAGE_POOL_2D:
             window = window_of(op, (1, *x.shape[1:]))
             out = sum(_windows(x, op, window, 0)) / _window_counts(op, window)
@@ -178,16 +234,22 @@ def _float_op(graph: Graph, op: Op, values: dict[str, NDArray[np.float32]]) -> N
         case OpKind.MEAN:
             out = x.mean(axis=(1, 2), dtype=np.float64)
         case OpKind.PAD:
+            if op.pad_value is not None:
+                raise ConversionError(f"{op.name}: a float graph pads with zeros")
             out = _pad(x, op.pads, 0)
-        case OpKind.RELU:
-            out = np.minimum(np.maximum(x, 0), 6) if op.activation is Activation.RELU6 else np.maximum(x, 0)
-        case OpKind.RESHAPE:
-            out = x
-    if op.activation is not Activation.NONE:
-        out = np.maximum(out, 0)
-    if op.activation is Activation.RELU6:
-        out = np.minimum(out, 6)
-    return out.astype(np.float32, copy=False).reshape(shape)
+        case OpKind.SOFTMAX:
+            powers = np.exp(np.float32(op.beta) * (x - x.max(axis=-1, keepdims=True)))
+            out = powers / powers.sum(axis=-1, keepdims=True)
+        case kind if kind in ELEMENTWISE:
+            out = _float_function(op, x)
+        case _:
+            out = _moved(op, values, shape)
+    return _float_clamp(out, op.activation).astype(np.float32, copy=False).reshape(shape)
+
+
+def _float_clamp(values: NDArray[Any], activation: Activation) -> NDArray[Any]:
+    limits = {Activation.RELU: (0, np.inf), Activation.RELU6: (0, 6), Activation.RELU_N1_TO_1: (-1, 1)}
+    return values if activation is Activation.NONE else np.asarray(np.clip(values, *limits[activation]))
 
 
 def _window_counts(op: Op, window: Window) -> NDArray[np.int64]:
@@ -207,14 +269,8 @@ def _int8_op(graph: Graph, op: Op, values: dict[str, NDArray[np.int8]]) -> NDArr
             numbers = fixed_point.weighted_requantization(op, source, target)
             accumulator = _accumulate(x, op, int(source.zero_point[0]))
             out = fixed_point.requantize(accumulator, numbers.multiplier, numbers.shift) + int(target.zero_point[0])
-        case OpKind.ADD:
-            second = fixed_point.quantization_of(graph.activations[op.inputs[1]])
-            sums = fixed_point.add_requantization(op, source, second, target)
-            one = (x.astype(np.int64) - int(source.zero_point[0])) << fixed_point.ADD_LEFT_SHIFT
-            two = (values[op.inputs[1]].astype(np.int64) - int(second.zero_point[0])) << fixed_point.ADD_LEFT_SHIFT
-            total = fixed_point.requantize(one, sums.multiplier1, sums.shift1)
-            total = total + fixed_point.requantize(two, sums.multiplier2, sums.shift2)
-            out = fixed_point.requantize(total, sums.output_multiplier, sums.output_shift) + int(target.zero_point[0])
+        case OpKind.ADD | OpKind.MUL:
+            out = _int8_binary(graph, op, values, source, target) + int(target.zero_point[0])
         case OpKind.AVERAGE_POOL_2D:
             window = window_of(op, (1, *x.shape[1:]))
             total = np.asarray(sum(_windows(x.astype(np.int64), op, window, 0)))
@@ -229,21 +285,30 @@ def _int8_op(graph: Graph, op: Op, values: dict[str, NDArray[np.int8]]) -> NDArr
             multiplier, shift = fixed_point.mean_requantization(source, target, count)
             out = fixed_point.requantize(total, multiplier, shift) + int(target.zero_point[0])
         case OpKind.PAD:
-            out = _pad(x, op.pads, int(source.zero_point[0]))
-        case OpKind.RELU:
-            multiplier, shift = fixed_point.relu_requantization(source, target)
-            out = fixed_point.requantize(x.astype(np.int64) - int(source.zero_point[0]), multiplier, shift)
-            out = out + int(target.zero_point[0])
-        case OpKind.RESHAPE:
-            out = x
-    return _clamp(out, op, target).reshape(shape)
+            out = _pad(x, op.pads, int(source.zero_point[0]) if op.pad_value is None else op.pad_value)
+        case OpKind.SOFTMAX:
+            out = tables.softmax(x, tables.softmax_exponentials(op, source, target))
+        case kind if kind in ELEMENTWISE:
+            return tables.table_of(op, source, target)[x.astype(np.int64) - fixed_point.INT8_MIN].reshape(shape)
+        case _:
+            out = _moved(op, values, shape)
+    return np.clip(out, *fixed_point.activation_range(op.activation, target)).astype(np.int8).reshape(shape)
 
 
-def _clamp(out: NDArray[Any], op: Op, target: Quantization) -> NDArray[np.int8]:
-    """To the fused activation's interval, or int8's."""
-    activation = Activation.RELU if op.kind is OpKind.RELU and op.activation is Activation.NONE else op.activation
-    low, high = fixed_point.activation_range(activation, target)
-    return np.asarray(np.clip(out, low, high), np.int8)
+def _int8_binary(
+    graph: Graph, op: Op, values: dict[str, NDArray[np.int8]], source: Quantization, target: Quantization
+) -> NDArray[np.int64]:
+    """The rescaled sum or product, without the output's zero point."""
+    second = fixed_point.second_operand(graph, op)
+    rank = len(graph.activations[op.output].shape)
+    one = _aligned(values[op.inputs[0]], rank).astype(np.int64) - int(source.zero_point[0])
+    two = _second_operand(op, values, rank).astype(np.int64) - int(second.zero_point[0])
+    if op.kind is OpKind.MUL:
+        return fixed_point.requantize(one * two, *fixed_point.mul_requantization(source, second, target))
+    sums = fixed_point.add_requantization(op, source, second, target)
+    total = fixed_point.requantize(one << fixed_point.ADD_LEFT_SHIFT, sums.multiplier1, sums.shift1)
+    total = total + fixed_point.requantize(two << fixed_point.ADD_LEFT_SHIFT, sums.multiplier2, sums.shift2)
+    return fixed_point.requantize(total, sums.output_multiplier, sums.output_shift)
 
 
 def _accumulate(x: NDArray[np.int8], op: Op, zero_point: int) -> NDArray[np.int64]:
@@ -253,7 +318,7 @@ def _accumulate(x: NDArray[np.int8], op: Op, zero_point: int) -> NDArray[np.int6
     exact = np.float32 if terms <= _EXACT_TERMS else np.float64
     centred: NDArray[Any] = np.subtract(x, zero_point, dtype=exact)
     if op.kind is OpKind.FULLY_CONNECTED:
-        sums = centred.reshape(len(x), -1) @ weights.T.astype(exact)
+        sums = centred.reshape(-1, weights.shape[1]) @ weights.T.astype(exact)
     else:
         sums = _convolve(centred, weights, op)
     return np.asarray(sums.astype(np.int64) + np.asarray(op.bias, np.int64))

@@ -11,12 +11,11 @@ statuses, and then those of the host.
 from __future__ import annotations
 
 import hashlib
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import cbor2
 import numpy as np
@@ -27,14 +26,13 @@ from fedmote.package import container, fixed_point, tflite_reader, tflite_writer
 from fedmote.package.boards import Board
 from fedmote.package.budget import Cost, check_cost, cost
 from fedmote.package.compile import Plan, compile_graph
-from fedmote.package.graph import Graph, HeadLayer, Ranges, Tensors
-from fedmote.package.head import head_bytes
+from fedmote.package.graph import Activation, Graph, HeadLayer, Ranges, Tensors
+from fedmote.package.head import DenseLayer, HeadShape, head_bytes, logits_of, split_blob
 from fedmote.package.host_manifest import HostManifest
-from fedmote.package.plan_check import check_head, check_plan
+from fedmote.package.plan_check import HEAD_HEADER, HEAD_LAYER, check_head, check_plan
 from fedmote.package.records import PlanHeader
+from fedmote.wire import schema as wire
 from fedmote.wire.schema import Arrangement, Section, Status
-
-HEAD_HEADER: Final = struct.Struct("<5I")  # layer_count, then of the one layer: inputs, outputs, activation, reserved
 
 
 @dataclass(frozen=True)
@@ -135,20 +133,38 @@ class Package:
         """Inputs of the head (D)."""
         return self.header.feature_count
 
+    @cached_property
+    def _head_layers(self) -> list[tuple[int, int, bool]]:
+        return check_head(self.sections[Section.HEAD], self.features)
+
+    @property
+    def head_shape(self) -> HeadShape:
+        """Sizes of the head."""
+        return HeadShape.of([layer[:2] for layer in self._head_layers])
+
     @property
     def outputs(self) -> int:
         """Outputs of the head, the classes (C)."""
-        return int(HEAD_HEADER.unpack_from(self.sections[Section.HEAD])[2])
+        return self.head_shape.outputs
 
-    def head(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Weights (C, D) and bias (C,) of the head as a device holds it: columns in the order of its features."""
-        values = np.frombuffer(self.sections[Section.HEAD], "<f4", offset=HEAD_HEADER.size).astype(np.float32)
-        split = self.outputs * self.features
-        return values[:split].reshape(self.outputs, self.features), values[split:]
+    @cached_property
+    def head_blob(self) -> NDArray[np.float32]:
+        """Parameters of the head (P,) in the order of a device."""
+        start = HEAD_HEADER.size + HEAD_LAYER.size * len(self._head_layers)
+        return np.frombuffer(self.sections[Section.HEAD], "<f4", offset=start).astype(np.float32)
+
+    @property
+    def head(self) -> tuple[DenseLayer, ...]:
+        """Layers of the head as a device holds them, first layer first."""
+        return split_blob(self.head_blob, self._head_layers)
+
+    def logits(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Logits float32 (N, C) of features (N, D) in the order of a device."""
+        return logits_of(self.head, features)
 
     def cost_on(self, board: Board) -> Cost:
         """Bytes that this package needs on a board, and what the board has."""
-        return cost(len(self.device_form()), self.header.encoder_bytes, self.features, self.outputs, board)
+        return cost(len(self.device_form()), self.header, self.head_shape, board)
 
     def verify(self) -> None:
         """All checks behind those of the container: plan, head, manifest, and that they agree with each other.
@@ -195,7 +211,7 @@ def build_package(
     Args:
         template: of the encoder with names of its tensors, or None where weights cannot be pushed.
         graph: the int8 encoder.
-        head_layers: the dense layers that the device trains; one at present.
+        head_layers: the dense layers that the device trains, one or two.
         head_tensors: holds their weights (outputs, inputs) and biases (outputs,).
         ranges: that the encoder was quantized with.
         board: whose arena the manifest speaks of.
@@ -247,7 +263,7 @@ def seal_package(
         int(Section.HOST_MANIFEST): host.to_bytes(),
         int(Section.ENCODER_TFLITE): tflite,
     }
-    manifest = _manifest(graph, plan, head_layers[0], board, host, tflite)
+    manifest = _manifest(graph, plan, head_layers, board, host, tflite)
     sections[int(Section.MANIFEST)] = cbor2.dumps(manifest, canonical=True)
     package = Package(sections)
     package.verify()
@@ -255,18 +271,26 @@ def seal_package(
 
 
 def _head_section(layers: Sequence[HeadLayer], tensors: Tensors, features: int) -> bytes:
-    if len(layers) != 1:
-        raise PackageError(f"the head has {len(layers)} layers; devices train one", Status.PACKAGE_HEAD)
-    layer = layers[0]
-    if layer.inputs != features:
-        raise PackageError(f"the head reads {layer.inputs} features, the encoder makes {features}", Status.PACKAGE_HEAD)
-    return HEAD_HEADER.pack(1, layer.inputs, layer.outputs, 0, 0) + head_bytes(layers, tensors)
+    if layers and layers[0].inputs != features:
+        raise PackageError(f"the head reads {layers[0].inputs} features, the encoder makes {features}", Status.PACKAGE_HEAD)
+    table = HEAD_HEADER.pack(len(layers))
+    for layer in layers:
+        if layer.activation is Activation.RELU6:
+            raise PackageError("a head has a ReLU between its layers, or nothing; not ReLU6", Status.PACKAGE_HEAD)
+        activation = wire.Activation.RELU if layer.activation is Activation.RELU else wire.Activation.NONE
+        table += HEAD_LAYER.pack(layer.inputs, layer.outputs, activation, 0)
+    head = table + head_bytes(layers, tensors)
+    check_head(head, features)
+    return head
 
 
-def _manifest(graph: Graph, plan: Plan, layer: HeadLayer, board: Board, host: HostManifest, tflite: bytes) -> dict[str, Any]:
+def _manifest(
+    graph: Graph, plan: Plan, layers: Sequence[HeadLayer], board: Board, host: HostManifest, tflite: bytes
+) -> dict[str, Any]:
     """Sizes that other sections decide are in it too: `verify` compares them."""
     header = plan.header
-    needs = cost(0, header.encoder_bytes, layer.inputs, layer.outputs, board)
+    sizes = [(layer.inputs, layer.outputs) for layer in layers]
+    needs = cost(0, header, HeadShape.of(sizes), board)
     return {
         "model": host.model_id,
         "version": host.version,
@@ -274,7 +298,7 @@ def _manifest(graph: Graph, plan: Plan, layer: HeadLayer, board: Board, host: Ho
         "cut": graph.output,
         "input": _manifest_tensor(graph, graph.input),
         "features": _manifest_tensor(graph, graph.output),
-        "head": [[layer.inputs, layer.outputs]],
+        "head": [list(size) for size in sizes],
         "macs": header.macs,
         "encoder_bytes": header.encoder_bytes,
         "arena_bytes": needs.arena_bytes,
@@ -305,7 +329,7 @@ def _check_manifest(package: Package) -> None:
     """The manifest tells the truth about the other sections."""
     header, manifest = package.header, package.manifest
     expected = {
-        "head": [[package.features, package.outputs]],
+        "head": [list(layer[:2]) for layer in package._head_layers],
         "macs": header.macs,
         "encoder_bytes": header.encoder_bytes,
     }

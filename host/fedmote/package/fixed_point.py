@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmote.errors import PackageError
-from fedmote.package.graph import Activation, Activations, Graph, Op, OpKind, Quantization
+from fedmote.package.graph import ELEMENTWISE, Activation, Activations, Graph, Op, OpKind, Quantization
 
 INT8_MIN = -128
 INT8_MAX = 127
@@ -27,7 +27,12 @@ def quantize_multiplier(real: NDArray[np.float64] | float) -> tuple[NDArray[np.i
     """Real factors >= 0 as Q31 multipliers in [2^30, 2^31) and shifts: real = multiplier * 2^(shift - 31).
 
     Factors below 2^-32 become zero.
+
+    Raises:
+        PackageError: a factor is not finite: two scales are too far apart for float32.
     """
+    if not np.isfinite(real).all():
+        raise PackageError("the scales of an operator's tensors are too far apart: their ratio is not finite in float32")
     fraction, exponent = np.frexp(np.atleast_1d(np.asarray(real, np.float64)))
     fixed = np.floor(fraction * 2.0**31 + 0.5).astype(np.int64)
     shift = exponent.astype(np.int64)
@@ -49,11 +54,20 @@ def requantize(
     multiplier64 = np.asarray(multiplier, np.int64)
     left = np.maximum(np.asarray(shift, np.int64), 0)
     right = np.maximum(-np.asarray(shift, np.int64), 0)
-    product = (values << left) * multiplier64
-    high = (product + (1 << 30)) >> 31
-    half = (np.int64(1) << right) >> 1
-    is_downward = ((high < 0) & (right > 0)).astype(np.int64)
-    return np.asarray((high + half - is_downward) >> right, np.int64)
+    return rounding_shift(high_product(values << left, multiplier64), right)
+
+
+def high_product(a: NDArray[np.int64], b: NDArray[np.int64] | int) -> NDArray[np.int64]:
+    """The doubling high multiplication of two Q31 numbers, rounded to the nearest (of which one is above -2^31)."""
+    return np.asarray((a * b + (1 << 30)) >> 31, np.int64)
+
+
+def rounding_shift(values: NDArray[np.int64], right: NDArray[np.int64] | int) -> NDArray[np.int64]:
+    """Division by 2^right, rounded to the nearest, half away from zero."""
+    right64 = np.asarray(right, np.int64)
+    half = (np.int64(1) << right64) >> 1
+    is_downward = ((values < 0) & (right64 > 0)).astype(np.int64)
+    return np.asarray((values + half - is_downward) >> right64, np.int64)
 
 
 def check_no_overflow(bound: NDArray[np.int64] | int, shift: NDArray[np.int32], op: Op) -> None:
@@ -81,8 +95,10 @@ def activation_range(activation: Activation, quantization: Quantization) -> tupl
     if activation is Activation.RELU:
         return low, INT8_MAX
     with np.errstate(over="ignore"):
-        six = np.float32(6.0) / scale
-    return low, int(min(float(INT8_MAX), zero_point + np.floor(float(six) + 0.5)))
+        steps = float(np.floor(float(np.float32(6.0 if activation is Activation.RELU6 else 1.0) / scale) + 0.5))
+    if activation is Activation.RELU_N1_TO_1:
+        low = int(max(float(INT8_MIN), zero_point - steps))
+    return low, int(min(float(INT8_MAX), zero_point + steps))
 
 
 @dataclass(frozen=True)
@@ -124,7 +140,7 @@ def accumulator_bound(op: Op, source: Quantization) -> NDArray[np.int64]:
     """Largest magnitude of the int32 accumulator per output channel, over all int8 inputs."""
     weights = np.abs(np.asarray(op.weights, np.int64))
     axes = tuple(range(weights.ndim - 1)) if op.kind is OpKind.DEPTHWISE_CONV_2D else tuple(range(1, weights.ndim))
-    bound: NDArray[np.int64] = weights.sum(axis=axes) * _reach(source) + np.abs(np.asarray(op.bias, np.int64))
+    bound: NDArray[np.int64] = weights.sum(axis=axes) * reach(source) + np.abs(np.asarray(op.bias, np.int64))
     return bound
 
 
@@ -166,37 +182,63 @@ def mean_requantization(source: Quantization, target: Quantization, count: int) 
     return (int(multiplier[0]) << enlarged) // count, int(shift[0]) - enlarged
 
 
-def relu_requantization(source: Quantization, target: Quantization) -> tuple[int, int]:
-    """Multiplier and shift of a RELU with scales of its own (the ratio is a float32 division)."""
-    multiplier, shift = quantize_multiplier(np.float64(source.scale[0] / target.scale[0]))
+def mul_requantization(first: Quantization, second: Quantization, target: Quantization) -> tuple[int, int]:
+    """Multiplier and shift of a product."""
+    product = np.float64(first.scale[0]) * np.float64(second.scale[0])
+    multiplier, shift = quantize_multiplier(product / np.float64(target.scale[0]))
     return int(multiplier[0]), int(shift[0])
+
+
+def second_operand(graph: Graph, op: Op) -> Quantization:
+    """The quantization of the second operand of ADD or MUL, an activation or a constant.
+
+    Raises:
+        PackageError: it has none.
+    """
+    if op.constant is None:
+        return quantization_of(graph.activations[op.inputs[1]])
+    if op.constant_quantization is None or op.constant.dtype != np.int8:
+        raise PackageError(f"{op.name}: its constant has no quantization: the graph is not int8")
+    return op.constant_quantization
 
 
 def check_op(graph: Graph, op: Op) -> None:
     """Proves that the integer arithmetic of one operator of an int8 graph cannot overflow.
 
     Raises:
-        PackageError: it could, or the operator is not quantized, or it lacks the tie of scales that it needs.
+        PackageError: it could, or the operator is not quantized, or it lacks the quantization that it needs.
     """
     source = quantization_of(graph.activations[op.inputs[0]])
     target = quantization_of(graph.activations[op.output])
-    reach = _reach(source)
-    if op.kind in (OpKind.CONV_2D, OpKind.DEPTHWISE_CONV_2D, OpKind.FULLY_CONNECTED):
-        numbers = weighted_requantization(op, source, target)
-        check_no_overflow(accumulator_bound(op, source), numbers.shift, op)
-    elif op.kind is OpKind.ADD:
-        add_requantization(op, source, quantization_of(graph.activations[op.inputs[1]]), target)
-    elif op.kind is OpKind.MEAN:
-        shape = graph.activations[op.inputs[0]].shape
-        count = shape[1] * shape[2]
-        check_no_overflow(reach * count, np.array([mean_requantization(source, target, count)[1]]), op)
-    elif op.kind is OpKind.RELU:
-        check_no_overflow(reach, np.array([relu_requantization(source, target)[1]]), op)
-    elif not (source.scale[0] == target.scale[0] and source.zero_point[0] == target.zero_point[0]):
+    match op.kind:
+        case OpKind.CONV_2D | OpKind.DEPTHWISE_CONV_2D | OpKind.FULLY_CONNECTED:
+            if op.weight_bits == 4 and op.weights is not None and (np.abs(op.weights.astype(np.int16) * 2 + 1) > 15).any():
+                raise PackageError(f"{op.name}: weights of 4 bits lie in [-8, 7]")
+            numbers = weighted_requantization(op, source, target)
+            check_no_overflow(accumulator_bound(op, source), numbers.shift, op)
+        case OpKind.ADD:
+            add_requantization(op, source, second_operand(graph, op), target)
+        case OpKind.MUL:
+            second = second_operand(graph, op)
+            _, shift = mul_requantization(source, second, target)
+            check_no_overflow(reach(source) * reach(second), np.array([shift]), op)
+        case OpKind.MEAN:
+            shape = graph.activations[op.inputs[0]].shape
+            count = shape[1] * shape[2]
+            check_no_overflow(reach(source) * count, np.array([mean_requantization(source, target, count)[1]]), op)
+        case kind if kind in ELEMENTWISE or kind is OpKind.SOFTMAX:
+            pass  # `tables` proves it when it works the table out
+        case _:
+            for name in op.inputs:
+                _check_tie(op, quantization_of(graph.activations[name]), target)
+
+
+def _check_tie(op: Op, source: Quantization, target: Quantization) -> None:
+    if not (source.scale[0] == target.scale[0] and source.zero_point[0] == target.zero_point[0]):
         raise PackageError(f"{op.name}: {op.kind} must keep the quantization of its input")
 
 
-def _reach(source: Quantization) -> int:
+def reach(source: Quantization) -> int:
     """Largest magnitude of an int8 value less its zero point."""
     zero_point = int(source.zero_point[0])
     return max(INT8_MAX - zero_point, zero_point - INT8_MIN)

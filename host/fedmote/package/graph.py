@@ -25,18 +25,41 @@ from fedmote.tensors import Tensors as Tensors
 
 
 class OpKind(StrEnum):
-    """Operators of the graph; the value is the TFLite operator they are written as."""
+    """Operators of the graph; the value is the TFLite operator they are written as.
+
+    Several TFLite operators are one here: SQUEEZE and EXPAND_DIMS are RESHAPE, RELU6 and RELU_N1_TO_1 are RELU with that clamp,
+    PADV2 is PAD with a value, SLICE is STRIDED_SLICE.
+    """
 
     CONV_2D = "CONV_2D"
     DEPTHWISE_CONV_2D = "DEPTHWISE_CONV_2D"
     FULLY_CONNECTED = "FULLY_CONNECTED"
     ADD = "ADD"
+    MUL = "MUL"
     AVERAGE_POOL_2D = "AVERAGE_POOL_2D"
     MAX_POOL_2D = "MAX_POOL_2D"
     MEAN = "MEAN"
     PAD = "PAD"
     RELU = "RELU"
+    LEAKY_RELU = "LEAKY_RELU"
+    HARD_SWISH = "HARD_SWISH"
+    LOGISTIC = "LOGISTIC"
+    TANH = "TANH"
+    QUANTIZE = "QUANTIZE"
+    SOFTMAX = "SOFTMAX"
     RESHAPE = "RESHAPE"
+    CONCATENATION = "CONCATENATION"
+    STRIDED_SLICE = "STRIDED_SLICE"
+    TRANSPOSE = "TRANSPOSE"
+    BROADCAST_TO = "BROADCAST_TO"
+
+
+# Operators with weights and biases.
+WEIGHTED = (OpKind.CONV_2D, OpKind.DEPTHWISE_CONV_2D, OpKind.FULLY_CONNECTED)
+# Functions of one element: in int8, a table of 256 values.
+ELEMENTWISE = (OpKind.RELU, OpKind.LEAKY_RELU, OpKind.HARD_SWISH, OpKind.LOGISTIC, OpKind.TANH, OpKind.QUANTIZE)
+# Sums and products of two operands, the second of which may be constant or repeat.
+BINARY = (OpKind.ADD, OpKind.MUL)
 
 
 class Activation(StrEnum):
@@ -45,6 +68,7 @@ class Activation(StrEnum):
     NONE = "NONE"
     RELU = "RELU"
     RELU6 = "RELU6"
+    RELU_N1_TO_1 = "RELU_N1_TO_1"
 
 
 @dataclass(frozen=True)
@@ -110,16 +134,26 @@ class Op:
     Attributes:
         kind: what it does.
         name: name of the source node, for messages.
-        inputs: names of activation inputs (two for ADD, else one).
+        inputs: names of activation inputs: any number for CONCATENATION, two for ADD and MUL unless their second operand is
+            constant, else one.
         output: name of the activation that it makes.
-        activation: fused activation; RELU with RELU6 means a clamp to [0, 6].
+        activation: fused activation; RELU with RELU6 means a clamp to [0, 6], with RELU_N1_TO_1 to [-1, 1].
         stride, dilation: (height, width).
         padding: "VALID" or "SAME" as TFLite means them; explicit torch padding is a PAD operator before it.
         kernel: (height, width) of pooling windows and convolutions.
         pads: (top, bottom, left, right) for PAD.
+        pad_value: int8 value that PAD writes; None: what stands for zero.
         depth_multiplier: for DEPTHWISE_CONV_2D.
+        axis: for CONCATENATION, counted from the batch axis.
+        permutation: for TRANSPOSE: the input's axis for each axis of the output.
+        starts, steps: for STRIDED_SLICE, of every axis of the input: output index i is input index start + i * step.
+        alpha: slope of LEAKY_RELU below zero.
+        beta: factor of the exponents of SOFTMAX.
+        constant: the second operand of ADD or MUL where it is no activation; float32 or int8, any shape that broadcasts.
+        constant_quantization: of an int8 constant, one scale.
         source: where the weights come from; None for graphs read from `.tflite` files.
-        weights: CONV_2D (O, H, W, I), DEPTHWISE_CONV_2D (1, H, W, O), FULLY_CONNECTED (O, I); float32 or int8.
+        weights: CONV_2D (O, H, W, I / groups), DEPTHWISE_CONV_2D (1, H, W, O), FULLY_CONNECTED (O, I); float32 or int8.
+        weight_bits: 8, or 4 where weights lie in [-8, 7] and are stored two to a byte.
         bias: (O,), float32 or int32.
         weight_quantization: of int8 weights.
     """
@@ -134,9 +168,19 @@ class Op:
     padding: str = "VALID"
     kernel: tuple[int, int] = (1, 1)
     pads: tuple[int, int, int, int] = (0, 0, 0, 0)
+    pad_value: int | None = None
     depth_multiplier: int = 1
+    axis: int = 0
+    permutation: tuple[int, ...] = ()
+    starts: tuple[int, ...] = ()
+    steps: tuple[int, ...] = ()
+    alpha: float = 0.0
+    beta: float = 1.0
+    constant: NDArray[np.float32] | NDArray[np.int8] | None = None
+    constant_quantization: Quantization | None = None
     source: WeightRef | None = None
     weights: NDArray[np.float32] | NDArray[np.int8] | None = None
+    weight_bits: int = 8
     bias: NDArray[np.float32] | NDArray[np.int32] | None = None
     weight_quantization: Quantization | None = None
 
@@ -161,6 +205,7 @@ class HeadLayer:
         inputs, outputs: sizes.
         chw: (channels, height, width) of the activation that was flattened into the inputs, where channels-first and
             channels-last order differ: the device computes its features channels last. `fedmote.package.head` regroups.
+        activation: behind the layer: NONE or RELU where another layer follows, NONE for the last one.
     """
 
     weight: str
@@ -168,3 +213,4 @@ class HeadLayer:
     inputs: int
     outputs: int
     chw: tuple[int, int, int] | None = None
+    activation: Activation = Activation.NONE

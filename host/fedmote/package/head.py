@@ -9,17 +9,71 @@ the columns of a layer behind a flatten are regrouped on the way; the way back u
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedmote.errors import ConversionError, PackageError
-from fedmote.package.graph import HeadLayer, Tensors
+from fedmote.package.graph import Activation, HeadLayer, Tensors
 
 
 def parameter_count(layers: Sequence[HeadLayer]) -> int:
     """Return the number of float32 parameters of a head."""
     return sum(layer.outputs * (layer.inputs + 1) for layer in layers)
+
+
+@dataclass(frozen=True)
+class HeadShape:
+    """Sizes of a head on a device.
+
+    Attributes:
+        inputs: features (D).
+        hidden: units between two layers (H); 0 is one layer.
+        outputs: classes (C).
+    """
+
+    inputs: int
+    hidden: int
+    outputs: int
+
+    @classmethod
+    def of(cls, sizes: Sequence[tuple[int, int]]) -> HeadShape:
+        """From (inputs, outputs) of one or two layers."""
+        return cls(sizes[0][0], sizes[0][1] if len(sizes) > 1 else 0, sizes[-1][1])
+
+    @property
+    def parameters(self) -> int:
+        """Number of the parameters (P)."""
+        return (self.inputs + 1) * self.hidden + ((self.hidden or self.inputs) + 1) * self.outputs
+
+    def __str__(self) -> str:
+        return " -> ".join(str(size) for size in (self.inputs, self.hidden, self.outputs) if size)
+
+
+@dataclass(frozen=True)
+class DenseLayer:
+    """One layer of a head as a device holds it: columns in the order of its features.
+
+    Attributes:
+        weights: float32 (outputs, inputs).
+        bias: float32 (outputs,).
+        is_relu: whether a ReLU follows.
+    """
+
+    weights: NDArray[np.float32]
+    bias: NDArray[np.float32]
+    is_relu: bool = False
+
+
+def logits_of(layers: Sequence[DenseLayer], features: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Logits float32 (N, C) of features (N, D)."""
+    values = features
+    for layer in layers:
+        values = values @ layer.weights.T + layer.bias
+        if layer.is_relu:
+            values = np.maximum(values, np.float32(0))
+    return np.asarray(values, np.float32)
 
 
 def channels_last_columns(chw: tuple[int, int, int]) -> NDArray[np.int64]:
@@ -58,11 +112,21 @@ def head_bytes(layers: Sequence[HeadLayer], tensors: Tensors) -> bytes:
     return head_blob(layers, tensors).astype("<f4").tobytes()
 
 
-def head_matrix(layer: HeadLayer, tensors: Tensors) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return weights (outputs, inputs) for a device's features, and bias (outputs,), of one layer; errors as `head_blob`."""
-    blob = head_blob([layer], tensors)
-    count = layer.outputs * layer.inputs
-    return blob[:count].reshape(layer.outputs, layer.inputs), blob[count:]
+def dense_layers(layers: Sequence[HeadLayer], tensors: Tensors) -> tuple[DenseLayer, ...]:
+    """The layers of a head for a device's features, from a checkpoint; errors as `head_blob`."""
+    blob = head_blob(layers, tensors)
+    return split_blob(blob, [(layer.inputs, layer.outputs, layer.activation is Activation.RELU) for layer in layers])
+
+
+def split_blob(blob: NDArray[np.float32], sizes: Sequence[tuple[int, int, bool]]) -> tuple[DenseLayer, ...]:
+    """The layers in a run of parameters, from (inputs, outputs, is_relu) of each."""
+    parts = []
+    start = 0
+    for inputs, outputs, is_relu in sizes:
+        end = start + inputs * outputs
+        parts.append(DenseLayer(blob[start:end].reshape(outputs, inputs), blob[end : end + outputs], is_relu))
+        start = end + outputs
+    return tuple(parts)
 
 
 def head_tensors(layers: Sequence[HeadLayer], blob: NDArray[np.float32]) -> Tensors:

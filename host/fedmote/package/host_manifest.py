@@ -13,6 +13,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Final
 
+import numpy as np
+from numpy.typing import NDArray
+
 from fedmote.errors import PackageError
 from fedmote.package.graph import Activation, Activations, BatchNormRef, Graph, HeadLayer, Op, OpKind, Ranges, WeightRef
 from fedmote.wire.schema import Status
@@ -22,7 +25,10 @@ FORMAT: Final = 1
 # features, "as_is" already in the graph's shape.
 INPUT_LAYOUTS: Final = ("as_is", "nchw", "ncw", "nf")
 # Fields of Op that a template keeps; values that equal the default are left out.
-_OP_FIELDS: Final = ("stride", "dilation", "padding", "kernel", "pads", "depth_multiplier")
+_OP_FIELDS: Final = (
+    *("stride", "dilation", "padding", "kernel", "pads", "depth_multiplier", "weight_bits"),
+    *("axis", "permutation", "starts", "steps", "alpha", "beta"),
+)
 _DEFAULTS: Final = {f.name: f.default for f in fields(Op)}
 
 
@@ -56,7 +62,7 @@ class HostManifest:
             "version": self.version,
             "board": self.board,
             "input_layout": self.input_layout,
-            "head": [vars(layer) for layer in self.head],
+            "head": [vars(layer) | {"activation": layer.activation.value} for layer in self.head],
             "template": None if self.template is None else _dump_graph(self.template),
             "ranges": {name: list(limits) for name, limits in self.ranges.items()},
         }
@@ -111,6 +117,8 @@ def _dump_op(op: Op) -> dict[str, Any]:
         value = getattr(op, name)
         if value != _DEFAULTS[name]:
             content[name] = list(value) if isinstance(value, tuple) else value
+    if op.constant is not None:
+        content["constant"] = {"shape": list(op.constant.shape), "values": [float(value) for value in op.constant.reshape(-1)]}
     if op.source is not None:
         source = op.source
         content["source"] = {
@@ -143,10 +151,7 @@ def _load_op(content: Mapping[str, Any]) -> Op:
     values: dict[str, Any] = {}
     for name in _OP_FIELDS:
         if name in content:
-            default = _DEFAULTS[name]
-            values[name] = _tuple(content[name], len(default)) if isinstance(default, tuple) else content[name]
-            if not isinstance(values[name], type(default)):
-                raise TypeError(f"{name} is {content[name]!r}")
+            values[name] = _field(name, content[name])
     return Op(
         kind=OpKind(content["kind"]),
         name=_text(content["name"]),
@@ -154,8 +159,28 @@ def _load_op(content: Mapping[str, Any]) -> Op:
         output=_text(content["output"]),
         activation=Activation(content.get("activation", Activation.NONE.value)),
         source=_load_source(content["source"]) if "source" in content else None,
+        constant=_load_constant(content["constant"]) if "constant" in content else None,
         **values,
     )
+
+
+def _field(name: str, value: Any) -> Any:  # noqa: ANN401 - fields of Op
+    """A field of an operator, of the type and, where that is not open, the length of its default."""
+    default = _DEFAULTS[name]
+    if isinstance(default, tuple):
+        return _tuple(value, len(default)) if default else tuple(_integer(item) for item in value)
+    if isinstance(default, float) and isinstance(value, int | float) and math.isfinite(value):
+        return float(value)
+    if not isinstance(value, type(default)) or isinstance(value, bool):
+        raise TypeError(f"{name} is {value!r}")
+    return value
+
+
+def _load_constant(content: Mapping[str, Any]) -> NDArray[np.float32]:
+    values = np.array([float(value) for value in content["values"]], np.float32)
+    if not np.isfinite(values).all():
+        raise ValueError("a constant is not finite")
+    return values.reshape([_count(length) for length in content["shape"]])
 
 
 def _load_source(content: Mapping[str, Any]) -> WeightRef:
@@ -180,6 +205,7 @@ def _load_head(content: Mapping[str, Any]) -> HeadLayer:
         inputs=_count(content["inputs"]),
         outputs=_count(content["outputs"]),
         chw=_load_chw(content["chw"]),
+        activation=Activation(content["activation"]),
     )
 
 
@@ -196,6 +222,12 @@ def _text(value: object) -> str:
 def _count(value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise TypeError(f"{value!r} is no count")
+    return value
+
+
+def _integer(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{value!r} is no integer")
     return value
 
 

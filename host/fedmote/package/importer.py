@@ -16,6 +16,7 @@ from fedmote.errors import ConversionError, UnsupportedOpError
 from fedmote.package import fixed_point, tflite_reader
 from fedmote.package.boards import Board
 from fedmote.package.file import Package, build_package
+from fedmote.package.geometry import dense_rows
 from fedmote.package.graph import Activation, Graph, HeadLayer, Op, OpKind, Tensors
 
 WEIGHT_NAME: Final = "head.weight"
@@ -68,8 +69,12 @@ def split(data: bytes, name: str, cut: str | None = None, classes: int | None = 
     is_softmax_dropped = tflite_reader.has_softmax(data, name)
     graph = tflite_reader.read(data, name, is_softmax_dropped=is_softmax_dropped)
     notes = ["the SOFTMAX at the end was dropped: training and evaluation compute it"] if is_softmax_dropped else []
+    if tflite_reader.has_outer_conversion(data, name):
+        notes.append(
+            "the conversions at the file's ends were dropped: samples are quantized for its int8 input, features read as int8"
+        )
     dense = graph.ops[-1] if graph.ops and graph.ops[-1].output == graph.output else None
-    if dense is not None and dense.kind is not OpKind.FULLY_CONNECTED:
+    if dense is not None and not _is_head(graph, dense):
         dense = None
     if cut is not None:
         edge = _edge(graph, cut, name)
@@ -91,6 +96,11 @@ def split(data: bytes, name: str, cut: str | None = None, classes: int | None = 
     outputs = len(tensors[BIAS_NAME])
     notes.append(f"the file's own last layer, {features} -> {outputs}, was dequantized to the float head")
     return Import(encoder, HeadLayer(WEIGHT_NAME, BIAS_NAME, features, outputs), tensors, tuple(notes))
+
+
+def _is_head(graph: Graph, op: Op) -> bool:
+    """Whether it is a dense layer of one vector."""
+    return op.kind is OpKind.FULLY_CONNECTED and dense_rows(op, graph.activations[op.inputs[0]].shape) == 1
 
 
 def cut_graph(graph: Graph, edge: str) -> Graph:

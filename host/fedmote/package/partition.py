@@ -22,7 +22,7 @@ from fedmote.package.execute import run_int8
 from fedmote.package.file import Package, seal_package
 from fedmote.package.fold import bind, parameter_names
 from fedmote.package.graph import Graph, HeadLayer, Ranges, Tensors
-from fedmote.package.head import head_matrix
+from fedmote.package.head import dense_layers, logits_of
 from fedmote.package.inputs import arrange
 from fedmote.package.quantize import dequantize_values, observation_points, quantize, quantize_input
 from fedmote.wire.schema import Status
@@ -108,7 +108,7 @@ def with_frozen_input(ranges: Ranges, known: Ranges, name: str) -> Ranges:
 
 
 def head_tensor_names(package: Package) -> tuple[str, ...]:
-    """Names of the head's checkpoint tensors in the order of its blob: weights, bias."""
+    """Names of the head's checkpoint tensors in the order of its blob: layer by layer weights, bias."""
     return tuple(name for layer in package.host.head for name in (layer.weight, layer.bias))
 
 
@@ -139,10 +139,8 @@ def evaluate(package: Package, x: NDArray[np.float32], y: NDArray[np.int64], ten
     """
     if not len(x) or len(x) != len(y):
         raise ConversionError(f"{len(x)} samples and {len(y)} labels: accuracy needs as many of both, at least one")
-    weights, bias = package.head()
-    if tensors is not None:
-        weights, bias = head_matrix(package.host.head[0], tensors)
-    logits = run_features(package, x) @ weights.T + bias
+    layers = package.head if tensors is None else dense_layers(package.host.head, tensors)
+    logits = logits_of(layers, run_features(package, x))
     return float((logits.argmax(axis=1) == y).mean())
 
 
@@ -234,7 +232,7 @@ class Partition:
 
     @property
     def head_tensor_names(self) -> tuple[str, ...]:
-        """Names of the checkpoint tensors of the head: weights, bias."""
+        """Names of the checkpoint tensors of the head: layer by layer weights, bias."""
         return head_tensor_names(self.package)
 
     def push(self, tensors: Tensors, ranges: Ranges | None, version: int) -> Partition:

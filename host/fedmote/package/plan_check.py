@@ -8,24 +8,30 @@ A test opens damaged packages with both and compares the statuses. Numbers in re
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import numpy as np
 
 from fedmote.errors import PackageError
-from fedmote.package.arrangement import is_scaling, weight_bytes
+from fedmote.package.arrangement import INT4, is_scaling, weight_bytes
 from fedmote.package.records import HEADER_WORDS, PlanHeader, Record, record_words, unpack_record
+from fedmote.wire import schema as wire
 from fedmote.wire.schema import Arrangement, Opcode, Status
 
 PLAN_HEADER_BYTES: Final = 4 * HEADER_WORDS
-_HEAD_HEADER: Final = struct.Struct("<5I")
+HEAD_HEADER: Final = struct.Struct("<I")  # layer_count
+HEAD_LAYER: Final = struct.Struct("<4I")  # inputs, outputs, activation, reserved
+_HEAD_LAYERS_MAX: Final = 2
 _OP_BYTES: Final = 20  # the words that all records begin with
 # Dimensions, strides and lengths of dot products: sums of that many int8 products stay below 2^31.
 _DIMENSION_MAX: Final = 0xFFFF
 _ADD_SHIFT_MAX: Final = 22
 _BLOCK: Final = 64
+_TABLE_ENTRIES: Final = 256
+_SOFTMAX_ELEMENTS_MAX: Final = 4095
 _SCALING_BYTES: Final = 12  # bias, multiplier, shift of a channel
 Values = Mapping[str, int]
 
@@ -88,22 +94,38 @@ def _check_records(plan: bytes, op_count: int, bounds: _Bounds) -> list[Record]:
     return records
 
 
-def check_head(head: bytes, features: int) -> None:
+def check_head(head: bytes, features: int) -> list[tuple[int, int, bool]]:
     """Checks section `head` against the number of features.
+
+    Returns:
+        (inputs, outputs, is_relu) of each layer.
 
     Raises:
         PackageError: with PACKAGE_HEAD.
     """
-    if len(head) < _HEAD_HEADER.size:
-        raise PackageError(f"section head has {len(head)} bytes, its header {_HEAD_HEADER.size}", Status.PACKAGE_HEAD)
-    layers, inputs, outputs, activation, reserved = _HEAD_HEADER.unpack_from(head)
-    if layers != 1 or inputs != features or not _are_dimensions(outputs) or activation or reserved:
+    (count,) = HEAD_HEADER.unpack_from(head) if len(head) >= HEAD_HEADER.size else (0,)
+    size = HEAD_HEADER.size + HEAD_LAYER.size * count
+    if not 1 <= count <= _HEAD_LAYERS_MAX or len(head) < size:
         raise PackageError(
-            f"a head of {layers} layers, {inputs} inputs, {outputs} outputs does not suit {features} features",
-            Status.PACKAGE_HEAD,
+            f"section head has {len(head)} bytes, {count} layers; devices train one or two", Status.PACKAGE_HEAD
         )
-    if 4 * (inputs + 1) * outputs != len(head) - _HEAD_HEADER.size:
-        raise PackageError(f"the head has {len(head) - _HEAD_HEADER.size} bytes of parameters", Status.PACKAGE_HEAD)
+    layers: list[tuple[int, int, bool]] = []
+    expected = features
+    for number in range(count):
+        inputs, outputs, activation, reserved = HEAD_LAYER.unpack_from(head, HEAD_HEADER.size + HEAD_LAYER.size * number)
+        is_last = number == count - 1
+        highest = wire.Activation.NONE if is_last else wire.Activation.RELU
+        if inputs != expected or not _are_dimensions(outputs) or activation > highest or reserved:
+            raise PackageError(
+                f"layer {number} of the head, {inputs} inputs, {outputs} outputs, activation {activation}, does not suit "
+                f"{expected} features",
+                Status.PACKAGE_HEAD,
+            )
+        layers.append((inputs, outputs, activation == wire.Activation.RELU))
+        expected = outputs
+    if 4 * sum((inputs + 1) * outputs for inputs, outputs, _ in layers) != len(head) - size:
+        raise PackageError(f"the head has {len(head) - size} bytes of parameters", Status.PACKAGE_HEAD)
+    return layers
 
 
 def _bounds_error(message: str) -> PackageError:
@@ -149,7 +171,7 @@ def _are_channels(v: Values, bounds: _Bounds, opcode: Opcode, outputs: int) -> b
     if not all(_is_constant(bounds, v[name], size) for name, size in sizes.items()):
         return False
     scaling = np.frombuffer(bounds.weights, "<i4", 3 * outputs, v["scaling"]).reshape(outputs, 3)
-    return is_scaling(scaling, bounds.arrangement)
+    return is_scaling(scaling, Arrangement.PLAIN if opcode in INT4.values() else bounds.arrangement)
 
 
 def _is_axis(out: int, kernel: int, stride: int, dilation: int, pad: int) -> bool:
@@ -168,7 +190,7 @@ def _is_unit(v: Values, units: int, macs: int) -> bool:
     return v["units"] == units and v["unit_macs"] >= macs
 
 
-def _is_conv(v: Values, bounds: _Bounds, is_depthwise: bool) -> bool:
+def _is_conv(v: Values, bounds: _Bounds, opcode: Opcode) -> bool:
     if not _are_dimensions(*(v[name] for name in ("in_h", "in_w", "in_c", "out_h", "out_w", "out_c"))):
         return False
     if not _is_axis(v["out_h"], v["kernel_h"], v["stride_h"], v["dilation_h"], v["pad_top"]):
@@ -182,22 +204,22 @@ def _is_conv(v: Values, bounds: _Bounds, is_depthwise: bool) -> bool:
         products <= _DIMENSION_MAX
         and v["groups"] * v["group_in_c"] == v["in_c"]
         and v["groups"] * v["group_out_c"] == v["out_c"]
-        and (not is_depthwise or v["group_in_c"] == 1)
+        and (v["group_in_c"] == 1 or opcode in (Opcode.CONV_2D, Opcode.CONV_2D_INT4))
         and _is_unit(v, v["out_h"], v["out_w"] * v["out_c"] * products)
         and _are_images(v, bounds, "in_c", "out_c")
-        and _are_channels(v, bounds, Opcode.DEPTHWISE_CONV_2D if is_depthwise else Opcode.CONV_2D, v["out_c"])
+        and _are_channels(v, bounds, opcode, v["out_c"])
         and _are_int8(v["input_zero_point"], v["output_zero_point"])
         and _is_activation(v)
     )
 
 
-def _is_dense(v: Values, bounds: _Bounds) -> bool:
+def _is_dense(v: Values, bounds: _Bounds, opcode: Opcode) -> bool:
     return (
         _are_dimensions(v["in_n"], v["out_n"])
         and _is_unit(v, v["out_n"], v["in_n"])
         and _is_tensor(bounds, v["input_offset"], v["in_n"])
         and _is_tensor(bounds, v["output_offset"], v["out_n"])
-        and _are_channels(v, bounds, Opcode.FULLY_CONNECTED, v["out_n"])
+        and _are_channels(v, bounds, opcode, v["out_n"])
         and _are_int8(v["output_zero_point"])
         and _is_activation(v)
     )
@@ -210,18 +232,70 @@ def _are_blocks(v: Values, bounds: _Bounds) -> bool:
     )
 
 
-def _is_sum(v: Values, bounds: _Bounds) -> bool:
+def _are_operands(v: Values, bounds: _Bounds) -> bool:
+    """The two inputs of add and mul; the second may repeat and may be constant."""
+    if not 1 <= v["count2"] <= v["count"] or v["input2_is_constant"] > 1:
+        return False
+    is_there = _is_constant if v["input2_is_constant"] else _is_tensor
     return (
         _are_blocks(v, bounds)
-        and _is_tensor(bounds, v["input2_offset"], v["count"])
+        and is_there(bounds, v["input2_offset"], v["count2"])
         and _are_int8(v["input1_zero_point"], v["input2_zero_point"], v["output_zero_point"])
+        and _is_activation(v)
+    )
+
+
+def _is_sum(v: Values, bounds: _Bounds) -> bool:
+    return (
+        _are_operands(v, bounds)
         and v["left_shift"] <= _ADD_SHIFT_MAX
         and _is_scaling(v["multiplier1"], v["shift1"])
         and _is_scaling(v["multiplier2"], v["shift2"])
         and _is_scaling(v["output_multiplier"], v["output_shift"])
         and max(v["shift1"], v["shift2"]) <= 0
-        and _is_activation(v)
     )
+
+
+def _is_product(v: Values, bounds: _Bounds) -> bool:
+    return _are_operands(v, bounds) and _is_scaling(v["multiplier"], v["shift"])
+
+
+def _is_table(v: Values, bounds: _Bounds) -> bool:
+    return _are_blocks(v, bounds) and _is_constant(bounds, v["table"], _TABLE_ENTRIES)
+
+
+def _is_softmax(v: Values, bounds: _Bounds) -> bool:
+    """The first exponential and the bound of a row keep the sum within [2^19, 2^31)."""
+    if not (
+        _are_dimensions(v["rows"], v["n"])
+        and v["n"] <= _SOFTMAX_ELEMENTS_MAX
+        and _is_unit(v, v["rows"], v["n"])
+        and all(_is_tensor(bounds, v[name], v["rows"] * v["n"]) for name in ("input_offset", "output_offset"))
+        and _is_constant(bounds, v["exponentials"], 4 * _TABLE_ENTRIES)
+    ):
+        return False
+    exponentials = np.frombuffer(bounds.weights, "<i4", _TABLE_ENTRIES, v["exponentials"])
+    return bool(exponentials[0] == 2**31 - 1 and (exponentials >= 0).all())
+
+
+def _is_copy(v: Values, bounds: _Bounds) -> bool:
+    extents = [v[f"n{i}"] for i in range(4)]
+    return (
+        _are_dimensions(*extents)
+        and _is_unit(v, extents[0], extents[1] * extents[2] * extents[3])
+        and all(
+            _is_walk(bounds, v[f"{side}_offset"], v[f"{side}_start"], extents, [v[f"{side}_stride{i}"] for i in range(4)])
+            for side in ("input", "output")
+        )
+    )
+
+
+def _is_walk(bounds: _Bounds, offset: int, start: int, extents: list[int], strides: list[int]) -> bool:
+    """Whether all bytes from offset + start on, by those strides, lie in the arena."""
+    reaches = [(extent - 1) * stride for extent, stride in zip(extents, strides, strict=True)]
+    lowest = offset + start + sum(reach for reach in reaches if reach < 0)
+    highest = offset + start + sum(reach for reach in reaches if reach > 0)
+    return offset % 16 == 0 and lowest >= 0 and highest < bounds.encoder_bytes
 
 
 def _is_pool(v: Values, bounds: _Bounds) -> bool:
@@ -262,23 +336,17 @@ def _is_pad(v: Values, bounds: _Bounds) -> bool:
     )
 
 
-def _is_relu(v: Values, bounds: _Bounds) -> bool:
-    return (
-        _are_blocks(v, bounds)
-        and _is_scaling(v["multiplier"], v["shift"])
-        and _are_int8(v["input_zero_point"], v["output_zero_point"])
-        and _is_activation(v)
-    )
-
-
-_CHECKS: Final = {
-    Opcode.CONV_2D: lambda v, bounds: _is_conv(v, bounds, False),
-    Opcode.DEPTHWISE_CONV_2D: lambda v, bounds: _is_conv(v, bounds, True),
-    Opcode.FULLY_CONNECTED: _is_dense,
+_CHECKS: Final[dict[Opcode, Callable[[Values, _Bounds], bool]]] = {
+    **{opcode: partial(_is_conv, opcode=opcode) for opcode in (Opcode.CONV_2D, Opcode.CONV_2D_INT4)},
+    **{opcode: partial(_is_conv, opcode=opcode) for opcode in (Opcode.DEPTHWISE_CONV_2D, Opcode.DEPTHWISE_CONV_2D_INT4)},
+    **{opcode: partial(_is_dense, opcode=opcode) for opcode in (Opcode.FULLY_CONNECTED, Opcode.FULLY_CONNECTED_INT4)},
     Opcode.ADD: _is_sum,
+    Opcode.MUL: _is_product,
     Opcode.AVERAGE_POOL_2D: _is_pool,
     Opcode.MAX_POOL_2D: _is_pool,
     Opcode.MEAN: _is_mean,
     Opcode.PAD: _is_pad,
-    Opcode.RELU: _is_relu,
+    Opcode.TABLE: _is_table,
+    Opcode.SOFTMAX: _is_softmax,
+    Opcode.STRIDED_COPY: _is_copy,
 }

@@ -16,11 +16,10 @@ from dataclasses import dataclass
 from itertools import accumulate, permutations
 
 from fedmote.package.geometry import window_of
-from fedmote.package.graph import Graph, Op, OpKind
+from fedmote.package.graph import BINARY, ELEMENTWISE, Graph, Op, OpKind
 from fedmote.package.packing import pack
 
 ALIGN = 16
-_ELEMENTWISE = (OpKind.RELU, OpKind.ADD)
 _WINDOWED = (OpKind.CONV_2D, OpKind.DEPTHWISE_CONV_2D, OpKind.AVERAGE_POOL_2D, OpKind.MAX_POOL_2D)
 
 
@@ -97,7 +96,8 @@ def overlap(graph: Graph, op: Op, name: str) -> int:
     The size of the output means that they must be disjoint.
     """
     source, target = graph.activations[name].shape, graph.activations[op.output].shape
-    if op.kind in _ELEMENTWISE and math.prod(source) == math.prod(target):
+    # An operand that repeats is read again after its place was written.
+    if op.kind in (*ELEMENTWISE, *BINARY) and math.prod(source) == math.prod(target):
         return 0
     if op.kind in _WINDOWED:
         return _row_overlap(source, target, op.stride[0], window_of(op, source).pad_top)

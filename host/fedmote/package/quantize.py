@@ -1,9 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a float graph and observed ranges to an int8 graph.
 
-Activations are asymmetric int8, weights symmetric int8 per output channel, biases int32 in the scale of the accumulator:
-the TensorFlow Lite 8-bit specification. Operators that only move or compare values (pools, padding, reshape, a clamp to
-[0, 6]) keep the quantization of their input, so only the outputs of the others need a range: `observation_points`.
+Activations are asymmetric int8, weights symmetric int8 (or int4) per output channel, biases int32 in the scale of the
+accumulator: the TensorFlow Lite 8-bit specification. Operators that only move or compare values (pools, padding, reshape,
+concatenation, a clamp to [0, 6]) have one quantization for all their inputs and their output, and LOGISTIC, TANH and SOFTMAX
+have the one that their arithmetic fixes, so only the outputs of the others need a range: `observation_points`.
+
+Activations that must have one quantization form a group, and its range is that of all that was observed in it. The input, whose
+quantization devices keep their samples in, and activations whose quantization is fixed cannot join others: a QUANTIZE stands
+between them.
 
 The result is a pure function of (graph, ranges). That is what makes a pushed package equal a full conversion.
 """
@@ -16,13 +21,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmote.errors import ConversionError, PackageError
-from fedmote.package import fixed_point
+from fedmote.package import fixed_point, tables
 from fedmote.package.geometry import check_shapes
-from fedmote.package.graph import Activation, Activations, Graph, Op, OpKind, Quantization, Ranges
+from fedmote.package.graph import WEIGHTED, Activation, Activations, Graph, Op, OpKind, Quantization, Ranges
 
-_WEIGHTED = (OpKind.CONV_2D, OpKind.DEPTHWISE_CONV_2D, OpKind.FULLY_CONNECTED)
-_TIED = (OpKind.AVERAGE_POOL_2D, OpKind.MAX_POOL_2D, OpKind.PAD, OpKind.RESHAPE)
-_WEIGHT_LIMIT = 127
+_TIED = (
+    *(OpKind.AVERAGE_POOL_2D, OpKind.MAX_POOL_2D, OpKind.PAD, OpKind.RESHAPE),
+    *(OpKind.CONCATENATION, OpKind.STRIDED_SLICE, OpKind.TRANSPOSE, OpKind.BROADCAST_TO),
+)
 _BIAS_LIMIT = 2**30  # half of int32: the other half is for the products
 
 
@@ -32,8 +38,11 @@ def is_tied(op: Op) -> bool:
 
 
 def observation_points(graph: Graph) -> tuple[str, ...]:
-    """Names of the activations whose ranges `quantize` needs, in order of execution: the input and all untied outputs."""
-    return (graph.input, *(op.output for op in graph.ops if not is_tied(op)))
+    """Names of the activations whose ranges `quantize` needs, in order of execution.
+
+    They are the input and all outputs that are neither tied nor fixed.
+    """
+    return (graph.input, *(op.output for op in graph.ops if not is_tied(op) and tables.fixed_quantization(op.kind) is None))
 
 
 def activation_quantization(name: str, low: float, high: float) -> Quantization:
@@ -71,13 +80,20 @@ def quantize(graph: Graph, ranges: Ranges) -> Graph:
         ConversionError: a range is missing or unusable, shapes do not match, or weights are not finite.
     """
     check_shapes(graph)
-    quantizations = {graph.input: _observed(graph.input, ranges)}
+    graph = _separate_fixed(graph)
+    fixed = {op.output: tables.fixed_quantization(op.kind) for op in graph.ops}
+    quantizations: dict[str, Quantization] = {}
+    for group in _groups(graph):
+        known = [quantization for name in group if (quantization := fixed.get(name)) is not None]
+        quantization = known[0] if known else _observed(group, graph, ranges)
+        quantizations.update(dict.fromkeys(group, quantization))
     ops = []
     for op in graph.ops:
-        source = quantizations[op.inputs[0]]
-        target = source if is_tied(op) else _observed(op.output, ranges)
-        quantizations[op.output] = target
-        ops.append(_quantize_weights(op, source, target) if op.kind in _WEIGHTED else op)
+        if op.kind in WEIGHTED:
+            op = _quantize_weights(op, quantizations[op.inputs[0]], quantizations[op.output])
+        elif op.constant is not None:
+            op = _quantize_constant(op)
+        ops.append(op)
     activations = {
         name: replace(activation, quantization=quantizations.get(name)) for name, activation in graph.activations.items()
     }
@@ -86,10 +102,76 @@ def quantize(graph: Graph, ranges: Ranges) -> Graph:
     return result
 
 
-def _observed(name: str, ranges: Ranges) -> Quantization:
-    if name not in ranges:
+def _separate_fixed(graph: Graph) -> Graph:
+    """Puts a QUANTIZE behind the input and activations whose quantization is fixed, where a concatenation ties them to others."""
+    fixed = {graph.input}
+    ops: list[Op] = []
+    activations = dict(graph.activations)
+    for op in graph.ops:
+        if op.kind is OpKind.CONCATENATION and len(op.inputs) > 1:
+            inputs = []
+            for position, name in enumerate(op.inputs):
+                if name in fixed:
+                    own = f"{op.output}.input{position}"
+                    activations[own] = replace(activations[name], name=own)
+                    ops.append(Op(OpKind.QUANTIZE, f"{op.name}.input{position}", (name,), own))
+                    name = own
+                inputs.append(name)
+            op = replace(op, inputs=tuple(inputs))
+        elif tables.fixed_quantization(op.kind) is not None or (is_tied(op) and op.inputs[0] in fixed):
+            fixed.add(op.output)
+        ops.append(op)
+    return replace(graph, ops=tuple(ops), activations=activations)
+
+
+def _groups(graph: Graph) -> list[tuple[str, ...]]:
+    """Activations that must have one quantization, together."""
+    group_of: dict[str, dict[str, None]] = {graph.input: {graph.input: None}}
+    for op in graph.ops:
+        group_of[op.output] = {op.output: None}
+        for name in op.inputs if is_tied(op) else ():
+            merged = group_of[name] | group_of[op.output]
+            group_of.update(dict.fromkeys(merged, merged))
+    return [tuple(group) for group in {id(group): group for group in group_of.values()}.values()]
+
+
+def _observed(group: tuple[str, ...], graph: Graph, ranges: Ranges) -> Quantization:
+    """The quantization of a group, from the ranges of those of its members that decide it."""
+    needed = [name for name in observation_points(graph) if name in group]
+    # A QUANTIZE that was put in has no range of its own: what it reads has a fixed quantization, and so a known range.
+    inserted = {op.output: op.inputs[0] for op in graph.ops if op.kind is OpKind.QUANTIZE}
+    limits = []
+    for name in needed:
+        if name not in ranges and name not in inserted:
+            raise ConversionError(
+                f"activation {name}: no range was observed there; observe all observation_points() of the graph"
+            )
+        limits.append(ranges[name] if name in ranges else _fixed_range(inserted[name], graph, ranges))
+    return activation_quantization(needed[0], min(low for low, _ in limits), max(high for _, high in limits))
+
+
+def _fixed_range(name: str, graph: Graph, ranges: Ranges) -> tuple[float, float]:
+    """The range of the input or of an activation whose quantization is fixed by its operator, perhaps through tied ones."""
+    makers = {op.output: op for op in graph.ops}
+    while name in makers and is_tied(makers[name]):
+        name = makers[name].inputs[0]
+    if name == graph.input and name in ranges:
+        return ranges[name]
+    fixed = tables.fixed_quantization(makers[name].kind) if name in makers else None
+    if fixed is None:
         raise ConversionError(f"activation {name}: no range was observed there; observe all observation_points() of the graph")
-    return activation_quantization(name, *ranges[name])
+    scale, zero_point = float(fixed.scale[0]), int(fixed.zero_point[0])
+    return (fixed_point.INT8_MIN - zero_point) * scale, (fixed_point.INT8_MAX - zero_point) * scale
+
+
+def _quantize_constant(op: Op) -> Op:
+    values = np.asarray(op.constant, np.float32)
+    low, high = float(values.min()), float(values.max())
+    # A constant of one value, zero too, still needs a range.
+    quantization = activation_quantization(op.name, min(low, 0.0), high if high > min(low, 0.0) else low + 1.0)
+    steps = _round(values.astype(np.float64) / float(quantization.scale[0])) + int(quantization.zero_point[0])
+    constant = np.clip(steps, fixed_point.INT8_MIN, fixed_point.INT8_MAX).astype(np.int8)
+    return replace(op, constant=constant, constant_quantization=quantization)
 
 
 def _quantize_weights(op: Op, source: Quantization, target: Quantization) -> Op:
@@ -101,24 +183,25 @@ def _quantize_weights(op: Op, source: Quantization, target: Quantization) -> Op:
         raise ConversionError(f"{op.name}: weights or biases are not finite")
     axis = 3 if op.kind is OpKind.DEPTHWISE_CONV_2D else 0
     channels = np.moveaxis(weights, axis, 0).reshape(weights.shape[axis], -1)
-    scales = _weight_scales(np.abs(channels).max(axis=1), bias, float(source.scale[0]), float(target.scale[0]))
+    limit = 2 ** (op.weight_bits - 1) - 1
+    scales = _weight_scales(np.abs(channels).max(axis=1) / limit, bias, float(source.scale[0]), float(target.scale[0]))
     broadcast = scales.astype(np.float64).reshape([-1 if i == axis else 1 for i in range(weights.ndim)])
-    quantized = np.clip(_round(weights / broadcast), -_WEIGHT_LIMIT, _WEIGHT_LIMIT).astype(np.int8)
+    quantized = np.clip(_round(weights / broadcast), -limit, limit).astype(np.int8)
     bias_quantized = _round(bias / (float(source.scale[0]) * scales.astype(np.float64))).astype(np.int32)
     quantization = Quantization(scales, np.zeros(len(scales), np.int64), axis)
     return replace(op, weights=quantized, bias=bias_quantized, weight_quantization=quantization)
 
 
 def _weight_scales(
-    largest: NDArray[np.float64], bias: NDArray[np.float64], source_scale: float, target_scale: float
+    wanted: NDArray[np.float64], bias: NDArray[np.float64], source_scale: float, target_scale: float
 ) -> NDArray[np.float32]:
-    """Scales per channel: the largest weight becomes 127, unless the bias would then leave int32.
+    """Scales per channel: those that make the largest weight the largest integer, unless the bias would then leave int32.
 
     Folding a batch normalisation can leave a channel with (almost) no weights and a finite bias. Its scale is widened until
     the bias takes half of int32; a channel of zeros alone gets the scale that makes its multiplier one.
     """
     with np.errstate(over="ignore"):
-        scales = (largest / _WEIGHT_LIMIT).astype(np.float32)
+        scales = wanted.astype(np.float32)
         needed = np.nextafter((np.abs(bias) / (source_scale * _BIAS_LIMIT)).astype(np.float32), np.float32(np.inf))
         scales = np.where(bias == 0, scales, np.maximum(scales, needed))
         neutral = np.float32(target_scale / source_scale)

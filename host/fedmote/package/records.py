@@ -23,21 +23,33 @@ _POOL: Final = (
     *("activation_min", "activation_max"),
 )
 
+_DENSE: Final = ("weights", "scaling", "in_n", "out_n", "output_zero_point", "activation_min", "activation_max")
+_OPERANDS: Final = ("input2_offset", "input2_is_constant", "count", "count2")
+_ZERO_POINTS: Final = ("input1_zero_point", "input2_zero_point", "output_zero_point")
+_INPUT_STRIDES: Final = ("input_stride0", "input_stride1", "input_stride2", "input_stride3")
+_OUTPUT_STRIDES: Final = ("output_stride0", "output_stride1", "output_stride2", "output_stride3")
+
 # Names of a record's words from word 5 on; words 1 to 4 are those of _COMMON.
 FIELDS: Final[dict[Opcode, tuple[str, ...]]] = {
     Opcode.CONV_2D: _CONVOLUTION,
     Opcode.DEPTHWISE_CONV_2D: _CONVOLUTION,
-    Opcode.FULLY_CONNECTED: (*("weights", "scaling", "in_n", "out_n", "output_zero_point", "activation_min", "activation_max"),),
+    Opcode.FULLY_CONNECTED: _DENSE,
+    Opcode.CONV_2D_INT4: _CONVOLUTION,
+    Opcode.DEPTHWISE_CONV_2D_INT4: _CONVOLUTION,
+    Opcode.FULLY_CONNECTED_INT4: _DENSE,
     Opcode.ADD: (
-        *("input2_offset", "count", "input1_zero_point", "input2_zero_point", "output_zero_point", "left_shift"),
+        *(*_OPERANDS, *_ZERO_POINTS, "left_shift"),
         *("multiplier1", "shift1", "multiplier2", "shift2", "output_multiplier", "output_shift"),
         *("activation_min", "activation_max"),
     ),
+    Opcode.MUL: (*_OPERANDS, *_ZERO_POINTS, "multiplier", "shift", "activation_min", "activation_max"),
     Opcode.AVERAGE_POOL_2D: _POOL,
     Opcode.MAX_POOL_2D: _POOL,
     Opcode.MEAN: ("in_h", "in_w", "channels", "multiplier", "shift", "input_zero_point", "output_zero_point"),
     Opcode.PAD: ("in_h", "in_w", "channels", "out_h", "out_w", "pad_top", "pad_left", "value"),
-    Opcode.RELU: ("count", "input_zero_point", "output_zero_point", "multiplier", "shift", "activation_min", "activation_max"),
+    Opcode.TABLE: ("table", "count"),
+    Opcode.SOFTMAX: ("exponentials", "rows", "n"),
+    Opcode.STRIDED_COPY: ("n0", "n1", "n2", "n3", "input_start", *_INPUT_STRIDES, "output_start", *_OUTPUT_STRIDES),
 }
 
 # Words that are signed; all others count something or say where it lies.
@@ -47,6 +59,8 @@ SIGNED: Final = frozenset(
         ("input_zero_point", "output_zero_point", "input1_zero_point", "input2_zero_point", "value"),
         ("multiplier", "shift", "multiplier1", "shift1", "multiplier2", "shift2", "output_multiplier", "output_shift"),
         ("activation_min", "activation_max"),
+        _INPUT_STRIDES,
+        _OUTPUT_STRIDES,
     )
     for name in group
 )

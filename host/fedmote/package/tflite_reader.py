@@ -1,17 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reads int8 `.tflite` files, whoever made them, as graphs.
 
-Accepted: one subgraph, one input, one output, static shapes with batch 1, int8 activations with one scale, int8 weights with
-one scale or one per output channel, int32 biases. Everything else is refused with the operator's name, version and node.
+Accepted: one subgraph, one input, one output, static shapes with batch 1, int8 activations with one scale, int8 or int4 weights
+with one scale or one per output channel, int32 biases. Everything else is refused with the operator's name, version and node.
 The bytes are not trusted: every offset is checked before it is followed.
+
+Many forms become few. A form that the graph has no operator for is several: padding of any axis is a PAD of height and width
+between two RESHAPEs, a mean over any axes a TRANSPOSE and a MEAN, an operand that repeats in another way than its end to end is
+a BROADCAST_TO before the ADD or MUL. A tensor inside the graph whose first axis is longer than 1 gets a batch axis in front.
 """
 
 from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -19,11 +23,17 @@ from numpy.typing import NDArray
 
 from fedmote.errors import ConversionError, PackageError, UnsupportedOpError
 from fedmote.package import tflite_schema as schema
-from fedmote.package.geometry import check_shapes
+from fedmote.package.arrangement import unpack_int4
+from fedmote.package.geometry import check_shapes, repeats_whole
 from fedmote.package.graph import Activation, Activations, Graph, Op, OpKind, Quantization
 
 _DTYPES: Final = {schema.TYPE_INT8: "<i1", schema.TYPE_INT32: "<i4", schema.TYPE_INT64: "<i8", schema.TYPE_FLOAT32: "<f4"}
-_KINDS: Final = {code: kind for kind, code in schema.BUILTIN_CODES.items()} | {schema.RELU6_CODE: OpKind.RELU}
+_KINDS: Final = {code: kind for kind, code in schema.BUILTIN_CODES.items()} | {
+    code: kind for code, (kind, _) in schema.OTHER_FORMS.items()
+}
+_OPERATORS: Final = {code: kind.value for kind, code in schema.BUILTIN_CODES.items()} | {
+    code: name for code, (_, name) in schema.OTHER_FORMS.items()
+}
 _ACTIVATIONS: Final = {code: activation for activation, code in schema.ACTIVATION_CODES.items()}
 _PADDINGS: Final = {code: padding for padding, code in schema.PADDING_CODES.items()}
 _MAX_ITEMS: Final = 100_000  # tensors, operators or buffers of one file; microcontroller models have hundreds
@@ -53,12 +63,21 @@ def read(data: bytes, name: str, *, is_softmax_dropped: bool = False) -> Graph:
 
 
 def has_softmax(data: bytes, name: str) -> bool:
-    """Whether the file's last operator is SOFTMAX.
+    """Whether the file's last operator is SOFTMAX, a DEQUANTIZE behind it aside.
 
     Raises:
         PackageError: no `.tflite` file, or truncated.
     """
     return _Reader(data, name, False).has_softmax()
+
+
+def has_outer_conversion(data: bytes, name: str) -> bool:
+    """Whether float32 or uint8 are converted at the file's ends; `read` leaves that out.
+
+    Raises:
+        PackageError: no `.tflite` file, truncated, or without one input and one output.
+    """
+    return _Reader(data, name, False).has_outer_conversion()
 
 
 class _Bytes:
@@ -98,6 +117,10 @@ class _Table:
     def number(self, field: int, form: str, default: int = 0) -> int:
         offset = self._field(field)
         return default if offset is None else self._source.number(form, offset)
+
+    def real(self, field: int) -> float:
+        bits = self.number(field, "<I")
+        return float(struct.unpack("<f", struct.pack("<I", bits))[0])
 
     def _vector(self, field: int, width: int) -> tuple[int, int] | None:
         """(offset of the first element, length), or None where the field is absent."""
@@ -166,19 +189,20 @@ class _Node:
         """Name of the operator."""
         if self.custom:
             return f"custom operator {self.custom!r}"
-        if self.code == schema.RELU6_CODE:
-            return "RELU6"
-        return (
-            _KINDS[self.code].value
-            if self.code in _KINDS
-            else schema.OTHER_OPERATORS.get(self.code, f"builtin operator {self.code}")
-        )
+        return _OPERATORS.get(self.code) or schema.OTHER_OPERATORS.get(self.code, f"builtin operator {self.code}")
 
     def refuse(self, reason: str, hint: str) -> UnsupportedOpError:
         return UnsupportedOpError(f"node {self.index} ({self.operator}, version {self.version})", reason, hint)
 
     def option(self, field: int, form: str, default: int = 0) -> int:
         return default if self.options is None else self.options.number(field, form, default)
+
+    def real_option(self, field: int) -> float:
+        """A float32 option; the schema's default for all of them is 0."""
+        value = 0.0 if self.options is None else self.options.real(field)
+        if not math.isfinite(value):
+            raise self.refuse(f"an option is {value}", "export the model again")
+        return value
 
 
 def _refuse(node: _Node | None, reason: str, hint: str) -> UnsupportedOpError:
@@ -204,6 +228,7 @@ class _Reader:
         self._nodes = [self._node(i, table) for i, table in enumerate(self._subgraph.tables(schema.SubGraph.OPERATORS))]
         self._names: dict[int, str] = {}
         self._activations: dict[str, Activations] = {}
+        self._ops: list[Op] = []
 
     # ---- file -> tensors and nodes ------------------------------------------------------------------------
 
@@ -225,6 +250,10 @@ class _Reader:
             if buffer.number(schema.Buffer.OFFSET, "<Q") > 1:
                 raise PackageError(f"{self._name}: tensor {name!r} lies outside the flatbuffer, which is not supported")
             return None
+        if kind == schema.TYPE_INT4:
+            if (math.prod(shape) + 1) // 2 != raw.size:
+                raise PackageError(f"{self._name}: tensor {name!r} of shape {shape} has {raw.size} bytes")
+            return unpack_int4(raw, math.prod(shape)).reshape(shape)
         if kind not in _DTYPES:
             return raw
         dtype = np.dtype(_DTYPES[kind])
@@ -273,9 +302,18 @@ class _Reader:
     # ---- nodes -> graph -------------------------------------------------------------------------------------
 
     def has_softmax(self) -> bool:
-        return bool(self._nodes) and self._nodes[-1].code == schema.SOFTMAX_CODE
+        nodes = self._inner()[2]
+        return bool(nodes) and nodes[-1].code == schema.SOFTMAX_CODE
 
-    def graph(self) -> Graph:
+    def has_outer_conversion(self) -> bool:
+        return len(self._inner()[2]) < len(self._nodes)
+
+    def _inner(self) -> tuple[int, int, list[_Node]]:
+        """Input, output and nodes without the conversions at the ends.
+
+        Files whose input or output is float32 or uint8 begin with a QUANTIZE and end with a DEQUANTIZE or QUANTIZE. Who holds
+        real numbers quantizes them for the int8 input itself, in the same arithmetic.
+        """
         ends = []
         for field in (schema.SubGraph.INPUTS, schema.SubGraph.OUTPUTS):
             tensors = self._subgraph.array(field, "<i4")
@@ -283,13 +321,35 @@ class _Reader:
                 raise PackageError(f"{self._name}: {len(tensors)} inputs or outputs; an encoder has one of each")
             ends.append(int(tensors[0]))
         source, target = ends
-        nodes = self._nodes
-        if self._is_softmax_dropped and self.has_softmax() and nodes[-1].outputs == (target,) and nodes[-1].inputs:
+        nodes = list(self._nodes)
+        readers = [node for node in nodes if source in node.inputs]
+        if len(readers) == 1 and readers[0].code == schema.QUANTIZE_CODE and self._is_converted(source, readers[0].outputs):
+            nodes.remove(readers[0])
+            source = readers[0].outputs[0]
+        makers = [node for node in nodes if target in node.outputs]
+        codes = (schema.QUANTIZE_CODE, schema.DEQUANTIZE_CODE)
+        if len(makers) == 1 and makers[0].code in codes and self._is_converted(target, makers[0].inputs):
+            nodes.remove(makers[0])
+            target = makers[0].inputs[0]
+        return source, target, nodes
+
+    def _is_converted(self, outer: int, inner: tuple[int, ...]) -> bool:
+        """Whether a tensor at the file's end is float32 or uint8 and the one inside int8."""
+        if len(inner) != 1 or inner[0] < 0:
+            return False
+        kinds = (self._tensors[outer].kind, self._tensors[inner[0]].kind)
+        return kinds in ((schema.TYPE_FLOAT32, schema.TYPE_INT8), (schema.TYPE_UINT8, schema.TYPE_INT8))
+
+    def graph(self) -> Graph:
+        source, target, nodes = self._inner()
+        is_soft = bool(nodes) and nodes[-1].code == schema.SOFTMAX_CODE and nodes[-1].outputs == (target,)
+        if self._is_softmax_dropped and is_soft and nodes[-1].inputs:
             target = nodes[-1].inputs[0]
             nodes = nodes[:-1]
         entry = self._activation(source, None)
-        ops = tuple(self._op(node) for node in nodes)
-        return Graph(entry, self._activation(target, None), dict(self._activations), ops)
+        for node in nodes:
+            self._add_node(node)
+        return Graph(entry, self._activation(target, None), dict(self._activations), tuple(self._ops))
 
     def _activation(self, index: int, node: _Node | None) -> str:
         """Name of an activation; names that are missing or doubled in the file get its number."""
@@ -307,15 +367,25 @@ class _Reader:
         if not -128 <= zero_point <= 127:
             raise _refuse(node, f"tensor {tensor.name!r} has zero point {zero_point}", "int8 needs -128 to 127")
         if tensor.data is not None:
-            raise _refuse(node, f"tensor {tensor.name!r} is a constant", "only weights, biases and shapes may be constant")
-        if len(tensor.shape) < 2 or tensor.shape[0] != 1 or not 0 < math.prod(tensor.shape) <= _MAX_PIXELS:
+            hint = "weights, biases, shapes and one operand of ADD and MUL may be constant"
+            raise _refuse(node, f"tensor {tensor.name!r} is a constant", hint)
+        shape = tensor.shape if len(tensor.shape) >= 2 and tensor.shape[0] == 1 else (1, *tensor.shape)
+        if not 0 < math.prod(shape) <= _MAX_PIXELS or (node is None and shape != tensor.shape):
             raise _refuse(node, f"tensor {tensor.name!r} has shape {tensor.shape}", "shapes must be static, with batch 1")
-        name = tensor.name if tensor.name and tensor.name not in self._activations else f"tensor{index}"
+        if len(shape) == 1:
+            shape = (1, 1)
+        name = self._fresh(tensor.name if tensor.name and tensor.name not in self._activations else f"tensor{index}")
+        self._names[index] = name
+        self._activations[name] = Activations(name, shape, tensor.quantization)
+        return name
+
+    def _fresh(self, name: str) -> str:
         while name in self._activations:
             name += "_"
-        self._names[index] = name
-        self._activations[name] = Activations(name, tensor.shape, tensor.quantization)
         return name
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        return self._activations[name].shape
 
     def _constant(self, node: _Node, position: int, kind: int) -> _Tensor:
         if position >= len(node.inputs) or node.inputs[position] < 0:
@@ -328,37 +398,94 @@ class _Reader:
             raise node.refuse(f"input {position} is {found}", f"it must be constant {schema.TYPE_NAMES[kind]}")
         return tensor
 
-    def _op(self, node: _Node) -> Op:
+    def _integers(self, node: _Node, position: int) -> list[int]:
+        """A constant list of int32 or int64."""
+        kind = schema.TYPE_INT32
+        if position < len(node.inputs) and self._tensors[node.inputs[position]].kind == schema.TYPE_INT64:
+            kind = schema.TYPE_INT64
+        return [int(value) for value in np.asarray(self._constant(node, position, kind).data).reshape(-1)]
+
+    def _add_node(self, node: _Node) -> None:
         kind = None if node.custom else _KINDS.get(node.code)
         if kind is None:
-            known = ", ".join(sorted(_KINDS[code].value for code in _KINDS if code != schema.RELU6_CODE))
-            raise node.refuse("this operator is not supported", f"supported are {known}, RELU6; cut the model before it")
+            known = ", ".join(sorted(_OPERATORS.values()))
+            raise node.refuse("this operator is not supported", f"supported are {known}; cut the model before it")
         if len(node.outputs) != 1 or not node.inputs:
             raise PackageError(f"{self._name}: node {node.index} has {len(node.inputs)} inputs and {len(node.outputs)} outputs")
-        builders = {
+        builders: dict[OpKind, Callable[[_Node, OpKind], None]] = {
             OpKind.CONV_2D: self._conv,
             OpKind.DEPTHWISE_CONV_2D: self._depthwise,
             OpKind.FULLY_CONNECTED: self._dense,
-            OpKind.ADD: self._add,
+            OpKind.ADD: self._binary,
+            OpKind.MUL: self._binary,
             OpKind.AVERAGE_POOL_2D: self._pool,
             OpKind.MAX_POOL_2D: self._pool,
             OpKind.MEAN: self._mean,
             OpKind.PAD: self._pad,
             OpKind.RELU: self._relu,
-            OpKind.RESHAPE: self._reshape,
+            OpKind.LEAKY_RELU: self._leaky_relu,
+            OpKind.HARD_SWISH: self._plain,
+            OpKind.LOGISTIC: self._plain,
+            OpKind.TANH: self._plain,
+            OpKind.QUANTIZE: self._plain,
+            OpKind.SOFTMAX: self._softmax,
+            OpKind.RESHAPE: self._plain,
+            OpKind.CONCATENATION: self._concatenation,
+            OpKind.STRIDED_SLICE: self._slice if node.code == schema.SLICE_CODE else self._strided_slice,
+            OpKind.TRANSPOSE: self._transpose,
+            OpKind.BROADCAST_TO: self._plain,
         }
-        return builders[kind](node, kind)
+        builders[kind](node, kind)
 
-    def _base(self, node: _Node, kind: OpKind, inputs: int = 1, **fields: Any) -> Op:  # noqa: ANN401 - fields of Op
-        names = tuple(self._activation(tensor, node) for tensor in node.inputs[:inputs])
+    # ---- appending operators ------------------------------------------------------------------------------------
+
+    def _put(self, node: _Node, kind: OpKind, inputs: tuple[str, ...], output: str, **fields: Any) -> str:  # noqa: ANN401 - fields of Op
+        self._ops.append(Op(kind, f"node {node.index} ({node.operator})", inputs, output, **fields))
+        return output
+
+    def _put_new(self, node: _Node, kind: OpKind, source: str, shape: tuple[int, ...], **fields: Any) -> str:  # noqa: ANN401
+        """An operator that only moves values, with a new activation of that shape."""
+        name = self._fresh(f"{source}.{kind.value.lower()}")
+        self._activations[name] = replace(self._activations[source], name=name, shape=shape)
+        return self._put(node, kind, (source,), name, **fields)
+
+    def _reshaped(self, node: _Node, source: str, shape: tuple[int, ...]) -> str:
+        return source if self._shape(source) == shape else self._put_new(node, OpKind.RESHAPE, source, shape)
+
+    def _transposed(self, node: _Node, source: str, permutation: tuple[int, ...]) -> str:
+        if permutation == tuple(range(len(permutation))):
+            return source
+        shape = tuple(self._shape(source)[axis] for axis in permutation)
+        return self._put_new(node, OpKind.TRANSPOSE, source, shape, permutation=permutation)
+
+    def _close(self, node: _Node, source: str) -> None:
+        """Gives what was made the name and shape of the node's output."""
         output = self._activation(node.outputs[0], node)
-        return Op(kind, f"node {node.index} ({node.operator})", names, output, **fields)
+        if math.prod(self._shape(source)) != math.prod(self._shape(output)):
+            raise PackageError(f"{self._name}: node {node.index} makes {self._shape(source)}, declared is {self._shape(output)}")
+        last = self._ops[-1] if self._ops else None
+        is_renamed = last is not None and last.output == source and source not in self._names.values()
+        if last is not None and is_renamed and (last.kind is OpKind.RESHAPE or self._shape(source) == self._shape(output)):
+            self._ops[-1] = replace(last, output=output)
+            del self._activations[source]
+        else:
+            self._put(node, OpKind.RESHAPE, (source,), output)
+
+    def _ends(self, node: _Node) -> tuple[str, str]:
+        """The first input and the output."""
+        return self._activation(node.inputs[0], node), self._activation(node.outputs[0], node)
+
+    def _file_shape(self, tensor: int) -> tuple[int, ...]:
+        return self._tensors[tensor].shape
 
     def _activation_of(self, node: _Node, field: int) -> Activation:
         code = node.option(field, "<b")
         if code not in _ACTIVATIONS:
-            raise node.refuse(f"fused activation {code} is not supported", "use none, RELU or RELU6")
+            name = schema.ACTIVATION_NAMES.get(code, str(code))
+            raise node.refuse(f"fused activation {name} is not supported", "use none, RELU, RELU6 or RELU_N1_TO_1")
         return _ACTIVATIONS[code]
+
+    # ---- operators with weights -----------------------------------------------------------------------------------
 
     def _window(self, node: _Node, padding: int, strides: tuple[int, int]) -> dict[str, Any]:
         code = node.option(padding, "<b")
@@ -368,7 +495,8 @@ class _Reader:
         return {"padding": _PADDINGS[code], "stride": stride}
 
     def _weights(self, node: _Node, rank: int, axis: int) -> dict[str, Any]:
-        weights = self._constant(node, 1, schema.TYPE_INT8)
+        is_int4 = len(node.inputs) > 1 and self._tensors[node.inputs[1]].kind == schema.TYPE_INT4
+        weights = self._constant(node, 1, schema.TYPE_INT4 if is_int4 else schema.TYPE_INT8)
         if len(weights.shape) != rank or 0 in weights.shape:
             raise PackageError(f"{self._name}: node {node.index} has weights of shape {weights.shape}")
         outputs = weights.shape[axis]
@@ -382,82 +510,267 @@ class _Reader:
             bias = np.asarray(self._constant(node, 2, schema.TYPE_INT32).data, np.int32).reshape(-1)
         if bias.size != outputs:
             raise PackageError(f"{self._name}: node {node.index} has {bias.size} biases for {outputs} outputs")
-        quantization = Quantization(found.scale, found.zero_point, axis)
-        return {"weights": np.asarray(weights.data, np.int8), "bias": bias, "weight_quantization": quantization}
+        return {
+            "weights": np.asarray(weights.data, np.int8),
+            "weight_bits": 4 if is_int4 else 8,
+            "bias": bias,
+            "weight_quantization": Quantization(found.scale, found.zero_point, axis),
+        }
 
-    def _conv(self, node: _Node, kind: OpKind) -> Op:
+    def _conv(self, node: _Node, kind: OpKind) -> None:
         options = schema.Conv2DOptions
-        weights = self._weights(node, 4, 0)
-        dilation = (node.option(options.DILATION_H, "<i", 1), node.option(options.DILATION_W, "<i", 1))
-        window = self._window(node, options.PADDING, (options.STRIDE_H, options.STRIDE_W))
-        activation = self._activation_of(node, options.ACTIVATION)
-        op = self._base(
-            node, kind, activation=activation, dilation=dilation, kernel=weights["weights"].shape[1:3], **window, **weights
+        self._put_convolution(
+            node,
+            kind,
+            self._weights(node, 4, 0),
+            dilation=(node.option(options.DILATION_H, "<i", 1), node.option(options.DILATION_W, "<i", 1)),
+            activation=self._activation_of(node, options.ACTIVATION),
+            **self._window(node, options.PADDING, (options.STRIDE_H, options.STRIDE_W)),
         )
-        if weights["weights"].shape[3] != self._activations[op.inputs[0]].shape[-1]:
-            raise node.refuse("it is a grouped convolution", "groups must be 1, or use DEPTHWISE_CONV_2D")
-        return self._checked(node, op)
 
-    def _depthwise(self, node: _Node, kind: OpKind) -> Op:
+    def _depthwise(self, node: _Node, kind: OpKind) -> None:
         options = schema.DepthwiseConv2DOptions
         weights = self._weights(node, 4, 3)
-        dilation = (node.option(options.DILATION_H, "<i", 1), node.option(options.DILATION_W, "<i", 1))
-        window = self._window(node, options.PADDING, (options.STRIDE_H, options.STRIDE_W))
-        activation = self._activation_of(node, options.ACTIVATION)
-        op = self._base(
-            node, kind, activation=activation, dilation=dilation, kernel=weights["weights"].shape[1:3], **window, **weights
-        )
         # The option is redundant and other tools leave it zero: the shapes decide.
-        channels = self._activations[op.inputs[0]].shape[-1]
-        multiplier = max(1, weights["weights"].shape[3] // channels)
-        return self._checked(node, Op(**{**vars(op), "depth_multiplier": multiplier}))
+        channels = self._shape(self._activation(node.inputs[0], node))[-1]
+        self._put_convolution(
+            node,
+            kind,
+            weights,
+            dilation=(node.option(options.DILATION_H, "<i", 1), node.option(options.DILATION_W, "<i", 1)),
+            activation=self._activation_of(node, options.ACTIVATION),
+            depth_multiplier=max(1, weights["weights"].shape[3] // channels),
+            **self._window(node, options.PADDING, (options.STRIDE_H, options.STRIDE_W)),
+        )
 
-    def _checked(self, node: _Node, op: Op) -> Op:
-        if min(op.dilation) < 1:
-            raise PackageError(f"{self._name}: node {node.index} has dilation {op.dilation}")
-        return op
+    def _put_convolution(self, node: _Node, kind: OpKind, weights: dict[str, Any], **fields: Any) -> None:  # noqa: ANN401
+        if min(fields["dilation"]) < 1:
+            raise PackageError(f"{self._name}: node {node.index} has dilation {fields['dilation']}")
+        source, output = self._ends(node)
+        self._put(node, kind, (source,), output, kernel=weights["weights"].shape[1:3], **weights, **fields)
 
-    def _dense(self, node: _Node, kind: OpKind) -> Op:
+    def _dense(self, node: _Node, kind: OpKind) -> None:
         options = schema.FullyConnectedOptions
         if node.option(options.WEIGHTS_FORMAT, "<b"):
             raise node.refuse("its weights are shuffled", "export with the default weights format")
         activation = self._activation_of(node, options.ACTIVATION)
-        return self._base(node, kind, activation=activation, **self._weights(node, 2, 0))
+        weights = self._weights(node, 2, 0)
+        source, output = self._ends(node)
+        self._put(node, kind, (source,), output, activation=activation, **weights)
 
-    def _add(self, node: _Node, kind: OpKind) -> Op:
+    # ---- operators of two operands ------------------------------------------------------------------------------
+
+    def _binary(self, node: _Node, kind: OpKind) -> None:
         if len(node.inputs) != 2:
-            raise PackageError(f"{self._name}: node {node.index} has {len(node.inputs)} inputs, ADD has 2")
-        op = self._base(node, kind, inputs=2, activation=self._activation_of(node, schema.AddOptions.ACTIVATION))
-        if len({self._activations[name].shape for name in op.inputs}) != 1:
-            raise node.refuse("it broadcasts", "both inputs must have one shape")
-        return op
+            raise PackageError(f"{self._name}: node {node.index} has {len(node.inputs)} inputs, {kind} has 2")
+        activation = self._activation_of(node, (schema.AddOptions if kind is OpKind.ADD else schema.MulOptions).ACTIVATION)
+        # Both operators are symmetric in every bit, so the operands can change places.
+        tensors = sorted(node.inputs, key=lambda tensor: self._tensors[tensor].data is not None)
+        output = self._activation(node.outputs[0], node)
+        shape = self._shape(output)
+        operands = [self._activation(tensors[0], node)]
+        fields: dict[str, Any] = {"activation": activation}
+        if self._tensors[tensors[1]].data is None:
+            operands.append(self._activation(tensors[1], node))
+            operands.sort(key=lambda name: math.prod(self._shape(name)) != math.prod(shape))
+            if not repeats_whole(self._shape(operands[1]), shape):
+                operands[1] = self._put_new(node, OpKind.BROADCAST_TO, operands[1], shape)
+        else:
+            constant = self._constant(node, node.inputs.index(tensors[1]), schema.TYPE_INT8)
+            found = constant.quantization
+            if found is None or found.scale.size != 1 or not -128 <= int(found.zero_point[0]) <= 127:
+                raise node.refuse("its constant has not one scale", "constants need per-tensor quantization")
+            fields |= {"constant": np.asarray(constant.data, np.int8), "constant_quantization": found}
+        if math.prod(self._shape(operands[0])) != math.prod(shape):
+            operands[0] = self._put_new(node, OpKind.BROADCAST_TO, operands[0], shape)
+        self._put(node, kind, tuple(operands), output, **fields)
 
-    def _pool(self, node: _Node, kind: OpKind) -> Op:
+    # ---- windows and sums -----------------------------------------------------------------------------------------
+
+    def _pool(self, node: _Node, kind: OpKind) -> None:
         options = schema.Pool2DOptions
         kernel = (node.option(options.FILTER_H, "<i"), node.option(options.FILTER_W, "<i"))
         if min(kernel) < 1:
             raise PackageError(f"{self._name}: node {node.index} has the window {kernel}")
         window = self._window(node, options.PADDING, (options.STRIDE_H, options.STRIDE_W))
-        return self._base(node, kind, activation=self._activation_of(node, options.ACTIVATION), kernel=kernel, **window)
+        activation = self._activation_of(node, options.ACTIVATION)
+        source, output = self._ends(node)
+        self._put(node, kind, (source,), output, activation=activation, kernel=kernel, **window)
 
-    def _mean(self, node: _Node, kind: OpKind) -> Op:
-        op = self._base(node, kind)
-        axes = np.asarray(self._constant(node, 1, schema.TYPE_INT32).data).reshape(-1)
-        rank = len(self._activations[op.inputs[0]].shape)
-        if rank != 4 or sorted({int(axis) % 4 for axis in axes}) != [1, 2]:
-            raise node.refuse(f"it takes the mean over axes {axes.tolist()} of {rank}", "the mean must be over height and width")
-        return op
+    def _mean(self, node: _Node, kind: OpKind) -> None:
+        source, output = self._ends(node)
+        shape = self._shape(source)
+        rank = len(self._file_shape(node.inputs[0]))
+        found = self._integers(node, 1)
+        if not all(-rank <= axis < rank for axis in found):
+            raise node.refuse(f"it takes the mean over axes {found} of {rank}", "axes must be those of the input")
+        shift = len(shape) - rank
+        axes = sorted({axis % rank + shift for axis in found} - {0})
+        if len(shape) == 4 and axes == [1, 2] and self._shape(output) in ((1, 1, 1, shape[3]), (1, shape[3])):
+            self._put(node, kind, (source,), output)
+            return
+        kept = [axis for axis in range(1, len(shape)) if axis not in axes]
+        moved = self._transposed(node, source, (0, *axes, *kept)) if self._is_order_changed(shape, [*axes, *kept]) else source
+        count, rest = math.prod(shape[axis] for axis in axes), math.prod(shape[axis] for axis in kept)
+        image = self._reshaped(node, moved, (1, count, 1, rest))
+        if self._shape(output) in ((1, rest), (1, 1, 1, rest)):
+            self._put(node, kind, (image,), output)
+            return
+        mean = self._fresh(f"{output}.mean")
+        self._activations[mean] = replace(self._activations[output], name=mean, shape=(1, rest))
+        self._put(node, kind, (image,), mean)
+        self._put(node, OpKind.RESHAPE, (mean,), output)
 
-    def _pad(self, node: _Node, kind: OpKind) -> Op:
-        paddings = np.asarray(self._constant(node, 1, schema.TYPE_INT32).data)
-        if paddings.shape != (4, 2) or paddings[[0, 3]].any() or (paddings < 0).any() or (paddings > 4096).any():
-            raise node.refuse(f"it pads by {paddings.tolist()}", "only height and width of a 4-D tensor can be padded")
-        pads = (int(paddings[1, 0]), int(paddings[1, 1]), int(paddings[2, 0]), int(paddings[2, 1]))
-        return self._base(node, kind, pads=pads)
+    @staticmethod
+    def _is_order_changed(shape: tuple[int, ...], order: list[int]) -> bool:
+        """Whether bytes move when the axes are put into that order: axes of length 1 do not count."""
+        long = [axis for axis in order if shape[axis] > 1]
+        return long != sorted(long)
 
-    def _relu(self, node: _Node, kind: OpKind) -> Op:
-        is_six = node.code == schema.RELU6_CODE
-        return self._base(node, kind, activation=Activation.RELU6 if is_six else Activation.RELU)
+    def _pad(self, node: _Node, kind: OpKind) -> None:
+        source, output = self._ends(node)
+        shape = self._shape(source)
+        found = self._integers(node, 1)
+        pads = [(found[i], found[i + 1]) for i in range(0, len(found) - 1, 2)]
+        pads = [(0, 0)] * (len(shape) - len(pads)) + pads
+        if len(pads) != len(shape) or len(found) % 2 or any(not 0 <= pad <= 4096 for pair in pads for pad in pair):
+            raise node.refuse(f"it pads {shape} by {found}", "paddings must be constant, not negative and 4096 at most")
+        if any(pads[0]):
+            raise node.refuse("it pads the batch", "pad other axes")
+        value = self._pad_value(node)
+        if len(shape) == 4 and not any(pads[3]):
+            self._put(node, kind, (source,), output, pads=(*pads[1], *pads[2]), pad_value=value)
+            return
+        current = source
+        for axis, (before, after) in enumerate(pads):
+            if before or after:
+                size = self._shape(current)
+                outer, inner = math.prod(size[:axis]), math.prod(size[axis + 1 :])
+                image = self._reshaped(node, current, (1, outer, size[axis], inner))
+                wide = (1, outer, size[axis] + before + after, inner)
+                padded = self._put_new(node, kind, image, wide, pads=(0, 0, before, after), pad_value=value)
+                current = self._reshaped(node, padded, (*size[:axis], wide[2], *size[axis + 1 :]))
+        self._close(node, current)
 
-    def _reshape(self, node: _Node, kind: OpKind) -> Op:
-        return self._base(node, kind)
+    def _pad_value(self, node: _Node) -> int | None:
+        if len(node.inputs) < 3 or node.inputs[2] < 0:
+            return None
+        constant = self._constant(node, 2, schema.TYPE_INT8)
+        values = np.asarray(constant.data).reshape(-1)
+        source = self._tensors[node.inputs[0]].quantization
+        found = constant.quantization
+        is_same = found is not None and source is not None and found.scale.size == 1 and found.scale[0] == source.scale[0]
+        if values.size != 1 or not is_same or found.zero_point[0] != source.zero_point[0]:  # type: ignore[union-attr]
+            raise node.refuse("its padding value has another quantization than its input", "they must be equal")
+        return int(values[0])
+
+    def _softmax(self, node: _Node, kind: OpKind) -> None:
+        self._plain(node, kind, beta=node.real_option(schema.SoftmaxOptions.BETA))
+
+    # ---- functions of one element -----------------------------------------------------------------------------
+
+    def _plain(self, node: _Node, kind: OpKind, **fields: Any) -> None:  # noqa: ANN401 - fields of Op
+        source, output = self._ends(node)
+        self._put(node, kind, (source,), output, **fields)
+
+    def _relu(self, node: _Node, kind: OpKind) -> None:
+        clamps = {schema.RELU6_CODE: Activation.RELU6, schema.RELU_N1_TO_1_CODE: Activation.RELU_N1_TO_1}
+        self._plain(node, kind, activation=clamps.get(node.code, Activation.RELU))
+
+    def _leaky_relu(self, node: _Node, kind: OpKind) -> None:
+        self._plain(node, kind, alpha=node.real_option(schema.LeakyReluOptions.ALPHA))
+
+    # ---- operators that move values -----------------------------------------------------------------------------
+
+    def _concatenation(self, node: _Node, kind: OpKind) -> None:
+        if self._activation_of(node, schema.ConcatenationOptions.ACTIVATION) is not Activation.NONE:
+            raise node.refuse("it has a fused activation", "use none")
+        output = self._activation(node.outputs[0], node)
+        rank = len(self._file_shape(node.outputs[0]))
+        axis = node.option(schema.ConcatenationOptions.AXIS, "<i")
+        if not -rank <= axis < rank or any(len(self._file_shape(tensor)) != rank for tensor in node.inputs if tensor >= 0):
+            raise PackageError(f"{self._name}: node {node.index} concatenates along axis {axis} of {rank}")
+        shift = len(self._shape(output)) - rank
+        parts = []
+        for tensor in node.inputs:
+            part = self._activation(tensor, node)
+            parts.append(self._reshaped(node, part, (1,) * shift + self._file_shape(tensor)))
+        if len(parts) == 1:
+            self._close(node, parts[0])
+            return
+        self._put(node, kind, tuple(parts), output, axis=axis % rank + shift)
+
+    def _strided_slice(self, node: _Node, _: OpKind) -> None:
+        options = schema.StridedSliceOptions
+        if node.option(options.ELLIPSIS_MASK, "<i") or node.option(options.NEW_AXIS_MASK, "<i"):
+            raise node.refuse("it has an ellipsis or a new axis", "name every axis of the input")
+        if node.option(options.OFFSET, "<b"):
+            raise node.refuse("its ends count from its starts", "name the ends themselves")
+        begins, ends, steps = (self._integers(node, position) for position in (1, 2, 3))
+        shape = self._file_shape(node.inputs[0])
+        if not len(begins) == len(ends) == len(steps) == len(shape) or 0 in steps:
+            raise node.refuse(f"it slices {shape} from {begins} to {ends} by {steps}", "name every axis of the input")
+        masks = [node.option(field, "<i") for field in (options.BEGIN_MASK, options.END_MASK, options.SHRINK_AXIS_MASK)]
+        ranges = []
+        for axis, (begin, end, step, size) in enumerate(zip(begins, ends, steps, shape, strict=True)):
+            is_open, is_endless, is_shrunk = (bool(mask >> axis & 1) for mask in masks)
+            indices = range(*slice(None if is_open else begin, None if is_endless else end, step).indices(size))
+            if is_shrunk:
+                first = (0 if is_open else begin) % size if size else 0
+                indices = range(first, first + 1)
+            ranges.append(indices)
+        self._put_slice(node, ranges)
+
+    def _slice(self, node: _Node, _: OpKind) -> None:
+        begins, sizes = self._integers(node, 1), self._integers(node, 2)
+        shape = self._file_shape(node.inputs[0])
+        if not len(begins) == len(sizes) == len(shape):
+            raise node.refuse(f"it slices {shape} from {begins} by {sizes}", "name every axis of the input")
+        ends = [whole if size == -1 else begin + size for begin, size, whole in zip(begins, sizes, shape, strict=True)]
+        self._put_slice(node, [range(begin, end) for begin, end in zip(begins, ends, strict=True)])
+
+    def _put_slice(self, node: _Node, ranges: list[range]) -> None:
+        """The elements of those indices of each axis of the file's input."""
+        if any(not indices for indices in ranges):
+            raise node.refuse("it takes no element", "slices must not be empty")
+        source = self._activation(node.inputs[0], node)
+        rank = len(self._shape(source))
+        ranges = [range(1)] * (rank - len(ranges)) + ranges
+        part = source
+        if any(len(indices) != size for indices, size in zip(ranges, self._shape(source), strict=True)) or any(
+            indices.step < 0 and len(indices) > 1 for indices in ranges
+        ):
+            steps = tuple(indices.step if len(indices) > 1 else 1 for indices in ranges)
+            shape = tuple(len(indices) for indices in ranges)
+            starts = tuple(indices.start for indices in ranges)
+            part = self._put_new(node, OpKind.STRIDED_SLICE, source, shape, starts=starts, steps=steps)
+        self._close(node, part)
+
+    def _transpose(self, node: _Node, _: OpKind) -> None:
+        source = self._activation(node.inputs[0], node)
+        shape = self._file_shape(node.inputs[0])
+        permutation = self._integers(node, 1)
+        if sorted(permutation) != list(range(len(shape))):
+            raise node.refuse(f"its axes {permutation} are no permutation", f"name each axis of {shape} once")
+        moved = source
+        if self._is_order_changed(shape, permutation):
+            if permutation[0] == 0 and self._shape(source) == shape:
+                moved = self._transposed(node, source, tuple(permutation))
+            else:
+                lengths, order = _merged_axes(shape, permutation)
+                whole = self._reshaped(node, source, (1, *lengths))
+                moved = self._transposed(node, whole, (0, *(axis + 1 for axis in order)))
+        self._close(node, moved)
+
+
+def _merged_axes(shape: tuple[int, ...], permutation: list[int]) -> tuple[list[int], list[int]]:
+    """The same transposition of as few axes as can be: without those of length 1, those that stay neighbours as one."""
+    long = [axis for axis in range(len(shape)) if shape[axis] > 1]
+    order = [long.index(axis) for axis in permutation if shape[axis] > 1]
+    first = [axis for place, axis in enumerate(order) if place == 0 or order[place - 1] != axis - 1]
+    starts = sorted(first)
+    lengths = [
+        math.prod(shape[long[axis]] for axis in range(start, end))
+        for start, end in zip(starts, [*starts[1:], len(long)], strict=True)
+    ]
+    return lengths, [starts.index(axis) for axis in first]

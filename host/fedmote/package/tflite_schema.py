@@ -103,6 +103,81 @@ class AddOptions:
     COUNT = 1
 
 
+class MulOptions:
+    """Options of MUL."""
+
+    UNION = 21
+    ACTIVATION = 0
+    COUNT = 1
+
+
+class ConcatenationOptions:
+    """Options of CONCATENATION."""
+
+    UNION = 10
+    AXIS, ACTIVATION = range(2)
+    COUNT = 2
+
+
+class SoftmaxOptions:
+    """Options of SOFTMAX."""
+
+    UNION = 9
+    BETA = 0
+    COUNT = 1
+
+
+class LeakyReluOptions:
+    """Options of LEAKY_RELU."""
+
+    UNION = 75
+    ALPHA = 0
+    COUNT = 1
+
+
+class StridedSliceOptions:
+    """Options of STRIDED_SLICE; masks have a bit for each axis."""
+
+    UNION = 32
+    BEGIN_MASK, END_MASK, ELLIPSIS_MASK, NEW_AXIS_MASK, SHRINK_AXIS_MASK, OFFSET = range(6)
+    COUNT = 6
+
+
+class TransposeOptions:
+    """Options of TRANSPOSE: none."""
+
+    UNION = 26
+    COUNT = 0
+
+
+class QuantizeOptions:
+    """Options of QUANTIZE: none."""
+
+    UNION = 89
+    COUNT = 0
+
+
+class HardSwishOptions:
+    """Options of HARD_SWISH: none."""
+
+    UNION = 91
+    COUNT = 0
+
+
+class BroadcastToOptions:
+    """Options of BROADCAST_TO: none."""
+
+    UNION = 104
+    COUNT = 0
+
+
+class PadV2Options:
+    """Options of PADV2: none."""
+
+    UNION = 43
+    COUNT = 0
+
+
 class ReshapeOptions:
     """Options of RESHAPE."""
 
@@ -128,8 +203,10 @@ class ReducerOptions:
 
 TYPE_FLOAT32: Final = 0
 TYPE_INT32: Final = 2
+TYPE_UINT8: Final = 3
 TYPE_INT64: Final = 4
 TYPE_INT8: Final = 9
+TYPE_INT4: Final = 17  # two to a byte, the first in the low half
 TYPE_NAMES: Final = {
     0: "float32",
     1: "float16",
@@ -140,31 +217,55 @@ TYPE_NAMES: Final = {
     6: "bool",
     7: "int16",
     9: "int8",
+    17: "int4",
 }
 
 PADDING_CODES: Final = {"SAME": 0, "VALID": 1}
-ACTIVATION_CODES: Final = {Activation.NONE: 0, Activation.RELU: 1, Activation.RELU6: 3}
+ACTIVATION_CODES: Final = {Activation.NONE: 0, Activation.RELU: 1, Activation.RELU_N1_TO_1: 2, Activation.RELU6: 3}
+ACTIVATION_NAMES: Final = {4: "TANH", 5: "SIGN_BIT"}  # those that are not supported
 
-RELU6_CODE: Final = 21  # the graph says RELU with a RELU6 clamp
-SOFTMAX_CODE: Final = 25
 BUILTIN_CODES: Final = {
     OpKind.ADD: 0,
     OpKind.AVERAGE_POOL_2D: 1,
+    OpKind.CONCATENATION: 2,
     OpKind.CONV_2D: 3,
     OpKind.DEPTHWISE_CONV_2D: 4,
     OpKind.FULLY_CONNECTED: 9,
+    OpKind.LOGISTIC: 14,
     OpKind.MAX_POOL_2D: 17,
+    OpKind.MUL: 18,
     OpKind.RELU: 19,
     OpKind.RESHAPE: 22,
+    OpKind.SOFTMAX: 25,
+    OpKind.TANH: 28,
     OpKind.PAD: 34,
+    OpKind.TRANSPOSE: 39,
     OpKind.MEAN: 40,
+    OpKind.STRIDED_SLICE: 45,
+    OpKind.LEAKY_RELU: 98,
+    OpKind.QUANTIZE: 114,
+    OpKind.HARD_SWISH: 117,
+    OpKind.BROADCAST_TO: 130,
+}
+SOFTMAX_CODE: Final = BUILTIN_CODES[OpKind.SOFTMAX]
+QUANTIZE_CODE: Final = BUILTIN_CODES[OpKind.QUANTIZE]
+DEQUANTIZE_CODE: Final = 6
+# Operators that are another form of one of the graph's.
+RELU_N1_TO_1_CODE, RELU6_CODE, SQUEEZE_CODE, PADV2_CODE, SLICE_CODE, EXPAND_DIMS_CODE = 20, 21, 43, 60, 65, 70
+OTHER_FORMS: Final = {
+    RELU_N1_TO_1_CODE: (OpKind.RELU, "RELU_N1_TO_1"),
+    RELU6_CODE: (OpKind.RELU, "RELU6"),
+    SQUEEZE_CODE: (OpKind.RESHAPE, "SQUEEZE"),
+    PADV2_CODE: (OpKind.PAD, "PADV2"),
+    SLICE_CODE: (OpKind.STRIDED_SLICE, "SLICE"),
+    EXPAND_DIMS_CODE: (OpKind.RESHAPE, "EXPAND_DIMS"),
 }
 # Names of further builtin operators, so that a refusal can call them by name.
 OTHER_OPERATORS: Final = {
-    2: "CONCATENATION", 5: "DEPTH_TO_SPACE", 6: "DEQUANTIZE", 14: "LOGISTIC", 16: "LSTM", 18: "MUL", 20: "RELU_N1_TO_1",
-    22: "RESHAPE", 23: "RESIZE_BILINEAR", 25: "SOFTMAX", 27: "SVDF", 28: "TANH", 32: "CUSTOM", 36: "GATHER", 39: "TRANSPOSE",
-    41: "SUB", 42: "DIV", 43: "SQUEEZE", 44: "UNIDIRECTIONAL_SEQUENCE_LSTM", 45: "STRIDED_SLICE", 47: "EXP", 49: "SPLIT",
-    53: "CAST", 54: "PRELU", 55: "MAXIMUM", 56: "ARG_MAX", 57: "MINIMUM", 60: "PADV2", 65: "SLICE", 67: "TRANSPOSE_CONV",
-    70: "EXPAND_DIMS", 74: "SUM", 76: "RSQRT", 77: "SHAPE", 83: "PACK", 88: "UNPACK", 97: "RESIZE_NEAREST_NEIGHBOR",
-    98: "LEAKY_RELU", 99: "SQUARED_DIFFERENCE", 111: "ELU", 114: "QUANTIZE", 117: "HARD_SWISH", 126: "BATCH_MATMUL", 150: "GELU",
+    5: "DEPTH_TO_SPACE", 6: "DEQUANTIZE", 8: "FLOOR", 11: "L2_NORMALIZATION", 12: "L2_POOL_2D", 16: "LSTM",
+    23: "RESIZE_BILINEAR", 24: "RNN", 26: "SPACE_TO_DEPTH", 27: "SVDF", 32: "CUSTOM", 36: "GATHER", 37: "BATCH_TO_SPACE_ND",
+    38: "SPACE_TO_BATCH_ND", 41: "SUB", 42: "DIV", 44: "UNIDIRECTIONAL_SEQUENCE_LSTM", 47: "EXP", 49: "SPLIT", 50: "LOG_SOFTMAX",
+    53: "CAST", 54: "PRELU", 55: "MAXIMUM", 56: "ARG_MAX", 57: "MINIMUM", 59: "NEG", 67: "TRANSPOSE_CONV", 69: "TILE",
+    74: "SUM", 75: "SQRT", 76: "RSQRT", 77: "SHAPE", 82: "REDUCE_MAX", 83: "PACK", 88: "UNPACK", 97: "RESIZE_NEAREST_NEIGHBOR",
+    99: "SQUARED_DIFFERENCE", 100: "MIRROR_PAD", 101: "ABS", 102: "SPLIT_V", 111: "ELU", 126: "BATCH_MATMUL", 150: "GELU",
 }  # fmt: skip

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from fedmote.errors import PackageError
 from fedmote.package import fixed_point
 from fedmote.package import tflite_schema as schema
+from fedmote.package.arrangement import pack_int4
 from fedmote.package.graph import Activation, Graph, Op, OpKind, Quantization
 
 _BUFFER_ALIGN = 16  # the schema's force_align: interpreters read weights in place
@@ -126,24 +127,44 @@ class _Writer:
         inputs = [self._tensor_of[name] for name in op.inputs]
         if op.weights is not None:
             inputs += self._add_weights(op, index)
-        elif op.kind is OpKind.PAD:
-            top, bottom, left, right = op.pads
-            paddings = np.array([[0, 0], [top, bottom], [left, right], [0, 0]], np.int32)
-            inputs.append(self._add_tensor(f"p{index}", (4, 2), schema.TYPE_INT32, paddings, None))
-        elif op.kind is OpKind.MEAN:
-            inputs.append(self._add_tensor(f"d{index}", (2,), schema.TYPE_INT32, np.array([1, 2], np.int32), None))
-        elif op.kind is OpKind.RESHAPE:
-            shape = np.array(self._graph.activations[op.output].shape, np.int32)
-            inputs.append(self._add_tensor(f"s{index}", (len(shape),), schema.TYPE_INT32, shape, None))
+        elif op.constant is not None:
+            quantization = fixed_point.second_operand(self._graph, op)
+            inputs.append(self._add_tensor(f"k{index}", op.constant.shape, schema.TYPE_INT8, op.constant, quantization))
+        for label, values in self._parameters(op).items():
+            parameter = np.array(values, np.int32)
+            inputs.append(self._add_tensor(f"{label}{index}", parameter.shape, schema.TYPE_INT32, parameter, None))
+        if op.kind is OpKind.PAD and op.pad_value is not None:
+            quantization = fixed_point.quantization_of(self._graph.activations[op.output])
+            value = np.array([op.pad_value], np.int8)
+            inputs.append(self._add_tensor(f"k{index}", (1,), schema.TYPE_INT8, value, quantization))
         label = "y" if op.output == self._graph.output else f"a{index}"
         self._tensor_of[op.output] = self._add_activation(op.output, label)
         return op, inputs, self._tensor_of[op.output]
+
+    def _parameters(self, op: Op) -> dict[str, Sequence[Any]]:
+        """Constant int32 inputs of an operator, in order, by the first letter of their tensors."""
+        shape = self._graph.activations[op.output].shape
+        match op.kind:
+            case OpKind.PAD:
+                return {"p": [[0, 0], op.pads[:2], op.pads[2:], [0, 0]]}
+            case OpKind.MEAN:
+                return {"d": [1, 2]}
+            case OpKind.RESHAPE | OpKind.BROADCAST_TO:
+                return {"s": shape}
+            case OpKind.TRANSPOSE:
+                return {"t": op.permutation}
+            case OpKind.STRIDED_SLICE:
+                return {"f": op.starts, "l": _slice_ends(op, shape), "i": op.steps}
+        return {}
 
     def _add_weights(self, op: Op, index: int) -> list[int]:
         if op.weights is None or op.bias is None or op.weight_quantization is None or op.weights.dtype != np.int8:
             raise PackageError(f"{op.name}: {op.kind} is not quantized")
         scales = op.weight_quantization
-        weights = self._add_tensor(f"w{index}", op.weights.shape, schema.TYPE_INT8, op.weights, scales)
+        if op.weight_bits == 4:
+            weights = self._add_tensor(f"w{index}", op.weights.shape, schema.TYPE_INT4, pack_int4(op.weights), scales)
+        else:
+            weights = self._add_tensor(f"w{index}", op.weights.shape, schema.TYPE_INT8, op.weights, scales)
         bias_quantization = None
         if scales.scale.size == 1:
             source = fixed_point.quantization_of(self._graph.activations[op.inputs[0]])
@@ -219,7 +240,7 @@ class _Writer:
     def _operator_code(self, code: int, version: int) -> int:
         return self._table(
             schema.OperatorCode.COUNT,
-            (schema.OperatorCode.DEPRECATED_BUILTIN_CODE, ("Int8", code), 0),
+            (schema.OperatorCode.DEPRECATED_BUILTIN_CODE, ("Int8", min(code, 127)), 0),
             (schema.OperatorCode.VERSION, ("Int32", version), 1),
             (schema.OperatorCode.BUILTIN_CODE, ("Int32", code), 0),
         )
@@ -268,27 +289,83 @@ class _Writer:
         return self._small_options(op, activation)
 
     def _small_options(self, op: Op, activation: tuple[str, int]) -> tuple[int, int | None]:
-        if op.kind is OpKind.FULLY_CONNECTED:
-            dense = schema.FullyConnectedOptions
-            return dense.UNION, self._table(dense.COUNT, (dense.ACTIVATION, activation, 0))
-        if op.kind is OpKind.ADD:
-            return schema.AddOptions.UNION, self._table(schema.AddOptions.COUNT, (schema.AddOptions.ACTIVATION, activation, 0))
-        if op.kind is OpKind.MEAN:
-            is_kept = len(self._graph.activations[op.output].shape) == 4
-            reducer = schema.ReducerOptions
-            return reducer.UNION, self._table(reducer.COUNT, (reducer.KEEP_DIMS, ("Bool", is_kept), 0))
-        if op.kind is OpKind.RESHAPE:
-            shape = self._int32s(self._graph.activations[op.output].shape)
-            reshape = schema.ReshapeOptions
-            return reshape.UNION, self._table(reshape.COUNT, (reshape.NEW_SHAPE, shape, None))
-        if op.kind is OpKind.PAD:
-            return schema.PadOptions.UNION, self._table(schema.PadOptions.COUNT)
+        shape = self._graph.activations[op.output].shape
+        match op.kind:
+            case OpKind.FULLY_CONNECTED:
+                dense = schema.FullyConnectedOptions
+                fields: list[Field] = [(dense.ACTIVATION, activation, 0)]
+                if len(shape) > 2:
+                    fields.append((dense.KEEP_NUM_DIMS, ("Bool", True), 0))
+                return dense.UNION, self._table(dense.COUNT, *fields)
+            case OpKind.ADD:
+                return schema.AddOptions.UNION, self._table(
+                    schema.AddOptions.COUNT, (schema.AddOptions.ACTIVATION, activation, 0)
+                )
+            case OpKind.MUL:
+                return schema.MulOptions.UNION, self._table(
+                    schema.MulOptions.COUNT, (schema.MulOptions.ACTIVATION, activation, 0)
+                )
+            case OpKind.MEAN:
+                reducer = schema.ReducerOptions
+                return reducer.UNION, self._table(reducer.COUNT, (reducer.KEEP_DIMS, ("Bool", len(shape) == 4), 0))
+            case OpKind.RESHAPE:
+                new_shape = self._int32s(shape)
+                reshape = schema.ReshapeOptions
+                return reshape.UNION, self._table(reshape.COUNT, (reshape.NEW_SHAPE, new_shape, None))
+            case OpKind.CONCATENATION:
+                concatenation = schema.ConcatenationOptions
+                axis = (concatenation.AXIS, ("Int32", op.axis), 0)
+                return concatenation.UNION, self._table(concatenation.COUNT, axis)
+            case OpKind.SOFTMAX:
+                softmax = schema.SoftmaxOptions
+                return softmax.UNION, self._table(softmax.COUNT, (softmax.BETA, ("Float32", op.beta), 0.0))
+            case OpKind.LEAKY_RELU:
+                leaky = schema.LeakyReluOptions
+                return leaky.UNION, self._table(leaky.COUNT, (leaky.ALPHA, ("Float32", op.alpha), 0.0))
+            case OpKind.STRIDED_SLICE:
+                strided = schema.StridedSliceOptions
+                ends = _slice_ends(op, shape)
+                mask = sum(1 << axis for axis, end in enumerate(ends) if end < 0)
+                return strided.UNION, self._table(strided.COUNT, (strided.END_MASK, ("Int32", mask), 0))
+        unions = {
+            OpKind.PAD: schema.PadOptions if op.pad_value is None else schema.PadV2Options,
+            OpKind.TRANSPOSE: schema.TransposeOptions,
+            OpKind.QUANTIZE: schema.QuantizeOptions,
+            OpKind.HARD_SWISH: schema.HardSwishOptions,
+            OpKind.BROADCAST_TO: schema.BroadcastToOptions,
+        }
+        if op.kind in unions:
+            return unions[op.kind].UNION, self._table(unions[op.kind].COUNT)
         return 0, None
 
 
+def _slice_ends(op: Op, shape: tuple[int, ...]) -> list[int]:
+    """Index behind the last element of each axis; -1 in front of the first one is said by a mask."""
+    return [
+        start + (length - 1) * step + (1 if step > 0 else -1)
+        for start, step, length in zip(op.starts, op.steps, shape, strict=True)
+    ]
+
+
+_RELU_KEYS = {
+    Activation.RELU6: (schema.RELU6_CODE, 2),
+    Activation.RELU_N1_TO_1: (schema.RELU_N1_TO_1_CODE, 1),
+}
+# Lowest versions that have int8 (and, where there are weights, a scale per channel); 2 for all others.
+_VERSIONS = {
+    OpKind.CONV_2D: 3,
+    OpKind.DEPTHWISE_CONV_2D: 3,
+    OpKind.FULLY_CONNECTED: 4,
+    OpKind.RESHAPE: 1,
+    OpKind.HARD_SWISH: 1,
+    OpKind.QUANTIZE: 1,
+}
+
+
 def _operator_key(op: Op) -> tuple[int, int]:
-    """(builtin code, version): the lowest version of the operator that has int8 with per-channel weights."""
-    if op.kind is OpKind.RELU and op.activation is Activation.RELU6:
-        return schema.RELU6_CODE, 2
-    versions = {OpKind.CONV_2D: 3, OpKind.DEPTHWISE_CONV_2D: 3, OpKind.FULLY_CONNECTED: 4, OpKind.RESHAPE: 1}
-    return schema.BUILTIN_CODES[op.kind], versions.get(op.kind, 2)
+    """(builtin code, version)."""
+    if op.kind is OpKind.RELU and op.activation in _RELU_KEYS:
+        return _RELU_KEYS[op.activation]
+    if op.kind is OpKind.PAD and op.pad_value is not None:
+        return schema.PADV2_CODE, 2
+    return schema.BUILTIN_CODES[op.kind], _VERSIONS.get(op.kind, 2)

@@ -24,6 +24,7 @@ from torch.nn import functional as F
 
 from fedmote.errors import ConfigError
 from fedmote.tensors import Tensors, shape_complaint
+from fedmote.wire.schema import Loss
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +76,9 @@ class Recipe:
     """How to train: the numbers of a plan.
 
     Attributes:
-        epochs, batch, learning_rate, momentum: of SGD.
+        epochs, batch, learning_rate, momentum, weight_decay: of SGD.
+        clip_norm: largest norm of a mini-batch's gradient; None: no clipping.
+        loss: what is made small.
         seed: words of the seed of the order of samples.
     """
 
@@ -84,6 +87,9 @@ class Recipe:
     learning_rate: float
     momentum: float
     seed: tuple[int, ...] = field(default=(0,))
+    weight_decay: float = 0.0
+    clip_norm: float | None = None
+    loss: Loss = Loss.CROSS_ENTROPY
 
 
 @dataclass(frozen=True)
@@ -93,7 +99,7 @@ class Outcome:
     Attributes:
         tensors: all float tensors of the model afterwards, statistics included.
         num_trained: sample-trainings over all epochs.
-        loss: mean cross-entropy over all samples before, in evaluation mode; 0 without samples.
+        loss: mean loss over all samples before, in evaluation mode; 0 without samples.
         loss_after: the same afterwards.
     """
 
@@ -146,8 +152,9 @@ def train(model: nn.Module, samples: Samples, recipe: Recipe) -> Outcome:
     The result is a pure function of the model's tensors, the samples in their order, and the recipe.
     """
     x, y = torch.from_numpy(samples.x), torch.from_numpy(samples.y)
-    loss_before = mean_loss(model, x, y)
-    optimizer = torch.optim.SGD(model.parameters(), lr=recipe.learning_rate, momentum=recipe.momentum)
+    loss_before = mean_loss(model, x, y, recipe.loss)
+    parameters = list(model.parameters())
+    optimizer = torch.optim.SGD(parameters, lr=recipe.learning_rate, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
     generator = np.random.default_rng(recipe.seed)
     num_trained = 0
     model.train()
@@ -156,11 +163,13 @@ def train(model: nn.Module, samples: Samples, recipe: Recipe) -> Outcome:
         for part in even_batches(chosen, recipe.batch):
             batch = torch.from_numpy(part)
             optimizer.zero_grad()
-            F.cross_entropy(model(x[batch]), y[batch]).backward()  # type: ignore[no-untyped-call]
+            loss_of(model(x[batch]), y[batch], recipe.loss).backward()  # type: ignore[no-untyped-call]
+            if recipe.clip_norm is not None:
+                torch.nn.utils.clip_grad_norm_(parameters, recipe.clip_norm)
             optimizer.step()
             num_trained += len(batch)
     model.eval()
-    return Outcome(read_tensors(model), num_trained, loss_before, mean_loss(model, x, y))
+    return Outcome(read_tensors(model), num_trained, loss_before, mean_loss(model, x, y, recipe.loss))
 
 
 def even_batches(chosen: NDArray[np.int64], batch: int) -> list[NDArray[np.int64]]:
@@ -175,12 +184,19 @@ def even_batches(chosen: NDArray[np.int64], batch: int) -> list[NDArray[np.int64
     return np.array_split(chosen, num_batches)
 
 
-def mean_loss(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> float:
-    """Mean cross-entropy in evaluation mode; 0 where there are no samples."""
+def loss_of(logits: torch.Tensor, y: torch.Tensor, loss: Loss) -> torch.Tensor:
+    """Mean loss of logits (n, classes), as on a device."""
+    if loss is Loss.SQUARED_ERROR:
+        return F.mse_loss(logits, F.one_hot(y, logits.shape[1]).to(logits.dtype))
+    return F.cross_entropy(logits, y)
+
+
+def mean_loss(model: nn.Module, x: torch.Tensor, y: torch.Tensor, loss: Loss = Loss.CROSS_ENTROPY) -> float:
+    """Mean loss in evaluation mode; 0 where there are no samples."""
     if not len(y):
         return 0.0
     logits = logits_of(model, x)
-    return float(F.cross_entropy(logits, y))
+    return float(loss_of(logits, y, loss))
 
 
 def logits_of(model: nn.Module, x: torch.Tensor) -> torch.Tensor:

@@ -31,7 +31,7 @@ from fedmote.strategies.f32 import RANGE_PREFIX
 from fedmote.tensors import dump_safetensors, load_metadata, load_safetensors
 from fedmote.wire.blobs import decode_selected_samples
 from fedmote.wire.codec import Message
-from fedmote.wire.schema import Status
+from fedmote.wire.schema import Loss, Status
 
 _MICRO = 1_000_000
 _U32_MAX = 0xFFFFFFFF
@@ -119,9 +119,7 @@ class Trainer:
         model = self._factory()
         write_tensors(model, base)
         seed = (plan["seed"], self._seed, zlib.crc32(id.encode()))
-        recipe = Recipe(
-            plan["epochs"], plan["batch"], plan["learning_rate_micro"] / _MICRO, plan["momentum_micro"] / _MICRO, seed
-        )
+        recipe = recipe_of(plan, seed)
         outcome = train(model, samples, recipe)
         update = {name: after - base[name] for name, after in outcome.tensors.items()}
         update |= range_tensors(seen_ranges(manifest, outcome.tensors, samples))
@@ -132,6 +130,20 @@ class Trainer:
             "loss_after_micro": micro(outcome.loss_after),
         }
         return Trained(dump_safetensors(update), numbers)
+
+
+def recipe_of(plan: Message, seed: tuple[int, ...]) -> Recipe:
+    """How a plan says to train."""
+    return Recipe(
+        plan["epochs"],
+        plan["batch"],
+        plan["learning_rate_micro"] / _MICRO,
+        plan["momentum_micro"] / _MICRO,
+        seed,
+        plan["weight_decay_micro"] / _MICRO if "weight_decay_micro" in plan else 0.0,
+        plan["clip_norm_micro"] / _MICRO if "clip_norm_micro" in plan else None,
+        Loss(plan["loss"]) if "loss" in plan else Loss.CROSS_ENTROPY,
+    )
 
 
 def seen_ranges(manifest: HostManifest, tensors: Tensors, samples: Samples) -> Ranges:

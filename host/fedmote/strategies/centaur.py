@@ -19,7 +19,7 @@ from fedmote.strategies.f32 import Float32
 from fedmote.strategies.random_cells import RandomCells
 from fedmote.strategies.seams import Cell, Participants, Strategy, Training
 from fedmote.strategies.selected_samples import SelectedSamples
-from fedmote.wire.schema import Role
+from fedmote.wire.schema import Loss, Role
 
 _IGNORED = {"none": None, "devices": Role.DEVICE, "partners": Role.PARTNER}
 
@@ -33,7 +33,7 @@ def centaur(config: StrategyConfig, cells: Sequence[Cell]) -> Strategy:
     _refuse_nonsense(config, cells)
     plan = SelectedSamples(config.form, device_training(config), partner_training(config))
     aggregation = CoveredMean(config.uncovered, config.weights, config.server_learning_rate, _IGNORED[config.ignore])
-    return Strategy(f"centaur/{config.form}", participants(config, cells), plan, Float32(), aggregation)
+    return Strategy(f"centaur/{config.form}", participants(config, cells), plan, Float32(plan.device), aggregation)
 
 
 def _refuse_nonsense(config: StrategyConfig, cells: Sequence[Cell]) -> None:
@@ -86,9 +86,22 @@ def device_training(config: StrategyConfig) -> Training:
         config.gain,
         config.is_sending_samples,
         config.max_send,
+        config.weight_decay,
+        config.clip_norm,
+        Loss[config.loss.upper()],
+        config.trained_layers,
+        config.is_bias_only,
     )
 
 
 def partner_training(config: StrategyConfig) -> Training:
     """A partner's numbers; it takes what it is sent, and selects nothing itself."""
-    return Training(config.partner_epochs, config.partner_batch, config.partner_learning_rate, config.partner_momentum)
+    return Training(
+        config.partner_epochs,
+        config.partner_batch,
+        config.partner_learning_rate,
+        config.partner_momentum,
+        weight_decay=config.partner_weight_decay,
+        clip_norm=config.partner_clip_norm,
+        loss=Loss[config.loss.upper()],
+    )

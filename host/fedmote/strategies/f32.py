@@ -16,7 +16,7 @@ import numpy as np
 from fedmote.aggregation.ranges import Ranges, range_complaint
 from fedmote.errors import ConfigError, RemoteWireError
 from fedmote.package.head import head_tensors
-from fedmote.strategies.seams import Decoded, ModelShape
+from fedmote.strategies.seams import Decoded, ModelShape, Training
 from fedmote.tensors import Tensors, finite_complaint, load_safetensors, shape_complaint
 from fedmote.wire.blobs import decode_head_update
 from fedmote.wire.schema import Role, Status
@@ -32,7 +32,13 @@ _FILE_OVERHEAD_BYTES = 4096
 
 @dataclass(frozen=True)
 class Float32:
-    """Updates as float32 deltas."""
+    """Updates as float32 deltas.
+
+    Attributes:
+        device: how devices train: what they leave alone is not part of their update and does not pull the mean; None: all.
+    """
+
+    device: Training | None = None
 
     def max_bytes(self, role: Role, model: ModelShape) -> int:
         """Exact for a device but for the CBOR heads; generous in the JSON header of a partner."""
@@ -44,16 +50,16 @@ class Float32:
 
     def decode(self, role: Role, blob: bytes, model: ModelShape) -> Decoded:
         """Read an update of either role and check names, shapes and values."""
-        decoded = _decode_head(blob, model) if role is Role.DEVICE else _decode_full(blob, model)
+        decoded = self._decode_head(blob, model) if role is Role.DEVICE else _decode_full(blob, model)
         complaint = finite_complaint(decoded.tensors)
         if complaint:
             raise RemoteWireError(Status.UPDATE_NOT_FINITE, complaint)
         return decoded
 
-
-def _decode_head(blob: bytes, model: ModelShape) -> Decoded:
-    values = decode_head_update(blob, model.num_head_parameters)
-    return Decoded(head_tensors(model.layers, values), {})
+    def _decode_head(self, blob: bytes, model: ModelShape) -> Decoded:
+        tensors = head_tensors(model.layers, decode_head_update(blob, model.num_head_parameters))
+        trained = model.head if self.device is None else self.device.trained_head(model.layers)
+        return Decoded({name: tensors[name] for name in model.head if name in trained}, {})
 
 
 def _decode_full(blob: bytes, model: ModelShape) -> Decoded:

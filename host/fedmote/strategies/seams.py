@@ -24,7 +24,7 @@ from fedmote.aggregation.ranges import Ranges
 from fedmote.package.graph import HeadLayer
 from fedmote.package.head import parameter_count
 from fedmote.tensors import Tensors
-from fedmote.wire.schema import Phase, Role
+from fedmote.wire.schema import Loss, Phase, Role
 
 
 @dataclass(frozen=True)
@@ -94,10 +94,14 @@ class Training:
     """How one participant trains.
 
     Attributes:
-        epochs, batch, learning_rate, momentum: of SGD.
+        epochs, batch, learning_rate, momentum, weight_decay: of SGD.
         alpha, beta, gamma, gamma_order, gain: of the sample selection; see the protocol's section 5.
         is_sending_samples: whether selected samples may go to the cell's own partner.
         max_send: at most this many samples; None: no limit.
+        clip_norm: largest norm of a mini-batch's gradient; None: no clipping.
+        loss: what is made small.
+        trained_layers: so many of the last layers of the head; None: all. Of devices alone.
+        is_bias_only: of these layers only the bias. Of devices alone.
     """
 
     epochs: int
@@ -111,6 +115,11 @@ class Training:
     gain: float = 1.0
     is_sending_samples: bool = False
     max_send: int | None = None
+    weight_decay: float = 0.0
+    clip_norm: float | None = None
+    loss: Loss = Loss.CROSS_ENTROPY
+    trained_layers: int | None = None
+    is_bias_only: bool = False
 
     def fields(self) -> dict[str, int]:
         """The fields of a plan message, in thousandths and millionths.
@@ -124,6 +133,11 @@ class Training:
             "gamma_order": (self.gamma_order, 0),
             "gain_milli": (round(self.gain * 1e3), 1000),
             "is_sending_samples": (int(self.is_sending_samples), 0),
+            "loss": (int(self.loss), int(Loss.CROSS_ENTROPY)),
+            "weight_decay_micro": (round(self.weight_decay * 1e6), 0),
+            "clip_norm_micro": (0 if self.clip_norm is None else max(1, round(self.clip_norm * 1e6)), 0),
+            "trained_layers": (self.trained_layers or 0, 0),
+            "is_bias_only": (int(self.is_bias_only), 0),
         }
         fields = {
             "epochs": self.epochs,
@@ -133,6 +147,11 @@ class Training:
         }
         fields |= {name: value for name, (value, default) in optional.items() if value != default}
         return fields if self.max_send is None else {**fields, "max_send": self.max_send}
+
+    def trained_head(self, layers: Sequence[HeadLayer]) -> tuple[str, ...]:
+        """Names of the head's tensors that are trained; the others come back as they went."""
+        trained = layers if self.trained_layers is None else layers[-self.trained_layers :]
+        return tuple(name for layer in trained for name in ((layer.bias,) if self.is_bias_only else (layer.weight, layer.bias)))
 
 
 @dataclass(frozen=True)

@@ -125,7 +125,13 @@ class Opcode(IntEnum):
     MAX_POOL_2D = 6
     MEAN = 7
     PAD = 8
-    RELU = 9
+    TABLE = 9
+    MUL = 10
+    SOFTMAX = 11
+    STRIDED_COPY = 12
+    CONV_2D_INT4 = 13
+    DEPTHWISE_CONV_2D_INT4 = 14
+    FULLY_CONNECTED_INT4 = 15
 
 
 class Arrangement(IntEnum):
@@ -134,6 +140,20 @@ class Arrangement(IntEnum):
     PLAIN = 0
     CORTEX_M_DSP = 1
     CORTEX_M_HELIUM = 2
+
+
+class Activation(IntEnum):
+    """`activation-*` of the schema."""
+
+    NONE = 0
+    RELU = 1
+
+
+class Loss(IntEnum):
+    """`loss-*` of the schema."""
+
+    CROSS_ENTROPY = 0
+    SQUARED_ERROR = 1
 
 
 class Kind(IntEnum):
@@ -211,6 +231,11 @@ NumberField = Literal[
     "input_bytes",
     "is_online",
     "frame_errors",
+    "loss",
+    "weight_decay_micro",
+    "clip_norm_micro",
+    "trained_layers",
+    "is_bias_only",
 ]
 BytesField = Literal[
     "data",
@@ -280,6 +305,11 @@ FIELDS: Final[dict[str, FieldRule]] = {
     "reason": FieldRule(53, str, 0, 64),
     "is_online": FieldRule(54, int, 0, 1),
     "frame_errors": FieldRule(55, int, 0, 4294967295),
+    "loss": FieldRule(56, int, 0, 1),
+    "weight_decay_micro": FieldRule(57, int, 0, 1000000),
+    "clip_norm_micro": FieldRule(58, int, 1, 4294967295),
+    "trained_layers": FieldRule(59, int, 1, 255),
+    "is_bias_only": FieldRule(60, int, 0, 1),
 }
 
 # Fields of a kind, True where the field is required.
@@ -329,6 +359,11 @@ MESSAGES: Final[dict[Kind, dict[str, bool]]] = {
         "gain_milli": False,
         "is_sending_samples": False,
         "max_send": False,
+        "loss": False,
+        "weight_decay_micro": False,
+        "clip_norm_micro": False,
+        "trained_layers": False,
+        "is_bias_only": False,
     },
     Kind.GET: {
         "handle": True,

@@ -61,7 +61,8 @@ class Lesson:
     def device(self, actor):
         checkpoint = self.checkpoints.load(actor.plan["version"])
         package = self.deployed.packages(checkpoint.tensors, checkpoint.ranges, checkpoint.version).package
-        weights, bias = Package.read(actor.blobs[0]).head()
+        (layer,) = Package.read(actor.blobs[0]).head
+        weights, bias = layer.weights, layer.bias
         if len(actor.blobs) == 2:
             newer = np.frombuffer(actor.blobs[1], "<f4")
             weights, bias = newer[: weights.size].reshape(weights.shape), newer[weights.size :]

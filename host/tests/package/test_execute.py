@@ -9,7 +9,7 @@ import pytest
 from fedmote.errors import ConversionError
 from fedmote.package.execute import observe, run_float, run_int8
 from fedmote.package.fold import bind
-from fedmote.package.graph import Activation, OpKind
+from fedmote.package.graph import BINARY, WEIGHTED, Activation, OpKind
 from fedmote.package.quantize import dequantize_values, quantize, quantize_input
 from fedmote.package.specimen import random_graph, random_int8_graph, random_samples
 from fedmote.package.tflite_reader import read
@@ -31,16 +31,29 @@ def test_integer_executor_equals_tflite_micro_in_every_byte(first, run_tflm):
 def test_random_graphs_meet_every_operator_with_every_clamp_and_padding():
     met = Counter()
     for seed in range(400):
-        for op in random_int8_graph(seed).ops:
+        graph = random_int8_graph(seed)
+        for op in graph.ops:
             met[op.kind] += 1
             met[op.kind, op.activation] += 1
             met[op.kind, op.padding] += 1
+            met["4 bits", op.kind] += op.weight_bits == 4
+            met["one scale"] += op.weight_quantization is not None and op.weight_quantization.scale.size == 1
+            met["grouped"] += op.kind is OpKind.CONV_2D and op.weights.shape[3] < graph.activations[op.inputs[0]].shape[3]
+            met["rows"] += op.kind is OpKind.FULLY_CONNECTED and len(graph.activations[op.output].shape) > 2
+            met["constant", op.kind] += op.constant is not None
+            met["padded with a value"] += op.pad_value is not None
+            if op.kind in BINARY and op.constant is None:
+                first, second = (graph.activations[name].shape for name in op.inputs)
+                met["repeated", op.kind] += np.prod(first) != np.prod(second)
+            met["reversed"] += any(step < 0 for step in op.steps)
             met["dilated"] += op.dilation != (1, 1)
             met["multiplied"] += op.depth_multiplier > 1
             met["strided"] += max(op.stride) > 1
     convolutions = (OpKind.CONV_2D, OpKind.DEPTHWISE_CONV_2D, OpKind.AVERAGE_POOL_2D, OpKind.MAX_POOL_2D)
-    wanted = [*OpKind, "dilated", "multiplied", "strided"]
-    wanted += [(kind, clamp) for kind in (*convolutions, OpKind.ADD, OpKind.FULLY_CONNECTED) for clamp in Activation]
+    wanted = [*OpKind, "dilated", "multiplied", "strided", "one scale", "grouped", "rows", "padded with a value", "reversed"]
+    wanted += [("4 bits", kind) for kind in WEIGHTED]
+    wanted += [(what, kind) for kind in BINARY for what in ("constant", "repeated")]
+    wanted += [(kind, clamp) for kind in (*convolutions, *BINARY, OpKind.FULLY_CONNECTED) for clamp in Activation]
     wanted += [(kind, padding) for kind in convolutions for padding in ("SAME", "VALID")]
     wanted += [(OpKind.RELU, Activation.RELU), (OpKind.RELU, Activation.RELU6)]
     assert [what for what in wanted if met[what] < 5] == []
@@ -59,21 +72,23 @@ def test_integer_executor_is_within_two_steps_of_litert_and_equal_without_dense_
 @pytest.mark.parametrize("name", MODELS)
 def test_reference_models_equal_the_values_measured_on_a_cortex_m4(name, reference_models):
     golden = json.loads((reference_models / "golden_lcg.json").read_text())[name]
-    graph = read((reference_models / f"{name}.tflite").read_bytes(), name, is_softmax_dropped=True)
+    graph = read((reference_models / f"{name}.tflite").read_bytes(), name)
     shape = graph.activations[graph.input].shape
     assert golden["cases"]
     for seed, case in golden["cases"].items():
         checksums = []
         run_int8(graph, _lcg(int(seed), shape), lambda _, values, into=checksums: into.append(zlib.crc32(values.tobytes())))
-        assert checksums == case["op_output_crc32"][: len(graph.ops)], f"input {seed}"
-        assert len(case["op_output_crc32"]) - len(checksums) == (0 if name == "ad01_int8" else 1)  # SOFTMAX alone is missing
+        assert checksums == case["op_output_crc32"], f"input {seed}"
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_reference_models_written_again_give_the_same_bytes_in_tflite_micro(name, reference_models, run_tflm):
-    graph = read((reference_models / f"{name}.tflite").read_bytes(), name, is_softmax_dropped=True)
+    data = (reference_models / f"{name}.tflite").read_bytes()
+    graph = read(data, name)
     x = random_samples(graph, 3, 11)
-    np.testing.assert_array_equal(run_int8(graph, x), run_tflm(write(graph), x))
+    expected = run_tflm(data, x)
+    np.testing.assert_array_equal(run_int8(graph, x), expected)
+    np.testing.assert_array_equal(run_tflm(write(graph), x), expected)
 
 
 def _lcg(seed: int, shape: tuple[int, ...]) -> np.ndarray:

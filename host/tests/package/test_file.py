@@ -3,6 +3,7 @@ import hashlib
 import json
 import struct
 import zlib
+from dataclasses import replace
 
 import cbor2
 import numpy as np
@@ -14,8 +15,9 @@ from fedmote.package.boards import Board
 from fedmote.package.budget import check_cost, layout
 from fedmote.package.file import Package, build_package, check_fit
 from fedmote.package.graph import HeadLayer
+from fedmote.package.head import HeadShape
 from fedmote.package.host_manifest import HostManifest
-from fedmote.package.specimen import random_int8_graph
+from fedmote.package.specimen import random_graph, random_int8_graph
 from fedmote.wire.schema import Section, Status
 
 
@@ -40,7 +42,7 @@ def test_package_read_back_is_the_same(package, tmp_path):
     again = Package.read(path)
     assert again.to_bytes() == package.to_bytes() == Package.read(package.to_bytes() + b"\xff" * 32).to_bytes()
     assert (again.hash, again.manifest, again.host) == (package.hash, package.manifest, package.host)
-    weights, bias = again.head()
+    weights, bias = again.head[0].weights, again.head[0].bias
     assert weights.shape == (10, 16)
     assert bias.shape == (10,)
 
@@ -178,6 +180,18 @@ def test_host_manifest_read_back_is_the_same(package, template):
     assert HostManifest.from_bytes(package.host.to_bytes()).to_bytes() == package.host.to_bytes()
 
 
+def test_host_manifest_keeps_every_field_of_every_operator(package):
+    for seed in range(100):
+        graph = random_graph(seed)
+        ops = tuple(replace(op, weights=None, bias=None) for op in graph.ops)
+        written = replace(package.host, template=replace(graph, ops=ops)).to_bytes()
+        again = HostManifest.from_bytes(written)
+        assert again.to_bytes() == written
+        for one, two in zip(ops, again.template.ops, strict=True):
+            for name, value in vars(one).items():
+                np.testing.assert_array_equal(getattr(two, name), value, f"seed {seed}: {one.name}.{name}")
+
+
 def test_head_must_suit_the_encoder():
     graph = random_int8_graph(0)
     features = int(np.prod(graph.activations[graph.output].shape))
@@ -196,15 +210,25 @@ def test_head_must_suit_the_encoder():
             build_package(None, graph, [good], wrong, {}, board, "m", 1)
 
 
-def test_arena_layout_equals_a_sum_by_hand():
-    regions = layout(n=10, max_body=529, encoder_bytes=640, parameters=170, features=16, outputs=10)
-    # link 2 * round16(657), encoder 640, three times round16(680), scratch round16(104), samples round16(120), cache 160
+def test_arena_layout_equals_a_sum_by_hand(package):
+    from dataclasses import replace
+
+    header = replace(package.header, encoder_bytes=640, feature_offset=0, feature_count=16)
+    regions = layout(10, 529, header, HeadShape(16, 0, 10), "float32")
+    # link 2 * round16(657), encoder 640 with the scratch 40 behind the features, three times round16(680), samples
+    # round16(120), cache 160
     assert regions.encoder == 2 * 672
+    assert regions.scratch == regions.encoder + 16
     assert regions.head == regions.encoder + 640
     assert regions.head_base - regions.head == regions.velocity - regions.head_base == 688
-    assert regions.samples - regions.scratch == 112
+    assert regions.samples - regions.velocity == 688
     assert regions.required == regions.cache == regions.samples + 128
     assert regions.total == regions.required + 160
+
+    integers = layout(10, 529, header, HeadShape(16, 8, 10), "int16")
+    # 226 parameters of 2 bytes, then of 4
+    assert integers.head_base - integers.head == 464
+    assert integers.velocity - integers.head_base == 912
 
 
 def test_board_too_small_by_one_byte_is_refused_with_needed_and_available(package):

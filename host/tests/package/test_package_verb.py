@@ -55,7 +55,7 @@ def test_import_says_what_it_did(reference_models, tmp_path, capsys):
     result = json.loads(output.out)
     assert "SOFTMAX at the end was dropped" in output.err
     assert "64 -> 12, was dequantized" in output.err
-    assert result["head"] == {"inputs": 64, "outputs": 12}
+    assert result["head"] == {"inputs": 64, "hidden": 0, "outputs": 12}
     assert result["is_pushable"] is False
     assert [op["operator"] for op in result["operators"]].count("CONV_2D") == 5
     golden = json.loads((reference_models / "golden_lcg.json").read_text())["kws_ref_model"]["cases"]["1"]
@@ -79,7 +79,7 @@ def test_new_head_of_other_classes(reference_models, tmp_path, capsys):
     assert fedmote_package(*arguments) == 0
     package = Package.read(target)
     assert (package.features, package.outputs, package.manifest["board"]) == (8, 2, "stm32f405")
-    assert not package.head()[0].any()
+    assert not package.head[0].weights.any()
     assert "new head of zeros" in capsys.readouterr().err
 
 

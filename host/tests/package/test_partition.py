@@ -45,7 +45,8 @@ def test_pushing_the_same_checkpoint_gives_the_same_bytes(packages, checkpoint):
 
 
 def test_head_goes_along(packages, checkpoint):
-    weights, bias = push(packages["posix"], checkpoint(6), None, 2).head()
+    (layer,) = push(packages["posix"], checkpoint(6), None, 2).head
+    weights, bias = layer.weights, layer.bias
     np.testing.assert_array_equal(weights, checkpoint(6)["head.weight"])
     np.testing.assert_array_equal(bias, checkpoint(6)["head.bias"])
 

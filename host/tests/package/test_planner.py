@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from fedmote.package import graph as graphs
 from fedmote.package.compile import compile_graph
 from fedmote.package.geometry import window_of
 from fedmote.package.graph import Activations, Graph, Op, OpKind
@@ -16,7 +17,7 @@ from fedmote.package.tflite_reader import read
 
 SEEDS = range(300)
 WINDOWED = (OpKind.CONV_2D, OpKind.DEPTHWISE_CONV_2D, OpKind.AVERAGE_POOL_2D, OpKind.MAX_POOL_2D)
-ELEMENTWISE = (OpKind.RELU, OpKind.ADD)
+ELEMENTWISE = (*graphs.ELEMENTWISE, *graphs.BINARY)
 
 
 def rows_needed(graph, op, row):
@@ -32,8 +33,11 @@ def units(graph, op):
     """(bytes read of each input, bytes written) of each unit of an operator; whole operators that are not done in rows."""
     sizes = [math.prod(graph.activations[name].shape) for name in op.inputs]
     size = math.prod(graph.activations[op.output].shape)
-    if op.kind in ELEMENTWISE and all(count == size for count in sizes):
-        return [([np.arange(i, i + 1)] * len(sizes), np.arange(i, i + 1)) for i in range(size)]
+    if op.kind in ELEMENTWISE:  # of an operand that repeats, any element may be read at any time
+        return [
+            ([np.arange(i, i + 1) if count == size else np.arange(count) for count in sizes], np.arange(i, i + 1))
+            for i in range(size)
+        ]
     if op.kind in (*WINDOWED, OpKind.PAD):
         in_row = math.prod(graph.activations[op.inputs[0]].shape[2:])
         out_row = math.prod(graph.activations[op.output].shape[2:])

@@ -176,3 +176,31 @@ def test_halves_are_rounded_away_from_zero_as_the_converter_of_tensorflow_lite_d
     activation = Activations("a", (1, 6), Quantization(np.array([1.0], np.float32), np.array([0], np.int64)))
     values = quantize_values(activation, np.array([0.5, 1.5, 2.5, -0.5, -1.5, -2.5], np.float32))
     np.testing.assert_array_equal(values, [1, 2, 3, -1, -2, -3])
+
+
+def concatenation_graph():
+    """The input, its LOGISTIC and a product of itself, side by side."""
+    shapes = {"x": (1, 4), "l": (1, 4), "m": (1, 4), "r": (1, 2, 2), "f": (1, 4), "y": (1, 16)}
+    ops = (
+        Op(OpKind.LOGISTIC, "logistic", ("x",), "l"),
+        Op(OpKind.MUL, "mul", ("x", "x"), "m"),
+        Op(OpKind.RESHAPE, "reshape", ("m",), "r"),
+        Op(OpKind.RESHAPE, "back", ("r",), "f"),
+        Op(OpKind.CONCATENATION, "cat", ("x", "l", "f", "l"), "y", axis=1),
+    )
+    return Graph("x", "y", {name: Activations(name, shape) for name, shape in shapes.items()}, ops)
+
+
+def test_what_a_concatenation_joins_has_one_range_and_the_input_keeps_its_own():
+    graph = concatenation_graph()
+    assert observation_points(graph) == ("x", "m")
+    ranges = {"x": (-3.0, 2.0), "m": (0.0, 9.0)}
+    int8 = quantize(graph, ranges)
+    joined = {name: int8.activations[name].quantization for name in (*int8.ops[-1].inputs, "m", "r", "f", "y")}
+    assert len({(float(q.scale[0]), int(q.zero_point[0])) for q in joined.values()}) == 1
+    assert joined["y"].scale[0] == np.float32(12 / 255)  # from -3 of the input to 9 of the product
+    assert [op.kind for op in int8.ops].count(OpKind.QUANTIZE) == 3
+    assert int8.activations["l"].quantization.scale[0] == np.float32(1 / 256)
+    wider = quantize(graph, {**ranges, "m": (-50.0, 90.0)})
+    assert wider.activations["x"].quantization.scale[0] == int8.activations["x"].quantization.scale[0]
+    assert int8.activations["x"].quantization.scale[0] == np.float32(5 / 255)

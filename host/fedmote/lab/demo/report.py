@@ -112,8 +112,7 @@ class Report:
         name, board = f"device-{cell}", self.scene.boards[cell]
         said = [one for merge in committed(self.seeds[0].run) for one in merge["updates"] if one["participant"] == name]
         package = self.footprint.partition.packages[board]
-        weights, bias = package.head()
-        up = len(encode_head_update(np.zeros(weights.size + bias.size, np.float32)))
+        up = len(encode_head_update(np.zeros(package.head_shape.parameters, np.float32)))
         return {
             "id": name,
             "board": board,
