@@ -15,7 +15,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from firmware_tests import dsp_arrangement
+from firmware_tests import dsp_arrangement, helium_arrangement
 
 CONV_2D, DEPTHWISE_CONV_2D, FULLY_CONNECTED, ADD, AVERAGE_POOL_2D, MAX_POOL_2D, MEAN, PAD = range(1, 9)
 TABLE, MUL, SOFTMAX, STRIDED_COPY, CONV_2D_INT4, DEPTHWISE_CONV_2D_INT4, FULLY_CONNECTED_INT4 = range(9, 16)
@@ -65,7 +65,7 @@ def head_section(weight: np.ndarray, bias: np.ndarray) -> bytes:
 class Builder:
     """Collects operators and constants; tensors are placed one after another and never share memory.
 
-    `arrangement`: 0 or that of `dsp_arrangement`.
+    `arrangement`: 0, or that of `dsp_arrangement` or `helium_arrangement`.
     """
 
     arrangement: ClassVar[int] = 0
@@ -122,6 +122,11 @@ class Builder:
                 arranged = dsp_arrangement.conv(arranged, groups, dilation[1])
             else:
                 arranged = dsp_arrangement.depthwise(arranged, dilation, stride[1], out_c // groups)
+        if self.arrangement == helium_arrangement.CORTEX_M_HELIUM:
+            is_conv = opcode == CONV_2D
+            arranged = (
+                helium_arrangement.conv(arranged, groups) if is_conv else helium_arrangement.depthwise(arranged, out_c // groups)
+            )
         axis = 0 if opcode in (CONV_2D, CONV_2D_INT4) else 2
         channels = self._channels(opcode, constants, axis, quantization[0], arranged)
         return self.record(opcode, out_h, macs, source, target, *channels, *rest, groups, in_c // groups, out_c // groups)

@@ -43,9 +43,11 @@ def check(board: Board, cases: dict[str, Case]) -> None:
             np.testing.assert_array_equal(row[:features].view(np.int8), expect(sample).ravel(), err_msg=name)
 
 
-@pytest.mark.parametrize("operator", ["conv-2d", "depthwise-conv-2d", "fully-connected"])
-def test_operator_on_the_board_equals_the_integer_reference_bit_for_bit(operator: str, board: Board) -> None:
-    check(board, {f"seed {seed}": CASES[operator](np.random.default_rng(seed)) for seed in range(20)})
+def test_every_operator_on_the_board_equals_the_integer_reference_bit_for_bit(board: Board) -> None:
+    check(
+        board,
+        {f"{operator}, seed {seed}": CASES[operator](np.random.default_rng(seed)) for operator in CASES for seed in range(20)},
+    )
 
 
 # Sums of more products than are widened at once (FEDMOTE_DSP_WORDS), and of as many, one less, one more.
@@ -106,6 +108,48 @@ def test_three_by_three_depthwise_on_the_board_equals_the_integer_reference(stri
 
     pairs = [(1, 1), (2, 1), (3, 0), (5, 1), (6, 2), (9, 3), (80, 1)]
     check(board, {f"width {width}, pad {pad}": case(width, pad) for width, pad in pairs})
+
+
+# In channels, out channels, groups, kernel, stride, dilation: more channels than sums are kept for, rows of whole vectors of 16
+# inputs and others, more products than a column holds, groups.
+_WIDE = [
+    (16, 70, 1, (3, 3), (1, 1), (1, 1)),
+    (32, 65, 1, (3, 3), (2, 2), (2, 1)),
+    (48, 9, 1, (2, 3), (1, 2), (1, 1)),
+    (64, 130, 1, (1, 1), (1, 1), (1, 1)),
+    (64, 64, 1, (1, 1), (1, 1), (1, 1)),
+    (13, 20, 1, (1, 1), (1, 1), (1, 1)),
+    (24, 7, 1, (1, 1), (2, 2), (1, 1)),
+    (5, 3, 1, (1, 7), (1, 1), (1, 1)),
+    (40, 66, 1, (3, 3), (1, 1), (1, 1)),
+    (32, 136, 2, (3, 3), (1, 1), (1, 2)),
+    (128, 4, 1, (1, 20), (1, 3), (1, 1)),
+    (700, 5, 1, (1, 3), (1, 1), (1, 1)),
+]
+Pair = tuple[int, int]
+
+
+@pytest.mark.parametrize("size", [(4, 5), (3, 23)])
+def test_wide_convolutions_on_the_board_equal_the_integer_reference(size: Pair, board: Board) -> None:
+    def case(in_c: int, out_c: int, groups: int, kernel: Pair, stride: Pair, dilation: Pair) -> Case:
+        rng = np.random.default_rng([in_c, out_c, size[1]])
+        pads = tuple(((k - 1) * d + 1) // 2 for k, d in zip(kernel, dilation, strict=True))
+        out_hw = tuple(
+            (n + 2 * pad - (k - 1) * d - 1) // s + 1 for n, pad, k, d, s in zip(size, pads, kernel, dilation, stride, strict=True)
+        )
+        products = kernel[0] * kernel[1] * in_c // groups
+        constants = (int8(rng, out_c, *kernel, in_c // groups), *channel_constants(rng, out_c, products))
+        quantization = (*zero_points(rng, 2), *limits(rng))
+        builder = fmp.Builder(size[0] * size[1] * in_c)
+        shapes = ((*size, in_c), (*out_hw, out_c))
+        out = builder.conv(fmp.CONV_2D, 0, shapes, kernel, stride, dilation, pads, constants, quantization, groups)
+        return (
+            builder.build(out, out_hw[0] * out_hw[1] * out_c),
+            int8(rng, 1, *size, in_c),
+            lambda v: reference.conv(v, *constants, out_hw, stride, dilation, pads, quantization, is_depthwise=False),
+        )
+
+    check(board, {str(shape): case(*shape) for shape in _WIDE})
 
 
 def test_random_graphs_on_the_board_equal_the_host_bit_for_bit(board: Board) -> None:

@@ -131,7 +131,7 @@ def test_a_head_without_bias_is_refused():
 def test_two_linears_with_nothing_between_are_cut_between_them():
     cut = cut_at(capture(nn.Sequential(nn.Linear(4, 5), nn.Dropout(), nn.Linear(5, 2)).eval(), (4,)))
 
-    assert (cut.head.weight, cut.features) == ("2.weight", 5)
+    assert (cut.head[0].weight, cut.features) == ("2.weight", 5)
 
 
 def test_capturing_leaves_the_random_state_alone():

@@ -223,7 +223,7 @@ def _configure_and_build(board: Board, options: _Options, compiler: str, directo
             raise RigError(f"building for {board.name} failed: {' '.join(command)}\n{tail}")
 
 
-def _drop_old(cache: Path, keep: int = 24) -> None:
+def _drop_old(cache: Path, keep: int = 64) -> None:
     """Drops all but the builds that were used last; a process that runs from a dropped file keeps it."""
     builds = sorted(cache.glob("*/done"), key=lambda path: path.stat().st_mtime, reverse=True)
     for done in builds[keep:]:

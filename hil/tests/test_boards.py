@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 import itertools
+import json
 
 import pytest
 
 from fedmote.errors import ConfigError
 from fedmote.package.boards import Board, board_names, sdk_root
+from fedmote_hil.build import Program, build
 
 # Reference manual RM0090, table 5: sizes of the flash sectors of the STM32F405.
 _SECTORS = [16 * 1024] * 4 + [64 * 1024] + [128 * 1024] * 7
@@ -18,6 +20,28 @@ def _text(name):
 @pytest.mark.parametrize("name", board_names())
 def test_every_board_has_the_name_of_its_folder(name):
     assert Board.load(name).name == name
+
+
+def test_every_board_has_a_preset_and_programs_that_exist():
+    presets = json.loads((sdk_root() / "CMakePresets.json").read_text(encoding="utf-8"))
+    for kind in ("configurePresets", "buildPresets"):
+        assert sorted(preset["name"] for preset in presets[kind]) == board_names()
+    for name in board_names():
+        assert {*Board.load(name).programs} <= {*Program}
+
+
+@pytest.mark.parametrize("name", [name for name in board_names() if Board.load(name).emulator is not None])
+def test_regions_do_not_overlap_and_the_arena_fits_beside_the_stack(name):
+    board = Board.load(name)
+    regions = [region for key, region in board.regions.items() if key != "ram_slots"]  # which is a part of the RAM
+    spans = sorted((region.address, region.address + region.bytes) for region in regions)
+    assert all(first[1] <= second[0] for first, second in itertools.pairwise(spans))
+    assert board.run_arena_bytes + board.stack_bytes < board.region("ram").bytes
+
+
+def test_a_program_that_a_board_lacks_is_refused_with_those_that_it_has():
+    with pytest.raises(ConfigError, match="mps2-m3 has no fedmote-device; it has: fedmote-run, fedmote-bench-kernels"):
+        build("mps2-m3")
 
 
 def test_flash_regions_begin_and_end_at_sectors_and_do_not_overlap():

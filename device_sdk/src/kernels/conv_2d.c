@@ -63,8 +63,9 @@ static void convolve(const struct fedmote_conv *op, const struct fedmote_scaling
                      const struct fedmote_patch *patch, const int8_t *weights, int8_t *out) {
     const uint32_t row_bytes = op->kernel_w * op->group_in_c, bytes = op->kernel_h * row_bytes;
     const bool is_one_tap = op->kernel_h == 1U && op->kernel_w == 1U;
-    const bool is_there = patch->is_whole && (is_one_tap || (patch->x_tap_step == op->group_in_c &&
-                                                             (op->kernel_h == 1U || patch->x_row_step == row_bytes)));
+    const bool is_there =
+        patch->is_whole &&
+        (is_one_tap || (patch->x_tap_step == op->group_in_c && (op->kernel_h == 1U || patch->x_row_step == row_bytes)));
     const uint32_t longest = is_there || bytes < PIECE_BYTES ? bytes : PIECE_BYTES;
     int8_t buffer[PIECE_BYTES];
     const int8_t *x = patch->x;

@@ -10,7 +10,7 @@
 #include <stdint.h>
 
 /* The sums of so many outputs wait on the stack of a kernel before they are scaled together. */
-#define FEDMOTE_SUMS 32U
+#define FEDMOTE_SUMS 64U
 
 /* Conv-2d and fully-connected: sums[j] += sum over i of x[i] * w[j * stride + i], for j below `count`. x s8[n], sums
  * s32[count]. */

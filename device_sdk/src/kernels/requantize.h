@@ -45,8 +45,8 @@ static inline int32_t fedmote_high_product_64(int32_t x, int32_t multiplier) {
  *     floor((ac 2^31 + ad 2^16 + bc 2^15 + bd + 2^30) / 2^31)
  *         = ac + floor((ad + floor((bc + floor(bd / 2^15)) / 2) + 2^14) / 2^15)
  *
- * and nothing overflows: |bc| and |bd / 2^15| stay below 2^31 together, half of that and |ad| likewise, as b is negative
- * where a is 2^15. */
+ * and nothing overflows: |bc| and |bd / 2^15| stay below 2^31 together, half of that and |ad| likewise, as b is
+ * negative where a is 2^15. */
 static inline int32_t fedmote_high_product_32(int32_t x, int32_t multiplier) {
     const int32_t a = ((x >> 15) + 1) >> 1, b = (int16_t)x;
     const int32_t c = multiplier >> 15, d = multiplier & 0x7FFF;
@@ -61,6 +61,7 @@ static inline int32_t fedmote_high_product(int32_t x, int32_t multiplier) {
 /* Step 2: x / 2^right. Taking 1 from negative numbers turns "ties away from zero" into "ties up". 1 <= right <= 31, and
  * x is what step 1 makes: between INT32_MIN and INT32_MAX - 1, both excluded, so neither 1 overflows. */
 static inline int32_t fedmote_rounding_shift(int32_t x, int32_t right) {
+    /* cppcheck-suppress shiftTooManyBitsSigned ; -1 where x is negative, see fedmote_shift_keeps_the_sign */
     return (((x + (x >> 31)) >> (right - 1)) + 1) >> 1;
 }
 

@@ -11,11 +11,11 @@
 #include "window.h"
 
 #define POSITIONS 3U
-#define GROUP_WORDS (2U * POSITIONS)          /* of the columns */
-#define GROUP_BYTES 8U                        /* of the weights of a pair */
-#define PAIR_SUMS (2U * POSITIONS)            /* sums of a pair: three of its first channel, three of its second */
+#define GROUP_WORDS (2U * POSITIONS) /* of the columns */
+#define GROUP_BYTES 8U               /* of the weights of a pair */
+#define PAIR_SUMS (2U * POSITIONS)   /* sums of a pair: three of its first channel, three of its second */
 #define PAIR_SCALING (2U * FEDMOTE_SCALING_BYTES)
-#define MAX_PAIRS 32U                         /* whose sums wait on the stack while there is more than one part */
+#define MAX_PAIRS 32U /* whose sums wait on the stack while there is more than one part */
 
 #define STRING_OF(x) #x
 #define STRING(x) STRING_OF(x)
@@ -50,9 +50,9 @@ struct block {
     const uint8_t *weights; /* r1 */
     union {
         int8_t *out[POSITIONS];
-        uint32_t gap; /* when sums are kept: bytes from the weights of a pair to those of the next */
-    } to;             /* r2 to r4 */
-    int32_t zero_point;     /* r5 */
+        uint32_t gap;   /* when sums are kept: bytes from the weights of a pair to those of the next */
+    } to;               /* r2 to r4 */
+    int32_t zero_point; /* r5 */
     const uint32_t *columns;
     const void *end; /* r7: behind the scaling, or behind the sums */
     uint32_t groups; /* r8, > 0 */
@@ -64,69 +64,71 @@ struct block {
  * the columns, 32 end, 36 what comes behind the groups. */
 __attribute__((naked)) static void run_block(const struct block *block, uint32_t is_keeping) {
     (void)block, (void)is_keeping;
-    __asm volatile("push {r4-r11, lr}\n"
-                   "sub sp, sp, #40\n"
-                   "mov r10, r1\n"
-                   "ldm r0, {r0-r8}\n"
-                   "stm sp, {r0, r2-r6}\n"
-                   "str r7, [sp, #32]\n"
-                   "add r9, r8, r8, lsl #1\n"
-                   "add r9, r6, r9, lsl #3\n"
-                   "str r9, [sp, #28]\n"
-                   "sub r8, r8, #1\n"
-                   "and r8, r8, #3\n" /* groups before the last one in the first turn */
-                   "mov r9, #" STRING(GROUP_CODE_BYTES) "\n"
-                   "adr.w r11, 4f\n"
-                   "mls r11, r8, r9, r11\n"
-                   "orr r11, r11, #1\n" /* Thumb */
-                   "str r11, [sp, #24]\n"
-                   "cmp r10, #0\n"
-                   "bne.w 1f\n"
-                   "adr.w r11, 5f\n"
-                   "orr r11, r11, #1\n"
-                   "str r11, [sp, #36]\n"
-                   /* The next pair, to outputs. r0 scaling. */
-                   "2: ldr r8, [r0]\n"
-                   "ldr r11, [r0, #12]\n"
-                   "mov r9, r8\n"
-                   "mov r10, r8\n"
-                   "mov r12, r11\n"
-                   "mov lr, r11\n"
-                   "ldr r0, [sp, #20]\n"
-                   "ldr pc, [sp, #24]\n"
-                   "1: adr.w r11, 6f\n"
-                   "orr r11, r11, #1\n"
-                   "str r11, [sp, #36]\n"
-                   /* The next pair, to sums. r0 sums. */
-                   "7: ldm r0, {r8-r12, lr}\n"
-                   "ldr r0, [sp, #20]\n"
-                   "ldr pc, [sp, #24]\n"
-                   ".balign 4\n"
-                   "3:\n" GROUP GROUP GROUP "4:\n" GROUP "ldr r7, [sp, #28]\n"
-                   "cmp r0, r7\n"
-                   "bne.w 3b\n"
-                   "ldr pc, [sp, #36]\n"
-                   ".balign 4\n"
-                   "5: ldm sp, {r0, r2-r5}\n"
-                   "ldrd r6, r7, [r0, #4]\n" OUTPUTS("r8", "r9", "r10") "ldrd r6, r7, [r0, #16]\n" OUTPUTS(
-                       "r11", "r12", "lr") "add r0, r0, #24\n"
-                                           "stm sp, {r0, r2-r4}\n"
-                                           "ldr r7, [sp, #32]\n"
-                                           "cmp r0, r7\n"
-                                           "bne.w 2b\n"
-                                           "add sp, sp, #40\n"
-                                           "pop {r4-r11, pc}\n"
-                                           ".balign 4\n"
-                                           "6: ldr r0, [sp]\n"
-                                           "ldr r7, [sp, #4]\n"
-                                           "stmia r0!, {r8-r12, lr}\n"
-                                           "str r0, [sp]\n"
-                                           "add r1, r1, r7\n"
-                                           "ldr r7, [sp, #32]\n"
-                                           "cmp r0, r7\n"
-                                           "bne.w 7b\n"
-                                           "add sp, sp, #40\n"
-                                           "pop {r4-r11, pc}\n");
+    __asm volatile(
+        "push {r4-r11, lr}\n"
+        "sub sp, sp, #40\n"
+        "mov r10, r1\n"
+        "ldm r0, {r0-r8}\n"
+        "stm sp, {r0, r2-r6}\n"
+        "str r7, [sp, #32]\n"
+        "add r9, r8, r8, lsl #1\n"
+        "add r9, r6, r9, lsl #3\n"
+        "str r9, [sp, #28]\n"
+        "sub r8, r8, #1\n"
+        "and r8, r8, #3\n" /* groups before the last one in the first turn */
+        "mov r9, #" STRING(
+            GROUP_CODE_BYTES) "\n"
+                              "adr.w r11, 4f\n"
+                              "mls r11, r8, r9, r11\n"
+                              "orr r11, r11, #1\n" /* Thumb */
+                              "str r11, [sp, #24]\n"
+                              "cmp r10, #0\n"
+                              "bne.w 1f\n"
+                              "adr.w r11, 5f\n"
+                              "orr r11, r11, #1\n"
+                              "str r11, [sp, #36]\n"
+                              /* The next pair, to outputs. r0 scaling. */
+                              "2: ldr r8, [r0]\n"
+                              "ldr r11, [r0, #12]\n"
+                              "mov r9, r8\n"
+                              "mov r10, r8\n"
+                              "mov r12, r11\n"
+                              "mov lr, r11\n"
+                              "ldr r0, [sp, #20]\n"
+                              "ldr pc, [sp, #24]\n"
+                              "1: adr.w r11, 6f\n"
+                              "orr r11, r11, #1\n"
+                              "str r11, [sp, #36]\n"
+                              /* The next pair, to sums. r0 sums. */
+                              "7: ldm r0, {r8-r12, lr}\n"
+                              "ldr r0, [sp, #20]\n"
+                              "ldr pc, [sp, #24]\n"
+                              ".balign 4\n"
+                              "3:\n" GROUP GROUP GROUP "4:\n" GROUP "ldr r7, [sp, #28]\n"
+                              "cmp r0, r7\n"
+                              "bne.w 3b\n"
+                              "ldr pc, [sp, #36]\n"
+                              ".balign 4\n"
+                              "5: ldm sp, {r0, r2-r5}\n"
+                              "ldrd r6, r7, [r0, #4]\n" OUTPUTS("r8", "r9", "r10") "ldrd r6, r7, [r0, #16]\n" OUTPUTS(
+                                  "r11", "r12", "lr") "add r0, r0, #24\n"
+                                                      "stm sp, {r0, r2-r4}\n"
+                                                      "ldr r7, [sp, #32]\n"
+                                                      "cmp r0, r7\n"
+                                                      "bne.w 2b\n"
+                                                      "add sp, sp, #40\n"
+                                                      "pop {r4-r11, pc}\n"
+                                                      ".balign 4\n"
+                                                      "6: ldr r0, [sp]\n"
+                                                      "ldr r7, [sp, #4]\n"
+                                                      "stmia r0!, {r8-r12, lr}\n"
+                                                      "str r0, [sp]\n"
+                                                      "add r1, r1, r7\n"
+                                                      "ldr r7, [sp, #32]\n"
+                                                      "cmp r0, r7\n"
+                                                      "bne.w 7b\n"
+                                                      "add sp, sp, #40\n"
+                                                      "pop {r4-r11, pc}\n");
 }
 
 /* From three words of bytes (r4 to r6) to a group of three columns: eor makes x + 128 of x, r11 keeps the doubled
@@ -308,8 +310,8 @@ static void gather(uint32_t *columns, const struct job *job, const struct positi
     }
 }
 
-/* A pair whose second channel goes nowhere. */
-static void run_single(struct block block, const struct position *at, uint32_t channel) {
+/* A pair whose second channel goes nowhere; rare, so that its stack is not that of every turn. */
+__attribute__((noinline)) static void run_single(struct block block, const struct position *at, uint32_t channel) {
     uint32_t last[PAIR_SCALING / 4U] = {0};
     int8_t out[POSITIONS][2];
     memcpy(last, block.begin, FEDMOTE_SCALING_BYTES);

@@ -4,7 +4,8 @@
  * the three input rows become columns of pairs, a pair being the same channel in the upper two rows, so that one SMLAD
  * does two taps. A column is used by up to three positions.
  *
- *     column of channels a b c d      a0|a1  b0|b1  c0|c1  d0|d1  a2|c2  b2|d2       (row 0|row 1, ...; halves low|high)
+ *     column of channels a b c d      a0|a1  b0|b1  c0|c1  d0|d1  a2|c2  b2|d2       (row 0|row 1, ...; halves
+ * low|high)
  *
  * Weights have the same form, as bytes that are widened and doubled once per row: [fours of channels][3 taps of a row]
  * of a0 b0 a1 b1, c0 d0 c1 d1, a2 b2 c2 d2. All other shapes go output by output, with weights in plain order.
@@ -85,67 +86,67 @@ struct row {
 /* All channels of a row, four by four. The row lies at [sp]. */
 __attribute__((naked)) static void run_row(struct row *row) {
     (void)row;
-    __asm volatile(
-        "push {r0, r4-r11, lr}\n"
-        "1: ldr r1, [r0, #140]\n" /* constants of four channels */
-        "ldmia r1!, {r2-r7}\n"
-        "ldmia r1!, {r8-r12, lr}\n"
-        "str r1, [r0, #140]\n"
-        "strd r2, r5, [r0]\n"
-        "strd r8, r11, [r0, #8]\n"
-        "strd r3, r4, [r0, #96]\n"
-        "strd r6, r7, [r0, #104]\n"
-        "strd r9, r10, [r0, #120]\n"
-        "strd r12, lr, [r0, #128]\n"
-        "ldr r1, [r0, #144]\n"
-        "add r12, r0, #16\n" WEIGHTS WEIGHTS WEIGHTS "str r1, [r0, #144]\n"
-        "add r1, r0, #148\n" /* columns: r1, inputs: r8 to r10, their steps: r11, r12, lr, end: r0 */
-        "ldm r1, {r1, r8-r12, lr}\n"
-        "ldr r0, [r0, #176]\n"
-        "2: ldr r2, [r8]\n"
-        "add r8, r8, r11\n"
-        "ldr r4, [r9]\n"
-        "add r9, r9, r12\n"
-        "ldr r7, [r10]\n"
-        "add r10, r10, lr\n"
-        "pkhbt r3, r2, r4, lsl #16\n"
-        "pkhtb r5, r4, r2, asr #16\n"
-        "sxtb16 r2, r3\n"
-        "sxtb16 r3, r3, ror #8\n"
-        "sxtb16 r4, r5\n"
-        "sxtb16 r5, r5, ror #8\n"
-        "sxtb16 r6, r7\n"
-        "sxtb16 r7, r7, ror #8\n"
-        "stmia r1!, {r2-r7}\n"
-        "cmp r1, r0\n"
-        "bne 2b\n"
-        "ldr r0, [sp]\n"
-        "add r12, r0, #152\n"
-        "ldm r12, {r1-r11}\n" /* x, x_step, columns_end, x_next, next_out */
-        "add r1, r1, r8\n"
-        "add r2, r2, r9\n"
-        "add r3, r3, r10\n"
-        "stm r12, {r1-r3}\n"
-        "str r11, [r0, #92]\n"
-        "ldr r1, [r0, #200]\n"
-        "add r1, r1, r11\n"
-        "str r1, [r0, #116]\n"
-        "add r11, r11, #4\n"
-        "str r11, [r0, #192]\n"
-        "ldr r0, [r0, #204]\n"
-        "3: ldr r1, [sp]\n" /* a position: bias, weights, then what makes outputs */
-        "ldmia r1!, {r8-r11}\n" COLUMN COLUMN COLUMN "ldmia r1!, {r2-r7, r12}\n" OUTPUT("r8", "r4", "r5", "0")
-            OUTPUT("r9", "r6", "r7", "1") "add lr, r3, r12\n"
-                                          "str lr, [r1, #-24]\n"
-                                          "ldm r1, {r1, r4-r7, r12}\n" OUTPUT("r10", "r4", "r5", "2")
-                                              OUTPUT("r11", "r6", "r7", "3") "sub r0, r0, r12\n"
-                                                                             "cmp lr, r1\n"
-                                                                             "bne.w 3b\n"
-                                                                             "ldr r0, [sp]\n"
-                                                                             "ldrd r1, r2, [r0, #192]\n"
-                                                                             "cmp r1, r2\n"
-                                                                             "bne.w 1b\n"
-                                                                             "pop {r0, r4-r11, pc}\n");
+    __asm volatile("push {r0, r4-r11, lr}\n"
+                   "1: ldr r1, [r0, #140]\n" /* constants of four channels */
+                   "ldmia r1!, {r2-r7}\n"
+                   "ldmia r1!, {r8-r12, lr}\n"
+                   "str r1, [r0, #140]\n"
+                   "strd r2, r5, [r0]\n"
+                   "strd r8, r11, [r0, #8]\n"
+                   "strd r3, r4, [r0, #96]\n"
+                   "strd r6, r7, [r0, #104]\n"
+                   "strd r9, r10, [r0, #120]\n"
+                   "strd r12, lr, [r0, #128]\n"
+                   "ldr r1, [r0, #144]\n"
+                   "add r12, r0, #16\n" WEIGHTS WEIGHTS WEIGHTS "str r1, [r0, #144]\n"
+                   "add r1, r0, #148\n" /* columns: r1, inputs: r8 to r10, their steps: r11, r12, lr, end: r0 */
+                   "ldm r1, {r1, r8-r12, lr}\n"
+                   "ldr r0, [r0, #176]\n"
+                   "2: ldr r2, [r8]\n"
+                   "add r8, r8, r11\n"
+                   "ldr r4, [r9]\n"
+                   "add r9, r9, r12\n"
+                   "ldr r7, [r10]\n"
+                   "add r10, r10, lr\n"
+                   "pkhbt r3, r2, r4, lsl #16\n"
+                   "pkhtb r5, r4, r2, asr #16\n"
+                   "sxtb16 r2, r3\n"
+                   "sxtb16 r3, r3, ror #8\n"
+                   "sxtb16 r4, r5\n"
+                   "sxtb16 r5, r5, ror #8\n"
+                   "sxtb16 r6, r7\n"
+                   "sxtb16 r7, r7, ror #8\n"
+                   "stmia r1!, {r2-r7}\n"
+                   "cmp r1, r0\n"
+                   "bne 2b\n"
+                   "ldr r0, [sp]\n"
+                   "add r12, r0, #152\n"
+                   "ldm r12, {r1-r11}\n" /* x, x_step, columns_end, x_next, next_out */
+                   "add r1, r1, r8\n"
+                   "add r2, r2, r9\n"
+                   "add r3, r3, r10\n"
+                   "stm r12, {r1-r3}\n"
+                   "str r11, [r0, #92]\n"
+                   "ldr r1, [r0, #200]\n"
+                   "add r1, r1, r11\n"
+                   "str r1, [r0, #116]\n"
+                   "add r11, r11, #4\n"
+                   "str r11, [r0, #192]\n"
+                   "ldr r0, [r0, #204]\n"
+                   "3: ldr r1, [sp]\n" /* a position: bias, weights, then what makes outputs */
+                   "ldmia r1!, {r8-r11}\n" COLUMN COLUMN COLUMN
+                   "ldmia r1!, {r2-r7, r12}\n" OUTPUT("r8", "r4", "r5", "0")
+                       OUTPUT("r9", "r6", "r7", "1") "add lr, r3, r12\n"
+                                                     "str lr, [r1, #-24]\n"
+                                                     "ldm r1, {r1, r4-r7, r12}\n" OUTPUT("r10", "r4", "r5", "2")
+                                                         OUTPUT("r11", "r6", "r7", "3") "sub r0, r0, r12\n"
+                                                                                        "cmp lr, r1\n"
+                                                                                        "bne.w 3b\n"
+                                                                                        "ldr r0, [sp]\n"
+                                                                                        "ldrd r1, r2, [r0, #192]\n"
+                                                                                        "cmp r1, r2\n"
+                                                                                        "bne.w 1b\n"
+                                                                                        "pop {r0, r4-r11, pc}\n");
 }
 
 struct job {

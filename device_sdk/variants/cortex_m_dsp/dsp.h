@@ -66,6 +66,13 @@ static inline int32_t fedmote_dsp_quotient(int32_t product, int32_t factor, int3
     return quotient;
 }
 
+/* The nearest int8. */
+static inline int8_t fedmote_dsp_saturated(int32_t x) {
+    int32_t saturated;
+    __asm("ssat %0, #8, %1" : "=r"(saturated) : "r"(x));
+    return (int8_t)saturated;
+}
+
 static inline bool fedmote_dsp_is_plain(const uint8_t *scaling) {
     return fedmote_load_s32(scaling + 8) <= FEDMOTE_DSP_PLAIN;
 }
@@ -75,10 +82,9 @@ static inline int8_t fedmote_dsp_output(int32_t sum, const uint8_t *channel, boo
     const int32_t multiplier = fedmote_load_s32(channel + 4), last = fedmote_load_s32(channel + 8);
     if (is_plain) {
         const int32_t scaled = fedmote_requantize(sum, multiplier, last);
-        return fedmote_clamp(fedmote_wrapping_add(scaled, zero_point), INT8_MIN, INT8_MAX);
+        return fedmote_dsp_saturated(fedmote_wrapping_add(scaled, zero_point));
     }
-    return fedmote_clamp(fedmote_dsp_quotient(fedmote_dsp_product(sum, multiplier), last, zero_point), INT8_MIN,
-                         INT8_MAX);
+    return fedmote_dsp_saturated(fedmote_dsp_quotient(fedmote_dsp_product(sum, multiplier), last, zero_point));
 }
 
 /* The kernels make outputs within int8; this brings them within the operator's own limits, if it has any. */

@@ -6,8 +6,8 @@
 #include "dsp.h"
 
 #define OUTPUTS 4U
-#define GROUP_BYTES 16U                             /* of the weights of four outputs */
-#define COLUMN_GROUPS (FEDMOTE_DSP_WORDS / 2U)      /* widened at once */
+#define GROUP_BYTES 16U                        /* of the weights of four outputs */
+#define COLUMN_GROUPS (FEDMOTE_DSP_WORDS / 2U) /* widened at once */
 
 /* Adds one output's part of a group. r2, r3 the column's group, r8 widened weights. */
 #define ROW(w, sum)                                                                                                    \

@@ -18,7 +18,12 @@ from fedmote.package.graph import Op, OpKind, Quantization
 from fedmote.wire.schema import Arrangement, Opcode
 
 # By the `kernels` of a board file: folders of device_sdk/variants, and "portable".
-OF_KERNELS: Final = {"portable": Arrangement.PLAIN, "cortex_m_dsp": Arrangement.CORTEX_M_DSP}
+OF_KERNELS: Final = {
+    "portable": Arrangement.PLAIN,
+    "cortex_m0": Arrangement.PLAIN,
+    "cortex_m_dsp": Arrangement.CORTEX_M_DSP,
+    "cortex_m_helium": Arrangement.CORTEX_M_HELIUM,
+}
 
 # Operators with weights of 4 bits, which lie packed in plain order with plain scaling for all kernels.
 INT4: Final = {
@@ -27,6 +32,7 @@ INT4: Final = {
     Opcode.FULLY_CONNECTED: Opcode.FULLY_CONNECTED_INT4,
 }
 
+_HELIUM_LANES = 16
 _DSP_MAX_PLAIN_SHIFT = 30  # above it, the third word of a channel is a factor
 _DSP_CERTAIN_SHIFT = 12  # up to which a product that does not saturate is always small enough
 _DSP_MAX_SHIFT = 22  # the factor stays above _DSP_MAX_PLAIN_SHIFT
@@ -57,11 +63,13 @@ def arranged(op: Op, in_c: int, arrangement: Arrangement) -> NDArray[np.int8] | 
             return weights
         case Arrangement.CORTEX_M_DSP:
             return _dsp_weights(op, in_c, weights)
+        case Arrangement.CORTEX_M_HELIUM:
+            return _helium_weights(op, in_c, weights)
     raise NotImplementedError(f"no weights are arranged for {arrangement.name}")
 
 
 def arranged_scaling(op: Op, source: Quantization, target: Quantization, arrangement: Arrangement) -> NDArray[np.int32]:
-    """What makes outputs of the sums of a weighted operator, (outputs, 3): bias, multiplier, and a shift in arrangement plain."""
+    """What makes outputs of the sums of a weighted operator, shape (outputs, 3): bias, multiplier, shift, or as kernels want."""
     numbers = fixed_point.weighted_requantization(op, source, target)
     bias = fixed_point.folded_bias(op, source)
     if arrangement is Arrangement.CORTEX_M_DSP and op.weight_bits == 8:
@@ -114,6 +122,21 @@ def _dsp_weights(op: Op, in_c: int, weights: NDArray[np.int8]) -> NDArray[np.int
     pairs = taps.reshape(groups, -1, 2, taps.shape[2] * taps.shape[3] // 4, 2, 2)
     # group, pair, channel of the pair, four products, first or second two, odd: each word has places 0 and 2, or 1 and 3.
     return pairs.transpose(0, 1, 3, 5, 4, 2)
+
+
+def _helium_weights(op: Op, in_c: int, weights: NDArray[np.int8]) -> NDArray[np.int8]:
+    """device_sdk/variants/cortex_m_helium: in each group, 16 products of all its channels, then the next 16."""
+    if op.kind is OpKind.FULLY_CONNECTED:
+        return weights
+    if op.kind is OpKind.DEPTHWISE_CONV_2D and weights.shape[3] == in_c:
+        return weights.reshape(-1, in_c).T
+    if op.kind is OpKind.DEPTHWISE_CONV_2D:
+        products = weights.reshape(-1, in_c, weights.shape[3] // in_c).transpose(1, 2, 0)
+    else:
+        groups = in_c // weights.shape[3]
+        products = weights.reshape(groups, weights.shape[0] // groups, -1)
+    parts = np.split(products, range(_HELIUM_LANES, products.shape[2], _HELIUM_LANES), axis=2)
+    return np.concatenate([part.reshape(len(products), -1) for part in parts], axis=1)
 
 
 def _padded(array: NDArray[np.int8], axis: int, multiple: int) -> NDArray[np.int8]:

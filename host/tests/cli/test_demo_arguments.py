@@ -19,6 +19,7 @@ def options(*arguments):
     ("arguments", "word"),
     [
         (["--boards", "z80"], "z80"),
+        (["--boards", "mps2-m3"], "mps2-m3 has no fedmote-device"),
         (["--boards", "posix,posix,posix"], "one or two"),
         (["--strategy", "magic"], "magic"),
         (["--rounds", "0"], "rounds"),
