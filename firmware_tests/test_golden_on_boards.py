@@ -32,11 +32,8 @@ def _lcg_input(seed, count):
 
 
 @pytest.mark.parametrize("board", [*_processes, *(pytest.param(name, marks=_emulator_marks) for name in _emulated)])
-@pytest.mark.parametrize(
-    ("model", "input_bytes", "operator"),
-    [("kws_ref_model", 490, -2), ("pretrainedResnet_quant", 3072, -2), ("ad01_int8", 640, -1)],
-)
-def test_outputs_are_those_of_tensorflow_lite_micro_in_every_byte(model, input_bytes, operator, board, tmp_path):
+@pytest.mark.parametrize(("model", "input_bytes"), [("kws_ref_model", 490), ("pretrainedResnet_quant", 3072), ("ad01_int8", 640)])
+def test_outputs_are_those_of_tensorflow_lite_micro_in_every_byte(model, input_bytes, board, tmp_path):
     golden = json.loads((_MODELS / "golden_lcg.json").read_text(encoding="utf-8"))[model]["cases"]
     np.save(tmp_path / "x.npy", np.stack([_lcg_input(int(seed), input_bytes) for seed in golden]))
     parser = argparse.ArgumentParser()
@@ -44,4 +41,4 @@ def test_outputs_are_those_of_tensorflow_lite_micro_in_every_byte(model, input_b
     files = ["--input", str(tmp_path / "x.npy"), "--output", str(tmp_path / "y.npy")]
     assert run_verb.run(parser.parse_args([str(_MODELS / f"{model}.tflite"), *files, "--board", board])) == 0
     found = [zlib.crc32(row.tobytes()) for row in np.load(tmp_path / "y.npy")]
-    assert found == [case["op_output_crc32"][operator] for case in golden.values()]
+    assert found == [case["op_output_crc32"][-1] for case in golden.values()]

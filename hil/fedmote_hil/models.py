@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import math
 import os
-import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -42,18 +41,13 @@ def read_model(path: Path) -> bytes:
 
 
 def whole_encoder(path: Path, board: Board) -> Package:
-    """The package whose encoder is a whole `.tflite` file, up to the SOFTMAX if it ends with one.
+    """The package whose encoder is a whole `.tflite` file.
 
     Raises:
         ConfigError: the file cannot be read.
         PackageError, UnsupportedOpError: it cannot be understood.
     """
-    content = read_model(path)
-    has_softmax = tflite_reader.has_softmax(content, path.name)
-    if has_softmax:
-        sys.stderr.write(f"{path.name}: the output is that in front of the SOFTMAX at the end\n")
-    graph = tflite_reader.read(content, path.name, is_softmax_dropped=has_softmax)
-    return encoder_package(graph, board, path.stem)
+    return encoder_package(tflite_reader.read(read_model(path), path.name), board, path.stem)
 
 
 def encoder_package(graph: Graph, board: Board, model_id: str) -> Package:

@@ -184,7 +184,7 @@ _HEAD_COLUMNS = (
 _FIGURE_COLUMNS = ("of", "what", "ours", "peer", "ratio", "required", "aim", "verdict")
 _NOTES = {
     "kernels": (
-        "Peer: TensorFlow Lite Micro with CMSIS-NN, whole model with its SOFTMAX; ours end in front of it.",
+        "Peer: TensorFlow Lite Micro with CMSIS-NN, whole model with its SOFTMAX, as here.",
         "Verification: CRC-32 and all bounds, once per package. Start-up: from there to the first operator.",
     ),
     "head": (
