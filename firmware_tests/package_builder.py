@@ -122,7 +122,7 @@ class Builder:
                 arranged = dsp_arrangement.conv(arranged, groups, dilation[1])
             else:
                 arranged = dsp_arrangement.depthwise(arranged, dilation, stride[1], out_c // groups)
-        if self.arrangement == helium_arrangement.CORTEX_M_HELIUM:
+        if self.arrangement == helium_arrangement.CORTEX_M_HELIUM and opcode not in INT4:
             is_conv = opcode == CONV_2D
             arranged = (
                 helium_arrangement.conv(arranged, groups) if is_conv else helium_arrangement.depthwise(arranged, out_c // groups)

@@ -168,7 +168,7 @@ def softmax_case(rng: np.random.Generator) -> Case:
 
 
 def copy_case(rng: np.random.Generator) -> Case:
-    """A slice with steps in both directions whose axes are permuted, into a part of a larger tensor."""
+    """A byte everywhere; then a slice with steps in both directions whose axes are permuted, into a part of that tensor."""
     shape = rng.integers(1, 6, 4)
     steps = np.where(rng.random(4) < 0.3, -rng.integers(1, 3, 4), rng.integers(1, 3, 4))
     selection = tuple(slice(None, None, int(step)) for step in steps)
@@ -182,13 +182,12 @@ def copy_case(rng: np.random.Generator) -> Case:
     count = int(np.prod(out_shape))
     builder = fmp.Builder(int(np.prod(shape)))
     target = builder.tensor(count)
-    first = builder.copy(0, target, (1, 1, 1, 1), (0, 0, 0, 0, 0), (0, 0, 0, 0, 0))
-    out = builder.copy(0, first, extents, reading, writing)
+    builder.copy(0, target, (1, 1, 1, count), (0, 0, 0, 0, 0), (0, 0, 0, 0, 1))  # the first byte everywhere
+    out = builder.copy(0, target, extents, reading, writing)
 
     def expect(v: np.ndarray) -> np.ndarray:
-        full = np.zeros(out_shape, np.int8)
+        full = np.full(out_shape, v.ravel()[0])
         full[..., 1:-1] = v[selection].transpose(order)
-        full.ravel()[0] = v.ravel()[0]
         return full
 
     return builder.build(out, count), int8(rng, 1, *shape), expect

@@ -164,10 +164,11 @@ static float cross_entropy(float *z, uint32_t outputs, uint32_t label) {
     }
     const float label_margin = z[label] - highest;
     float sum = 0.0f;
-    for (uint32_t c = 0; c < outputs; c++) {
+    uint32_t c = 0;
+    do { /* at least one output, and the highest gives 1 */
         z[c] = exponential(z[c] - highest);
         sum += z[c];
-    }
+    } while (++c < outputs);
     scale(z, 1.0f / sum, outputs);
     z[label] -= 1.0f;
     return logf(sum) - label_margin;

@@ -121,7 +121,7 @@ static int32_t shifted(int32_t value, int32_t shift, int32_t limit) {
 static int32_t share_of(int32_t error, struct scaled factor, int32_t fraction, uint32_t random, int32_t limit) {
     int32_t shift = factor.shift + 15 - fraction;
     while (error > 65536 || error < -65536) {
-        error >>= 1;
+        error >>= 1; // cppcheck-suppress shiftNegativeLHS ; the sign is kept, see requantize.h
         shift--;
     }
     int32_t product = error * factor.mantissa;
@@ -286,11 +286,12 @@ static int32_t cross_entropy(int32_t *z, uint32_t outputs, uint32_t label) {
     }
     const int32_t margin = highest - z[label];
     uint64_t sum = 0;
-    for (uint32_t c = 0; c < outputs; c++) {
-        const uint32_t value = exponential((uint32_t)(highest - z[c]));
-        z[c] = (int32_t)(value >> 10);
+    uint32_t i = 0;
+    do { /* at least one output, and the highest gives the largest value */
+        const uint32_t value = exponential((uint32_t)(highest - z[i]));
+        z[i] = (int32_t)(value >> 10);
         sum += value;
-    }
+    } while (++i < outputs);
     const int32_t loss = margin + logarithm(sum);
     uint32_t shift = 6;
     while (sum >= 65536U) {

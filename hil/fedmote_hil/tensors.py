@@ -19,7 +19,7 @@ from fedmote.package.compile import Plan, compile_graph
 from fedmote.package.container import join_sections
 from fedmote.package.graph import Graph
 from fedmote.package.plan_check import HEAD_HEADER, HEAD_LAYER
-from fedmote.wire.schema import Section
+from fedmote.wire.schema import Activation, Section
 from fedmote_hil.run import Job, arena_bytes, run_jobs
 
 Int8 = NDArray[np.int8]
@@ -63,10 +63,15 @@ def job_of(plan: Plan, x: Int8) -> Job:
         int(Section.MANIFEST): _EMPTY_MAP,
         int(Section.PLAN): plan.records,
         int(Section.WEIGHTS): plan.weights,
-        int(Section.HEAD): HEAD_HEADER.pack(1) + HEAD_LAYER.pack(features, _OUTPUTS, 0, 0) + bytes(4 * (features + 1) * _OUTPUTS),
+        int(Section.HEAD): _head(features),
     }
     flat = np.ascontiguousarray(x, np.int8).reshape(len(x), -1)
     return Job(join_sections(sections), flat, features + 4 * _OUTPUTS)
+
+
+def _head(features: int) -> bytes:
+    """One layer of zeros."""
+    return HEAD_HEADER.pack(1) + HEAD_LAYER.pack(features, _OUTPUTS, Activation.NONE, 0) + bytes(4 * (features + 1) * _OUTPUTS)
 
 
 def tensors_of(graph: Graph, plan: Plan, results: NDArray[np.uint8]) -> dict[str, Int8]:

@@ -59,14 +59,14 @@ def test_many_packages_each_over_its_own_samples_are_run_in_one_start(board, mon
 def test_packages_and_samples_beyond_the_regions_are_run_in_several_starts():
     board = Board.load("mps2-m3")
     small = dataclasses.replace(
-        board, regions=board.regions | {"package": Region(0x21000000, 8000), "samples": Region(0x21800000, 1400)}
+        board, regions=board.regions | {"package": Region(0x21000000, 9000), "samples": Region(0x21800000, 1400)}
     )
     packages = [small_package(seed, board.name) for seed in range(4)]
     samples = [random_samples(package.graph, 20, seed) for seed, package in enumerate(packages)]
     jobs = [run_module._job(small, package, x, False) for package, x in zip(packages, samples, strict=True)]
     starts = list(run_module._starts(small, jobs))
     assert len(starts) > 4
-    assert all(sum(len(job.package) for _, job in start) <= 8000 for start in starts)
+    assert all(sum(len(job.package) for _, job in start) <= 9000 for start in starts)
     assert all(sum(len(run_module._padded_samples(job)) for _, job in start) <= 1400 for start in starts)
     for number, job in enumerate(jobs):
         parts = [part.samples for start in starts for index, part in start if index == number]
@@ -98,7 +98,7 @@ def test_a_package_that_a_board_refuses_is_named_with_its_status(board, monkeypa
 def test_a_package_beyond_the_arena_of_the_program_is_refused_before_anything_starts():
     package = small_package(1, "posix")
     x = random_samples(package.graph, 1, 1)
-    needed = run_module._arena_bytes(package)
+    needed = run_module.arena_bytes(package.header.encoder_bytes, package.features, 0, package.outputs)
     budgets = Board.load("posix")
     run_on_board(dataclasses.replace(budgets, run_arena_bytes=needed), package.to_bytes(), x)
     with pytest.raises(DoesNotFitError) as refusal:

@@ -56,8 +56,9 @@ class StrategyConfig(Table):
         trained_layers: devices train so many of the last layers of the head; none: all.
         is_bias_only: of these layers devices train the bias alone.
         loss: what devices and partners make small: "cross_entropy", or "squared_error" of logits against 0 and 1.
-        partner_epochs, partner_batch, partner_learning_rate, partner_momentum, partner_weight_decay: of a partner's training. A partner sees few
-            and hard samples: with momentum 0.9 its model runs away from the others', and the mean is worse than each.
+        partner_epochs, partner_batch, partner_learning_rate, partner_momentum, partner_weight_decay: of a partner's training. A
+            partner sees few and hard samples: with momentum 0.9 its model runs away from the others', and the mean is worse than
+            each.
         partner_clip_norm: as clip_norm.
         partner_max_examples: a partner whose update claims more examples is refused: it bounds what one liar weighs. A
             device is refused where it claims more than its board can hold.

@@ -71,7 +71,7 @@ def layout(n: int, max_body: int, header: PlanHeader, head: HeadShape, arithmeti
 
 
 def _scratch(header: PlanHeader, head: HeadShape, arithmetic: Arithmetic) -> tuple[int, int]:
-    """Where in the encoder's memory the head's scratch lies: in front of the features, or else behind; and that memory's bytes."""
+    """Where in the encoder's memory the head's scratch lies, before the features or else behind; and that memory's bytes."""
     words = head.outputs + 2 * head.hidden + _WORDS_PER_INPUT[arithmetic] * max(head.inputs, head.hidden)
     behind = round_up(header.feature_offset + header.feature_count)
     start = 0 if header.feature_offset >= _WORD_BYTES * words else behind

@@ -189,8 +189,15 @@ def check_fit(package: Package, board: Board) -> None:
 
     Raises:
         DoesNotFitError: slot or arena; needed and available bytes are in it.
+        PackageError: with PACKAGE_OPERATOR, an operator that the board's firmware does not have.
     """
     check_cost(package.cost_on(board))
+    _, records = check_plan(package.sections[Section.PLAN], package.sections[Section.WEIGHTS])
+    for record in records:
+        if not board.has_operator(record.opcode):
+            name = record.opcode.name.lower()
+            message = f"the firmware of board {board.name} has no operator {name}: add it to `operators` in its board.toml"
+            raise PackageError(message, Status.PACKAGE_OPERATOR)
 
 
 def build_package(
