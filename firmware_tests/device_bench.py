@@ -24,6 +24,7 @@ CHUNK = 160
 SLOT_BYTES = 8192
 IDLE, BUSY = 1, 2
 PORT_ERROR = -200
+CACHE = 2  # number of the cache region in the log of the flash
 STATES = ("idle", "fetch", "encode", "select", "train", "report")
 
 _u8p = ctypes.POINTER(ctypes.c_uint8)
@@ -47,6 +48,12 @@ _callbacks = {
     ),
     "event": ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int32, ctypes.c_int32),
 }
+_cache_callbacks = {
+    "cache_bytes": ctypes.c_uint32,
+    "cache_base": ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p),
+    "cache_erase": ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p),
+    "cache_write": ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_void_p, ctypes.c_uint32),
+}
 
 
 class Port(ctypes.Structure):
@@ -57,6 +64,8 @@ class Port(ctypes.Structure):
         *_callbacks.items(),
         ("operators", ctypes.c_void_p),
         ("arithmetic", ctypes.c_void_p),
+        ("cache", ctypes.c_void_p),
+        *_cache_callbacks.items(),
     ]
 
 
@@ -98,15 +107,17 @@ def library() -> ctypes.CDLL:
 
 @dataclass
 class FlashModel:
-    """Two slots. Operations (erases and writes) are numbered from 0.
+    """Two slots and, as the third one, a cache region. Operations (erases and writes) are numbered from 0.
 
     Attributes:
+        cache_bytes: of the cache region; 0: the port has none.
         cut_at: number of the operation during which the power fails; it is left half done.
         fail_at: number of an operation that does nothing and returns an error; the device lives on.
         log: (operation, slot, offset, size) in order.
     """
 
     slot_bytes: int = SLOT_BYTES
+    cache_bytes: int = 0
     cut_at: int | None = None
     fail_at: int | None = None
     is_dead: bool = False
@@ -114,8 +125,8 @@ class FlashModel:
     violations: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.slots = [aligned(self.slot_bytes) for _ in range(2)]
-        self.is_written = [np.ones(self.slot_bytes, bool) for _ in range(2)]  # never erased: nothing may be written
+        self.slots = [aligned(size) for size in (self.slot_bytes, self.slot_bytes, self.cache_bytes)]
+        self.is_written = [np.ones(len(slot), bool) for slot in self.slots]  # never erased: nothing may be written
         for slot in self.slots:
             slot[:] = 0xA5  # what a new part holds is anyone's guess
 
@@ -129,10 +140,11 @@ class FlashModel:
         return number != self.fail_at, self.is_dead
 
     def erase(self, slot: int) -> int:
-        happens, is_cut = self._begin("erase", slot, 0, self.slot_bytes)
+        size = len(self.slots[slot])
+        happens, is_cut = self._begin("erase", slot, 0, size)
         if not happens:
             return PORT_ERROR
-        end = self.slot_bytes // 2 if is_cut else self.slot_bytes
+        end = size // 2 if is_cut else size
         self.slots[slot][:end] = 0xFF
         self.is_written[slot][:end] = False
         return PORT_ERROR if is_cut else 0
@@ -142,7 +154,8 @@ class FlashModel:
         happens, is_cut = self._begin("write", slot, offset, len(data))
         if not happens:
             return PORT_ERROR
-        if offset % 8 or (end % 8 and end != self.slot_bytes) or end > self.slot_bytes:
+        size = len(self.slots[slot])
+        if offset % 8 or (end % 8 and (slot == CACHE or end != size)) or end > size:
             self.violations.append(f"write of [{offset}, {end}) is not aligned or outside")
         if self.is_written[slot][offset:end].any():
             self.violations.append(f"write of [{offset}, {end}) without an erase before")
@@ -172,13 +185,15 @@ class Device:
         self.write_limit: Callable[[], int] = lambda: 1 << 30
         self.read_limit: Callable[[], int] = lambda: 1 << 30
         self.is_stream_broken = self.is_sample_broken = False
+        self.on_sample_read: Callable[[int], object] = lambda _index: None
         self.flash = flash or FlashModel()
         self.events: list[tuple[int, int]] = []
         self.visited: set[str] = set()
         self._guarded = aligned(arena_bytes + 32)
         self._memory = np.zeros(4096, np.uint8)
         self.arena_bytes, self.id = arena_bytes, identifier
-        self._port = Port(None, *self._bind(has_hash), all_operators(library()), address_of(library(), arithmetic))
+        cache = self._bind_cache() if self.flash.cache_bytes else []
+        self._port = Port(None, *self._bind(has_hash), all_operators(library()), address_of(library(), arithmetic), *cache)
         link_address = ctypes.addressof(ctypes.c_char.in_dll(library(), f"fedmote_{link}_link"))
         texts = [text.encode() if text is not None else None for text in (identifier, site, board, username, password)]
         self._identity = Identity(*texts[:3], link_address, *texts[3:], keep_alive_s, is_sending)
@@ -204,6 +219,10 @@ class Device:
             else:
                 functions.append(kind(getattr(self, f"_{name}")))
         return functions
+
+    def _bind_cache(self) -> list[object]:
+        functions = [kind(getattr(self, f"_{name}")) for name, kind in _cache_callbacks.items() if name != "cache_bytes"]
+        return [address_of(library(), "fedmote_cache_region"), self.flash.cache_bytes, *functions]
 
     # -- callbacks of the port --
 
@@ -234,6 +253,7 @@ class Device:
         return len(self.x)
 
     def _sample_read(self, _context: None, index: int, out: int, size: int, label: ctypes.Array[ctypes.c_uint32]) -> int:
+        self.on_sample_read(index)
         if self.is_sample_broken or index >= len(self.x) or size != self.x.shape[1]:
             return PORT_ERROR
         ctypes.memmove(out, self.x[index].tobytes(), size)
@@ -248,6 +268,15 @@ class Device:
 
     def _slot_write(self, _context: None, slot: int, offset: int, data: int, size: int) -> int:
         return self.flash.write(slot, offset, ctypes.string_at(data, size))
+
+    def _cache_base(self, _context: None) -> int:
+        return self.flash.slots[CACHE].ctypes.data
+
+    def _cache_erase(self, _context: None) -> int:
+        return self.flash.erase(CACHE)
+
+    def _cache_write(self, _context: None, offset: int, data: int, size: int) -> int:
+        return self.flash.write(CACHE, offset, ctypes.string_at(data, size))
 
     def _hash(self, _context: None, first: int, first_size: int, second: int, second_size: int, digest: int) -> None:
         data = ctypes.string_at(first, first_size) + ctypes.string_at(second, second_size)

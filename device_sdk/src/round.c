@@ -111,6 +111,8 @@ int32_t fedmote_round_begin(struct fedmote_round *round, bool has_newer_head, ui
     round->encoding = round->in_input = FEDMOTE_NO_SAMPLE;
     round->num_examples = round->discarded = round->trained = round->sent = round->last_trained = 0;
     round->loss_sum = round->last_loss_sum = 0.0f;
+    round->kept = round->layout.cached;
+    round->is_cache_erased = round->is_cache_closed = false;
     begin_phase(round, FEDMOTE_WORK_ENCODE);
     return FEDMOTE_OK;
 }
@@ -154,6 +156,14 @@ static int32_t encode_piece(struct fedmote_round *round, uint32_t sample) {
 }
 
 static int32_t work_encode(struct fedmote_round *round) {
+    const struct fedmote_cache *cache = round->port->cache;
+    if (cache && cache->keep(round)) {
+        return FEDMOTE_BUSY;
+    }
+    if (round->cursor == round->sample_count) {
+        begin_phase(round, FEDMOTE_WORK_RANK);
+        return FEDMOTE_OK;
+    }
     int32_t status = encode_piece(round, round->cursor);
     if (status != FEDMOTE_OK) {
         return status;
@@ -166,11 +176,8 @@ static int32_t work_encode(struct fedmote_round *round) {
     float loss = round->head.arithmetic->loss(&round->head, features, round->input_label, norm);
     losses(round)[round->cursor] = loss;
     round->loss_sum += loss;
-    if (++round->cursor < round->sample_count) {
-        return FEDMOTE_BUSY;
-    }
-    begin_phase(round, FEDMOTE_WORK_RANK);
-    return FEDMOTE_OK;
+    round->cursor++;
+    return FEDMOTE_BUSY;
 }
 
 /* ---- selection ----------------------------------------------------------------------------------------------------
@@ -312,10 +319,15 @@ static bool begin_epoch(struct fedmote_round *round) {
     return false;
 }
 
-/* The features of the sample at the cursor: cached, or encoded again piece by piece. */
+/* The features of the sample at the cursor: in the arena, in the port's cache region, or encoded again piece by piece.
+ */
 static int32_t find_features(struct fedmote_round *round, const int8_t **features) {
     if (round->cursor < round->layout.cached) {
         *features = cached(round, round->cursor);
+        return FEDMOTE_OK;
+    }
+    if (round->cursor < round->kept) {
+        *features = round->port->cache->find(round, round->cursor);
         return FEDMOTE_OK;
     }
     *features = fedmote_encoder_features(&round->encoder);
@@ -378,8 +390,8 @@ static int32_t work_train(struct fedmote_round *round) {
         if (status != FEDMOTE_OK) {
             return status;
         }
-        bool was_cached = round->cursor <= round->layout.cached; /* the cursor is one further now */
-        macs += was_cached ? cost : FEDMOTE_MACS_PER_STEP;
+        bool was_kept = round->cursor <= round->kept; /* the cursor is one further now */
+        macs += was_kept ? cost : FEDMOTE_MACS_PER_STEP;
     } while (round->batch_left > 0 && macs + cost <= FEDMOTE_MACS_PER_STEP);
     if (round->batch_left == 0) {
         end_batch(round);

@@ -12,6 +12,7 @@
 #define FEDMOTE_ROUND_H
 
 #include "arena.h"
+#include "cache.h"
 #include "encoder.h"
 #include "head.h"
 #include "select.h"
@@ -55,6 +56,9 @@ struct fedmote_round {
     struct fedmote_selector selector;
 
     uint8_t work;          /* enum fedmote_phase_of_work */
+    bool is_cache_erased;  /* the port's cache region: at most once per round */
+    bool is_cache_closed;  /* it failed: nothing more is kept there */
+    uint32_t kept;         /* samples [0, kept) need not be encoded again: layout.cached and those of the region */
     uint32_t sample_count; /* n */
     uint32_t cursor;       /* next sample, rank pass or float of the phase */
     uint32_t encoding;     /* sample whose inference is under way, FEDMOTE_NO_SAMPLE: none */

@@ -84,6 +84,7 @@ enum fedmote_event {
     FEDMOTE_EVENT_ACK,         /* round: the update is durable at the coordinator and was dropped here */
     FEDMOTE_EVENT_REFUSED,     /* status, negative: the peer said no */
     FEDMOTE_EVENT_ERROR,       /* status, negative; fedmote_status() says where */
+    FEDMOTE_EVENT_CACHE_LOST,  /* status, negative: the cache region failed; what it does not hold is encoded again */
 };
 
 /* A picture of the device, filled by fedmote_status(). */

@@ -17,6 +17,10 @@ struct fedmote_arithmetic;
 extern const struct fedmote_arithmetic fedmote_float32; /* for a core with an FPU (src/head_float.c) */
 extern const struct fedmote_arithmetic fedmote_int16;   /* integers alone (src/head_integer.c) */
 
+/* What keeps embeddings in the cache region of a port; where none names it, it is not linked (src/cache.c). */
+struct fedmote_cache;
+extern const struct fedmote_cache fedmote_cache_region;
+
 struct fedmote_port {
     void *context; /* handed to every callback, never touched */
 
@@ -58,6 +62,17 @@ struct fedmote_port {
     const struct fedmote_operator *const *operators;
 
     const struct fedmote_arithmetic *arithmetic;
+
+    /* Optional room for the embeddings that the arena does not hold: `cache` is &fedmote_cache_region and the others
+     * are complete, or all are NULL and 0. cache_bytes of memory that can be read in place, no erasable sector shared
+     * with a slot. Writes as of a slot: they start and end at multiples of 8, each byte at most once between erases. A
+     * round erases the region at most once, and not at all where the arena holds everything; nothing in it outlives the
+     * round. Both return 0 or an error, which costs no more than encoding again (FEDMOTE_EVENT_CACHE_LOST). */
+    const struct fedmote_cache *cache;
+    uint32_t cache_bytes;
+    const int8_t *(*cache_base)(void *context);
+    int32_t (*cache_erase)(void *context);
+    int32_t (*cache_write)(void *context, uint32_t offset, const uint8_t *bytes, uint32_t size);
 };
 
 #endif

@@ -21,18 +21,19 @@
 #define LONGEST_WAIT_MS 1000U
 
 static const char usage[] =
-    "usage: fedmote-device --identity FILE --samples FILE [--slots FILE] [--events]\n"
+    "usage: fedmote-device --identity FILE --samples FILE [--slots FILE] [--cache BYTES] [--events]\n"
     "                      (--connect HOST:PORT | --serial PATH | --pty)\n"
     "  --identity  identity region; its link says whether the stream speaks MQTT or serial frames\n"
     "  --samples   samples region\n"
     "  --slots     file of both package slots, made where absent; without it packages live in memory\n"
+    "  --cache     room for the embeddings that the arena does not hold; without it they are computed again\n"
     "  --connect   TCP stream: a broker, or a peer that speaks serial frames\n"
     "  --serial    serial port or pseudo terminal\n"
     "  --pty       makes a pseudo terminal and prints the path of its other end\n"
     "  --events    writes what happens to standard error, one line each: event value\n";
 
 struct options {
-    const char *identity, *samples, *slots, *target;
+    const char *identity, *samples, *slots, *cache, *target;
     enum stream_kind kind;
     bool has_stream;
     bool is_telling;
@@ -41,6 +42,7 @@ struct options {
 struct board {
     struct stream stream;
     struct slots slots;
+    struct cache cache;
     struct samples_region samples;
 };
 
@@ -80,6 +82,14 @@ static int32_t port_slot_write(void *context, uint32_t slot, uint32_t offset, co
     return slots_write(&((struct board *)context)->slots, slot, offset, bytes, size);
 }
 
+static const int8_t *port_cache_base(void *context) { return (const int8_t *)((struct board *)context)->cache.bytes; }
+
+static int32_t port_cache_erase(void *context) { return cache_erase(&((struct board *)context)->cache); }
+
+static int32_t port_cache_write(void *context, uint32_t offset, const uint8_t *bytes, uint32_t size) {
+    return cache_write(&((struct board *)context)->cache, offset, bytes, size);
+}
+
 static void port_event(void *context, int32_t event, int32_t value) {
     (void)context;
     (void)fprintf(stderr, "%d %d\n", (int)event, (int)value);
@@ -95,6 +105,9 @@ static const char **value_of(struct options *options, const char *name) {
     }
     if (strcmp(name, "--slots") == 0) {
         return &options->slots;
+    }
+    if (strcmp(name, "--cache") == 0) {
+        return &options->cache;
     }
     if (strcmp(name, "--connect") == 0 || strcmp(name, "--serial") == 0) {
         options->kind = name[2] == 'c' ? STREAM_TCP : STREAM_SERIAL;
@@ -158,6 +171,20 @@ static bool open_identity(struct fedmote_identity *identity, char *text, const c
     return true;
 }
 
+/* Without the option the board has no cache. */
+static bool open_cache(struct cache *cache, const char *text) {
+    if (text == NULL) {
+        return true;
+    }
+    char *end = NULL;
+    errno = 0;
+    const unsigned long size = strtoul(text, &end, 10);
+    if (*text < '0' || *text > '9' || *end != '\0' || errno != 0 || size > UINT32_MAX) {
+        return complain(text, "not a number of bytes");
+    }
+    return size == 0 || cache_open(cache, (uint32_t)size) || complain(text, "there is not so much memory");
+}
+
 static bool open_board(struct board *board, const struct options *options) {
     struct file_map file;
     if (!file_map_open(&file, options->samples)) {
@@ -170,6 +197,9 @@ static bool open_board(struct board *board, const struct options *options) {
     }
     if (!slots_open(&board->slots, FEDMOTE_BOARD_SLOT_BYTES, options->slots)) {
         return complain(options->slots, errno == EINVAL ? "not a slots file of this board" : strerror(errno));
+    }
+    if (!open_cache(&board->cache, options->cache)) {
+        return false;
     }
     if (!stream_init(&board->stream, options->kind, options->target)) {
         return complain(options->kind == STREAM_PTY ? "--pty" : options->target, "cannot be opened; TCP is HOST:PORT");
@@ -210,6 +240,7 @@ int main(int count, char **arguments) {
         return EXIT_USAGE;
     }
     static const struct fedmote_operator *const operators[] = {FEDMOTE_BOARD_OPERATORS, NULL};
+    const bool has_cache = board.cache.size > 0U;
     const struct fedmote_port port = {
         .context = &board,
         .now_ms = port_now_ms,
@@ -226,6 +257,11 @@ int main(int count, char **arguments) {
         .event = options.is_telling ? port_event : NULL,
         .operators = operators,
         .arithmetic = &FEDMOTE_BOARD_ARITHMETIC,
+        .cache = has_cache ? &fedmote_cache_region : NULL,
+        .cache_bytes = board.cache.size,
+        .cache_base = has_cache ? port_cache_base : NULL,
+        .cache_erase = has_cache ? port_cache_erase : NULL,
+        .cache_write = has_cache ? port_cache_write : NULL,
     };
     const int32_t status = fedmote_init(&device, &port, &identity, arena, sizeof arena);
     if (status != FEDMOTE_OK) {

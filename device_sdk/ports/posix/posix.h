@@ -13,6 +13,7 @@
 #define STREAM_RETRY_MS 500U
 #define STREAM_ERROR_LOST (-140) /* told once per loss: the link starts afresh */
 #define SLOT_ERROR_ARGUMENT (-141)
+#define CACHE_ERROR_ARGUMENT (-142)
 
 /* clock.c */
 uint32_t posix_now_ms(void);
@@ -62,5 +63,15 @@ bool slots_open(struct slots *slots, uint32_t slot_bytes, const char *path);
 const uint8_t *slots_base(const struct slots *slots, uint32_t slot);
 int32_t slots_erase(struct slots *slots, uint32_t slot);
 int32_t slots_write(struct slots *slots, uint32_t slot, uint32_t offset, const uint8_t *bytes, uint32_t size);
+
+/* cache.c: the region for embeddings. It belongs to a round, so it is memory and no file. */
+struct cache {
+    uint8_t *bytes;
+    uint32_t size;
+};
+/* False: there is not so much memory. */
+bool cache_open(struct cache *cache, uint32_t size);
+int32_t cache_erase(struct cache *cache);
+int32_t cache_write(struct cache *cache, uint32_t offset, const uint8_t *bytes, uint32_t size);
 
 #endif

@@ -70,6 +70,9 @@ def _add_import(verbs: Any) -> None:  # noqa: ANN401 - argparse has no public na
     verb.add_argument("--board", default="posix", metavar="NAME", help="board that it is for (default: %(default)s)")
     verb.add_argument("--cut", metavar="NAME", help="tensor, or number of the node, where the encoder ends")
     verb.add_argument("--classes", type=int, metavar="N", help="a new head of zeros with N outputs behind the cut")
+    verb.add_argument(
+        "--head-layers", type=int, default=1, metavar="1|2", help="last dense layers that become the head (default: %(default)s)"
+    )
     verb.add_argument("--model-id", metavar="ID", help="name of the model (default: the file's)")
     verb.add_argument("--json", action="store_true", help="one JSON object on stdout")
 
@@ -87,7 +90,7 @@ def _run_import(options: Namespace) -> int:
     except OSError as error:
         raise ConfigError(f"{options.model}: {error.strerror or error}") from error
     model_id = options.model_id or re.sub(r"[^a-z0-9-]+", "-", options.model.stem.lower()).strip("-") or "model"
-    package, parts = import_tflite(data, str(options.model), board, model_id, options.cut, options.classes)
+    package, parts = import_tflite(data, str(options.model), board, model_id, options.cut, options.classes, options.head_layers)
     write_result(options.output, package.to_bytes())
     for note in parts.notes:
         sys.stderr.write(f"{note}\n")

@@ -11,6 +11,7 @@ from fedmote.package.boards import Board
 from fedmote.package.execute import run_int8
 from fedmote.package.file import Package
 from fedmote.package.graph import OpKind
+from fedmote.package.head import HeadShape
 from fedmote.package.importer import cut_graph, split
 from fedmote.package.quantize import dequantize_values
 from fedmote.package.specimen import random_int8_graph, random_samples
@@ -96,7 +97,33 @@ def test_last_layer_with_a_fused_clamp_is_no_head():
     graph = dense_tail(is_plain=False)
     with pytest.raises(UnsupportedOpError, match="fused"):
         split(write(graph), "m.tflite")
-    assert split(write(graph), "m.tflite", classes=3).head.outputs == 3
+    assert split(write(graph), "m.tflite", classes=3).head[0].outputs == 3
+
+
+def test_last_two_dense_layers_become_a_head_with_a_hidden_relu(reference_models, tmp_path, capsys):
+    model, target = reference_models / "ad01_int8.tflite", tmp_path / "ad.fmp"
+    assert fedmote_package("import", model, "-o", target, "--head-layers", 2) == 0
+    assert "128 -> 128, was dequantized" in capsys.readouterr().err
+    package, graph = Package.read(target), read(model.read_bytes(), "ad01", is_softmax_dropped=False)
+    assert package.head_shape == HeadShape(128, 128, 640)
+    x = random_samples(graph, 20, 1)
+    encoder = cut_graph(graph, graph.ops[-2].inputs[0])
+    features = run_int8(encoder, x).reshape(20, -1)
+    expected = dequantize_values(graph.activations[graph.output], run_int8(graph, x)).reshape(20, -1)
+    difference = np.abs(package.logits(dequantize_values(encoder.activations[encoder.output], features)) - expected)
+    assert np.median(difference) < float(graph.activations[graph.output].quantization.scale[0])
+
+
+def test_heads_of_two_layers_that_a_file_does_not_have_are_refused(reference_models, tmp_path):
+    target = tmp_path / "x.fmp"
+    with pytest.raises(ConversionError, match="leave `--head-layers 2` away"):
+        fedmote_package("import", reference_models / "kws_ref_model.tflite", "-o", target, "--head-layers", 2)
+    with pytest.raises(ConversionError, match="a head is two FULLY_CONNECTED"):
+        fedmote_package("import", reference_models / "ad01_int8.tflite", "-o", target, "--head-layers", 2, "--cut", 4)
+    for arguments in (("--head-layers", 3), ("--head-layers", 2, "--classes", 4)):
+        with pytest.raises(ConversionError, match="1 or 2 layers"):
+            fedmote_package("import", reference_models / "ad01_int8.tflite", "-o", target, *arguments)
+    assert not target.exists()
 
 
 def test_model_without_a_dense_layer_needs_classes():
