@@ -13,9 +13,10 @@ import numpy as np
 import paho.mqtt.client as paho
 import pytest
 
-from fedmote.lab.demo.prepare import Materials
+from fedmote.lab.demo.prepare import Materials, ModelChoice
 from fedmote.package.partition import Partition
 from fedmote.transport.broker import find_mosquitto
+from firmware_tests import two_layer_model
 from firmware_tests.whole_round import PATIENCE_S, Part, Stage, make_materials
 
 has_emulator = shutil.which("qemu-system-arm") is not None and shutil.which("arm-none-eabi-gcc") is not None
@@ -136,6 +137,29 @@ def test_simultaneous_round_merges_heads_of_devices_with_whole_models_of_partner
         for is_head in (True, False):
             assert any(not np.array_equal(before[name], after[name]) for name in before if (name in head) == is_head)
         assert stage.checkpoint(1).ranges != stage.checkpoint(0).ranges  # what the partner saw
+
+
+@pytest.mark.emulator
+@needs_emulator
+def test_heads_of_two_layers_are_trained_on_every_board_and_merged(tmp_path: Path) -> None:
+    model = ModelChoice("firmware_tests.two_layer_model:build", two_layer_model.build)
+    materials = make_materials(tmp_path, model, two_layer_model.CUT)
+    package = Partition.load(materials.partition).package
+    assert (package.head_shape.inputs, package.head_shape.hidden, package.head_shape.outputs) == (64, 24, 10)
+    with Stage(tmp_path / "stage", materials, PARTS, {"form": "alternating"}) as stage:
+        stage.start_devices()
+        stage.start_partners()
+        result = stage.finish(stage.serve(rounds=3))
+        phases = [(one["phase"], one["reported"], one["expected"]) for one in result["rounds"]]
+        assert phases == [("device", 3, 3), ("partner", 2, 2), ("device", 3, 3)]
+        assert all(update["trained"] > 0 for one in result["rounds"][::2] for update in one["updates"])
+
+        head = {f"{layer}.{part}" for layer in two_layer_model.HEAD_LAYERS for part in ("weight", "bias")}
+        assert set(Partition.load(materials.partition).head_tensor_names) == head
+        checkpoints = [stage.checkpoint(version).tensors for version in range(4)]
+        for before, after in (checkpoints[:2], checkpoints[2:]):  # rounds of the devices
+            assert {name for name in before if not np.array_equal(before[name], after[name])} == head
+        assert {name for name in head if np.array_equal(checkpoints[1][name], checkpoints[2][name])} == set()
 
 
 def test_fedavg_averages_whole_models_of_partners_on_their_own_samples(tmp_path: Path, materials: Materials) -> None:

@@ -26,7 +26,7 @@ from fedmote.config import CellConfig
 from fedmote.lab.demo.data import load, split
 from fedmote.lab.demo.experiment import write_toml
 from fedmote.lab.demo.fleet import Fleet, Process
-from fedmote.lab.demo.prepare import Materials, prepare
+from fedmote.lab.demo.prepare import Materials, ModelChoice, prepare
 from fedmote.lab.demo.settings import DemoSettings, PretrainingSettings, SplitSettings
 from fedmote.store.checkpoints import Checkpoint
 from fedmote.transport.broker import PrivateBroker
@@ -60,7 +60,7 @@ class Part:
         return CellConfig(self.cell, devices, f"partner-{self.cell}" if self.has_partner else None)
 
 
-def make_materials(directory: Path) -> Materials:
+def make_materials(directory: Path, model: ModelChoice | None = None, cut: str = "auto") -> Materials:
     """Digits, a first model that has seen five classes, packages for both boards; small, so that a round takes seconds."""
     settings = DemoSettings(
         split=SplitSettings(majority_samples=12, minority_samples=4, pretraining_samples=20, test_samples=10),
@@ -68,9 +68,8 @@ def make_materials(directory: Path) -> Materials:
     )
     data = load("digits")
     with Fleet(directory / "commands") as fleet:
-        return prepare(
-            data, split(data, settings.split, 0, 256), settings, ["posix", "stm32f405"], directory / "materials", fleet.run
-        )
+        parts = split(data, settings.split, 0, 256)
+        return prepare(data, parts, settings, ["posix", "stm32f405"], directory / "materials", fleet.run, model=model, cut=cut)
 
 
 class Stage:

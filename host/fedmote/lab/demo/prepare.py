@@ -97,7 +97,14 @@ def _written(name: str, function: Callable[[int, int], nn.Module], inputs: int, 
 
 
 def prepare(
-    data: DataSet, split: Split, settings: DemoSettings, boards: Sequence[str], directory: Path, command: Command
+    data: DataSet,
+    split: Split,
+    settings: DemoSettings,
+    boards: Sequence[str],
+    directory: Path,
+    command: Command,
+    model: ModelChoice | None = None,
+    cut: str = "auto",
 ) -> Materials:
     """Pre-train, convert for `boards`, write the files.
 
@@ -108,12 +115,14 @@ def prepare(
         boards: that packages are made for.
         directory: where the files go; made.
         command: `Fleet.run`.
+        model: what is trained; None: what suits the data.
+        cut: of `fedmote convert`.
 
     Raises:
         FedmoteError: the conversion failed.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    model = choose_model(data)
+    model = model or choose_model(data)
     if model.source:
         (directory / f"{_MODEL_MODULE}.py").write_text(model.source, encoding="utf-8")
     module = model.build()
@@ -124,8 +133,9 @@ def prepare(
     write_samples(calibration, *data.part(split.pretraining))
     write_samples(test, *data.part(split.test))
     partition = directory / "partition"
-    arguments = ["--weights", weights, "--calibration", calibration, "--boards", ",".join(dict.fromkeys(boards)), "-o", partition]
-    report = json.loads(command("convert", _CONVERT_TIMEOUT_S, "convert", model.spec, *arguments, "--json"))
+    arguments = ["--weights", weights, "--calibration", calibration, "--boards", ",".join(dict.fromkeys(boards))]
+    arguments += ["--cut", cut, "-o", partition, "--json"]
+    report = json.loads(command("convert", _CONVERT_TIMEOUT_S, "convert", model.spec, *arguments))
     devices = {name: directory / f"device-{name}.npz" for name in CELLS}
     for name, path in devices.items():
         x, y = data.part(split.cells[name])
