@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from fedmote.errors import DoesNotFitError
 from fedmote.package.boards import Board, board_names, boards_with
@@ -52,6 +54,12 @@ def assert_exact(board: str, seeds: range) -> None:
 
 def test_two_hundred_graphs_on_this_machine_equal_tflite_micro_in_every_tensor() -> None:
     assert_exact("posix", range(GRAPHS))
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(first=st.integers(GRAPHS, 2**31))
+def test_graphs_that_hypothesis_draws_equal_tflite_micro_in_every_tensor(first: int) -> None:
+    assert compare("posix", range(first, first + 4), is_wheel_required=True).differing_bytes == 0
 
 
 @pytest.mark.parametrize("board", EMULATED)
