@@ -75,7 +75,7 @@ def accuracy(layers: Layers, parameters: np.ndarray, x: np.ndarray, y: np.ndarra
 
 
 @pytest.mark.parametrize("hidden", [0, 16])
-@pytest.mark.parametrize(("batch", "momentum"), [(1, 0.0), (8, 0.9)])
+@pytest.mark.parametrize(("batch", "momentum"), [(1, 0.0), pytest.param(8, 0.9, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("make", "rate", "floor"), [(digits, 0.02, 0.82), (activity, 0.01, 0.8), (keywords, 0.01, 0.85)])
 def test_integers_are_as_accurate_as_torch(make, rate: float, floor: float, batch: int, momentum: float, hidden: int) -> None:
     x, y, x_test, y_test, scale, zero_point = make()

@@ -8,10 +8,7 @@ import numpy as np
 import pytest
 
 from fedmote.package.boards import Board, board_names
-from fedmote.package.execute import run_int8
-from fedmote.package.specimen import random_int8_graph, random_samples
-from fedmote_hil.models import encoder_package
-from fedmote_hil.run import Job, run_jobs, run_many_on_board
+from fedmote_hil.run import Job, run_jobs
 from firmware_tests import integer_reference as reference
 from firmware_tests import package_builder as fmp
 from firmware_tests.test_kernels import CASES, Case, channel_constants, int8, limits, zero_points
@@ -150,12 +147,3 @@ def test_wide_convolutions_on_the_board_equal_the_integer_reference(size: Pair, 
         )
 
     check(board, {str(shape): case(*shape) for shape in _WIDE})
-
-
-def test_random_graphs_on_the_board_equal_the_host_bit_for_bit(board: Board) -> None:
-    graphs = {seed: random_int8_graph(seed) for seed in range(50)}
-    samples = {seed: random_samples(graph, 8, seed) for seed, graph in graphs.items()}
-    items = [(encoder_package(graph, board, "specimen").to_bytes(), samples[seed]) for seed, graph in graphs.items()]
-    for (seed, graph), features in zip(graphs.items(), run_many_on_board(board, items), strict=True):
-        expected = run_int8(graph, samples[seed]).reshape(8, -1)
-        np.testing.assert_array_equal(features, expected, err_msg=f"seed {seed}: {[op.name for op in graph.ops]}")
