@@ -1,5 +1,5 @@
 # The commands of the repository. `make demo` and `make test` set up everything that they need.
-.PHONY: help setup demo test test-all lint bench clean
+.PHONY: help setup demo test test-host test-boards test-all lint bench clean
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -11,7 +11,14 @@ demo: setup ## the whole story on this machine: boards, broker, partners, rounds
 	@.venv/bin/fedmote demo $(ARGS)
 
 test: setup ## everything that fits ten minutes on two cores
-	.venv/bin/python -m pytest -m "not slow"
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=line test-host test-boards
+
+# The two halves of `make test`, side by side: each takes one core.
+test-host:
+	.venv/bin/python -m pytest -m "not slow" host converters
+
+test-boards:
+	.venv/bin/python -m pytest -m "not slow" hil firmware_tests
 
 test-all: setup ## the long ones too
 	.venv/bin/python -m pytest
