@@ -153,6 +153,14 @@ def with_record_word(index: int, word: int, value: int) -> Callable[[bytes], byt
     return edit
 
 
+def softmax_over_itself(_package: bytes) -> bytes:
+    """Five rows of five, whose output begins 16 bytes behind the input."""
+    builder = fmp.Builder(64)
+    out = builder.softmax(0, 5, 5, np.linspace(2**31 - 1, 0, 256).astype(np.int32))
+    builder.records[0] = builder.records[0][:16] + fmp.words(16) + builder.records[0][20:]
+    return builder.build(out, 25)
+
+
 PADDING, CONV, DEPTHWISE, SUM, TABLE, MAX_POOL, AVERAGE_POOL, MEAN, DENSE, MUL, _, CONV_INT4, _, SOFTMAX, COPY = range(15)
 REFUSALS: dict[str, tuple[Callable[[bytes], bytes], Status]] = {
     "another magic": (lambda p: b"FMP2" + p[4:], Status.PACKAGE_MAGIC),
@@ -202,6 +210,7 @@ REFUSALS: dict[str, tuple[Callable[[bytes], bytes], Status]] = {
     "a second input of nothing": (with_record_word(MUL, 8, 0), Status.PACKAGE_BOUNDS),
     "a second input in no place": (with_record_word(MUL, 6, 2), Status.PACKAGE_BOUNDS),
     "a constant input outside its section": (with_record_word(MUL, 5, 0xFFFFFFF0), Status.PACKAGE_BOUNDS),
+    "a softmax that is written over a part of its input": (softmax_over_itself, Status.PACKAGE_BOUNDS),
     "exponentials that are none": (with_record_word(SOFTMAX, 5, 0), Status.PACKAGE_BOUNDS),
     "a row of a softmax that costs more": (with_record_word(SOFTMAX, 2, 4), Status.PACKAGE_BOUNDS),
     "a copy that reads in front of the arena": (with_record_word(COPY, 13, -0x10000), Status.PACKAGE_BOUNDS),

@@ -6,7 +6,7 @@
  *     static const struct fedmote_operator *const operators[] = {&fedmote_operator_conv_2d, &fedmote_operator_mean,
  * NULL};
  *
- * `fedmote package info` says which operators a package needs.
+ * `fedmote package show` says which operators a package needs.
  */
 #ifndef FEDMOTE_OPERATORS_H
 #define FEDMOTE_OPERATORS_H

@@ -2,6 +2,14 @@
 #include "../little_endian.h"
 #include "operator.h"
 
+/* A row may be done in place. Where the output lay over a part of the input only, a difference from the largest element
+ * could leave the table. */
+static bool is_in_place_or_apart(const struct fedmote_op *op, uint64_t count) {
+    const uint32_t low = op->input_offset < op->output_offset ? op->input_offset : op->output_offset;
+    const uint32_t high = op->input_offset < op->output_offset ? op->output_offset : op->input_offset;
+    return low == high || high - low >= count;
+}
+
 /* The first exponential is 1 and a row is short: the sum of a row stays in [2^19, 2^31). */
 #define ELEMENTS_MAX 4095U
 
@@ -10,7 +18,7 @@ static bool is_valid(const union fedmote_record *record, const struct fedmote_bo
     const uint64_t count = (uint64_t)op->rows * op->n;
     if (!fedmote_is_dimension(op->rows) || !fedmote_is_dimension(op->n) || op->n > ELEMENTS_MAX ||
         !fedmote_is_unit(&op->op, op->rows, op->n) || !fedmote_is_tensor(bounds, op->op.input_offset, count) ||
-        !fedmote_is_tensor(bounds, op->op.output_offset, count) ||
+        !fedmote_is_tensor(bounds, op->op.output_offset, count) || !is_in_place_or_apart(&op->op, count) ||
         !fedmote_is_constant(bounds, op->exponentials, 4U * 256U)) {
         return false;
     }

@@ -263,12 +263,13 @@ def _is_table(v: Values, bounds: _Bounds) -> bool:
 
 
 def _is_softmax(v: Values, bounds: _Bounds) -> bool:
-    """The first exponential and the bound of a row keep the sum within [2^19, 2^31)."""
+    """The first exponential and the bound of a row keep the sum within [2^19, 2^31); differences stay inside the table."""
     if not (
         _are_dimensions(v["rows"], v["n"])
         and v["n"] <= _SOFTMAX_ELEMENTS_MAX
         and _is_unit(v, v["rows"], v["n"])
         and all(_is_tensor(bounds, v[name], v["rows"] * v["n"]) for name in ("input_offset", "output_offset"))
+        and (v["input_offset"] == v["output_offset"] or abs(v["input_offset"] - v["output_offset"]) >= v["rows"] * v["n"])
         and _is_constant(bounds, v["exponentials"], 4 * _TABLE_ENTRIES)
     ):
         return False
