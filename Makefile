@@ -11,6 +11,7 @@ demo: setup ## the whole story on this machine: boards, broker, partners, rounds
 	@.venv/bin/fedmote demo $(ARGS)
 
 test: setup ## everything that fits ten minutes on two cores
+	@echo "two halves side by side; each prints when it ends, after about four and eight minutes on two cores"
 	@$(MAKE) --no-print-directory --jobs=2 --output-sync=line test-host test-boards
 
 # The two halves of `make test`, side by side: each takes one core.
