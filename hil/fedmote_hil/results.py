@@ -78,4 +78,4 @@ def _receive(board: Board, connection: socket.socket, size: int) -> bytes:
                 if message["offset"] != len(blob):
                     raise RemoteWireError(Status.FRAME_LENGTH, f"results from {message['offset']} on, {len(blob)} expected")
                 blob += message["data"]
-    return bytes(blob)
+    return bytes(blob[:size])  # several frames may come at once
