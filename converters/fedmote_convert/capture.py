@@ -10,31 +10,19 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import fx, nn
 
 from fedmote.errors import ConversionError, UnsupportedOpError
 from fedmote.package.graph import Graph, Tensors
-from fedmote_convert.operators import VIEWS, Call, Parameter, Shape, Sketch, Value, hint_for, operator_name, translate
+from fedmote_convert.operators import VIEWS, hint_for, operator_name, translate
+from fedmote_convert.sketch import Call, Capture, Parameter, Shape, Sketch, Value
 
-
-@dataclass(frozen=True)
-class Capture:
-    """A captured module.
-
-    Attributes:
-        graph: the whole network, head included, as `operators` leaves it: before any pass.
-        modules: per activation, the paths of the modules inside which it was made, outermost first.
-        tensors: the floating-point state of the module by state_dict names, float32.
-    """
-
-    graph: Graph
-    modules: dict[str, tuple[str, ...]]
-    tensors: Tensors
+_REFERENCE_BATCH = 256
 
 
 def capture(module: nn.Module, sample_shape: tuple[int, ...]) -> Capture:
@@ -64,7 +52,15 @@ def capture(module: nn.Module, sample_shape: tuple[int, ...]) -> Capture:
             raise UnsupportedOpError(_place(node), f"a {node.op} of {node.target}", "use parameters, buffers and torch operators")
     _refuse_overwritten(program.graph, set(nodes))  # last: other refusals say more
     modules = {node.name: _paths(node) for node in nodes if node.name in sketch.activations}
-    return Capture(Graph(source.name, result.name, sketch.activations, tuple(sketch.ops)), modules, tensors)
+    graph = Graph(source.name, result.name, sketch.activations, tuple(sketch.ops))
+    return Capture(graph, modules, tensors, sample_shape, lambda x: logits_of(module, x))
+
+
+def logits_of(module: nn.Module, x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Logits (N, C) of a module; one sample at a time would be slow, all at once large."""
+    with torch.no_grad():
+        starts = range(0, len(x), _REFERENCE_BATCH)
+        return np.concatenate([module(torch.from_numpy(x[start : start + _REFERENCE_BATCH])).numpy() for start in starts])
 
 
 def state_of(module: nn.Module) -> Tensors:

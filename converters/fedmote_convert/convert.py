@@ -1,38 +1,39 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The whole conversion: capture, cut, passes, calibration, int8, packages; and the directory that it leaves.
+"""The whole conversion: capture, cut, passes, calibration, int8, packages.
 
-Everything after the passes is `fedmote.package`, the same functions that later push new weights into the packages: a conversion
-is a capture followed by a first push. Nothing is written before everything has been checked.
+Everything after the calibration is `fedmote.package`, the same functions that later push new weights into the packages: a
+conversion is a capture followed by a first push. Nothing is written here; torch is needed for torch modules only.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from fedmote.errors import ConversionError, DoesNotFitError, FedmoteError
 from fedmote.package.boards import Board
-from fedmote.package.execute import observe, run_float
+from fedmote.package.execute import run_float
 from fedmote.package.file import Package, check_fit
 from fedmote.package.fold import bind
 from fedmote.package.graph import Graph, HeadLayer, Ranges, Tensors
 from fedmote.package.head import dense_layers, logits_of
 from fedmote.package.inputs import arrange, graph_shape, layout_of
 from fedmote.package.partition import assemble, run_features
-from fedmote_convert.capture import capture
+from fedmote_convert.calibration import Recipe, calibrate
 from fedmote_convert.cut import Cut, cut_at
 from fedmote_convert.passes import run_passes
+from fedmote_convert.sketch import Capture
+
+if TYPE_CHECKING:
+    from torch import nn
 
 # Largest difference between the module's logits and ours, relative to the largest logit. Both are float32 sums in different
 # orders; measured differences are near 1e-6.
 FLOAT_TOLERANCE = 1e-4
-
-_TORCH_BATCH = 256
 
 Progress = Callable[[str], None]
 
@@ -88,24 +89,26 @@ class Conversion:
 
 
 def convert(
-    module: nn.Module,
+    source: nn.Module | Capture,
     x: NDArray[np.float32],
     boards: Sequence[Board],
     *,
     model_id: str,
     cut: str = "auto",
+    recipe: Recipe | None = None,
     y: NDArray[np.int64] | None = None,
     version: int = 0,
     progress: Progress = lambda text: None,
 ) -> Conversion:
-    """Convert a module for some boards.
+    """Convert a model for some boards.
 
     Args:
-        module: in evaluation mode, float32.
-        x: calibration samples float32 (N, C, H, W), (N, C, W) or (N, F), as the module reads them.
+        source: a torch module in evaluation mode, float32; or what another front-end captured.
+        x: calibration samples float32 (N, C, H, W), (N, C, W) or (N, F), as the model reads them.
         boards: at least one.
         model_id: name of the model, part of file names.
         cut: "auto", or the name of a module or activation.
+        recipe: of the quantization; None is the default one.
         y: class indices (N,), for the accuracy in the report.
         version: number of the checkpoint.
         progress: called with a line before each step.
@@ -119,20 +122,26 @@ def convert(
     if not len(x) or not np.isfinite(x).all():
         raise ConversionError(f"calibration needs samples that are finite; x has shape {x.shape}")
     progress(f"capturing {model_id} with samples of shape {x.shape[1:]}")
-    captured = capture(module, x.shape[1:])
+    captured = source if isinstance(source, Capture) else _captured(source, x.shape[1:])
     split = cut_at(captured, cut)
     template = run_passes(split.encoder)
     progress(f"cut: {split.reason}")
     layout = layout_of(x.shape[1:])
     arranged = arrange(x, layout, graph_shape(x.shape[1:]))
-    graph = bind(template, captured.tensors)
     progress(f"calibrating with {len(x)} samples")
-    ranges = observe(graph, arranged)
+    template, ranges = calibrate(template, captured.tensors, arranged, recipe or Recipe())
     packages = assemble(template, split.head, captured.tensors, ranges, boards, model_id, version, layout)
     _check_boards(packages, boards)
     progress("comparing with the float module")
-    quality = _measure(module, x, y, run_float(graph, arranged), split.head, captured.tensors, next(iter(packages.values())))
+    features = run_float(bind(template, captured.tensors), arranged)
+    quality = _measure(captured, x, y, features, split.head, next(iter(packages.values())))
     return Conversion(model_id, split, template, split.head, captured.tensors, ranges, packages, quality)
+
+
+def _captured(module: nn.Module, sample_shape: tuple[int, ...]) -> Capture:
+    from fedmote_convert.capture import capture
+
+    return capture(module, sample_shape)
 
 
 def _check_boards(packages: dict[str, Package], boards: Sequence[Board]) -> None:
@@ -153,17 +162,16 @@ def _check_boards(packages: dict[str, Package], boards: Sequence[Board]) -> None
 
 
 def _measure(
-    module: nn.Module,
+    captured: Capture,
     x: NDArray[np.float32],
     y: NDArray[np.int64] | None,
     features: NDArray[np.float32],
     head: Sequence[HeadLayer],
-    tensors: Tensors,
     package: Package,
 ) -> Quality:
-    expected = _module_logits(module, x)
+    expected = captured.reference(x)
     features = features.reshape(len(x), -1)
-    layers = dense_layers(head, tensors)
+    layers = dense_layers(head, captured.tensors)
     logits = logits_of(layers, features)
     largest = max(float(np.abs(expected).max()), float(np.finfo(np.float32).tiny))
     difference = float(np.abs(logits - expected).max()) / largest
@@ -179,13 +187,6 @@ def _measure(
     if y is None:
         return quality
     return replace(quality, accuracy_float=float((chosen == y).mean()), accuracy_int8=float((deployed == y).mean()))
-
-
-def _module_logits(module: nn.Module, x: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Logits (N, C) of the module; one sample at a time would be slow, all at once large."""
-    with torch.no_grad():
-        blocks = [module(torch.from_numpy(x[start : start + _TORCH_BATCH])).numpy() for start in range(0, len(x), _TORCH_BATCH)]
-    return np.concatenate(blocks)
 
 
 def _sqnr_db(exact: NDArray[np.float32], rounded: NDArray[np.float32]) -> float:

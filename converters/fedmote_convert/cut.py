@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from fedmote.errors import ConfigError, ConversionError, UnsupportedOpError
 from fedmote.package.graph import Activation, Graph, HeadLayer, Op, OpKind
-from fedmote_convert.capture import Capture
+from fedmote_convert.sketch import Capture
 
 
 @dataclass(frozen=True)
