@@ -10,7 +10,7 @@
 
 #include "fedmote/fedmote_port.h"
 
-/* Clock and serial line, before chip_port and chip_sleep(). */
+/* Clock, serial line and, in the federated device, the tick; before chip_port and chip_sleep(). */
 void chip_start(void);
 
 /* The serial line: stream_read and stream_write, nothing else. */
@@ -21,6 +21,9 @@ void chip_sleep(void);
 
 /* What a board shows for ever after a fault. */
 __attribute__((noreturn)) void chip_halt(void);
+
+/* Milliseconds since some moment, modulo 2^32; of the federated device alone. */
+uint32_t chip_now_ms(void);
 
 /* Two counters with 32 bits, which count up at the rates counter0_hz and counter1_hz of board.toml. */
 #define CHIP_COUNTERS 2U
