@@ -12,6 +12,7 @@
 
 void chip_start(void) {
     const uint32_t core_hz = lm3s_clock_start();
+    SYSCTL_USECRL = core_hz / 1000000U - 1U; /* the flash controller counts microseconds by it */
     systick_start(core_hz);
     lm3s_uart_start(core_hz);
 }
