@@ -66,7 +66,7 @@ class Emulator(Child):
         """
         if board.emulator is None:
             raise RigError(f"board {board.name} has no emulator")
-        self._board = board
+        self._board, self._loaded = board, frozenset(regions)
         command = [find_tool("qemu-system-arm"), "-M", board.emulator.machine, "-kernel", str(image)]
         command += ["-display", "none", "-nodefaults"]
         # A directory of its own: the path of a socket has 107 bytes at most.
@@ -86,14 +86,18 @@ class Emulator(Child):
         super().__init__(command, directory)
 
     def reset(self) -> None:
-        """Resets the board, as its watchdog would: the serial line stays, RAM is started anew, flash keeps what was written to it.
+        """Resets the board, as its watchdog would: the serial line stays, memory keeps its contents.
 
-        Flash that was loaded from a file holds what is in the file again.
+        Regions that were loaded from files hold what is in the files again, the image among them.
 
         Raises:
             RigError: it does not run.
         """
         self._monitor.execute(("system_reset", {}))
+
+    def is_loaded(self, names: Iterable[str]) -> bool:
+        """Whether one of these regions was loaded from a file."""
+        return not self._loaded.isdisjoint(names)
 
     def save(self, names: Iterable[str], directory: Path) -> None:
         """Stops the core between two instructions for good and writes regions to `directory`, NAME.bin each.
@@ -105,7 +109,8 @@ class Emulator(Child):
         self._monitor.execute(("stop", {}))
         for name in names:
             region = self._board.region(name)
-            self._monitor.execute(("pmemsave", {"val": region.address, "size": region.bytes, "filename": str(partial)}))
+            # As the core sees it: the memory of some chips is no part of QEMU's system memory.
+            self._monitor.execute(("memsave", {"val": region.address, "size": region.bytes, "filename": str(partial)}))
             partial.replace(directory / f"{name}.bin")
 
     def kill(self) -> None:

@@ -118,6 +118,18 @@ class VirtualDevice:
         self.kill()
         self.start()
 
+    def reset(self) -> None:
+        """Resets an emulated board while its line stays, as a watchdog does; what its slots hold, RAM or flash, it keeps.
+
+        Raises:
+            RigError: it does not run, is no emulated board, or began with slots from files, which a reset would load again.
+        """
+        if not isinstance(self._child, Emulator):
+            raise RigError(f"device {self.id} is no emulated board that runs; only these can be reset")
+        if self._child.is_loaded(_slot_regions(self.board)):
+            raise RigError(f"device {self.id} began with slots from files, which a reset would load again; restart it instead")
+        self._child.reset()
+
     @property
     def is_running(self) -> bool:
         """Whether its process runs."""
