@@ -43,9 +43,7 @@ def test_a_program_that_a_board_lacks_is_refused_with_those_that_it_has():
         build("mps2-m3")
 
 
-@pytest.mark.parametrize(
-    ("name", "sectors"), [("stm32f405", _SECTORS), ("lm3s6965", [1024] * 256), ("nrf51822", [1024] * 256)]
-)
+@pytest.mark.parametrize(("name", "sectors"), [("stm32f405", _SECTORS), ("lm3s6965", [1024] * 256), ("nrf51822", [1024] * 256)])
 def test_flash_regions_begin_and_end_at_sectors_and_do_not_overlap(name, sectors):
     board = Board.load(name)
     first = board.region("image").address
