@@ -130,6 +130,18 @@ class VirtualDevice:
             raise RigError(f"device {self.id} began with slots from files, which a reset would load again; restart it instead")
         self._child.reset()
 
+    def halt_and_read(self, region: str) -> bytes:
+        """What a region of an emulated board holds at this instant; the core stands still from then on.
+
+        Raises:
+            RigError: it does not run, or is no emulated board.
+            ConfigError: the board has no such region.
+        """
+        if not isinstance(self._child, Emulator):
+            raise RigError(f"device {self.id} is no emulated board that runs; only these can be read")
+        self._child.save([region], self.directory)
+        return self._path(region).read_bytes()
+
     @property
     def is_running(self) -> bool:
         """Whether its process runs."""

@@ -24,7 +24,7 @@ from fedmote.wire.schema import Channel, Kind, Phase
 from fedmote.wire.transfer import BlobSink, BlobSource
 from fedmote_hil.virtual import VirtualDevice
 
-from .rig import BOARDS, small_package
+from .rig import BOARDS, small_package, stack_used
 
 _RUN = b"testrun1"
 _SAMPLES, _CLASSES, _EPOCHS, _BATCH, _RATE, _MOMENTUM = 40, 3, 3, 8, 0.05, 0.9
@@ -133,6 +133,14 @@ def _check(board, package, x, y, report, delta):
         np.testing.assert_allclose(delta, expected, rtol=2e-4, atol=2e-5)
 
 
+def _check_stack(device):
+    """An emulated board has kept to the stack that board.toml reserves."""
+    if device.board.emulator is not None:
+        used = stack_used(device)
+        print(f"{device.board.name}: {used} bytes of stack, {device.board.stack_bytes} are reserved")
+        assert 256 < used <= device.board.stack_bytes
+
+
 @contextlib.asynccontextmanager
 async def _on_serial_line(board, x, y):
     """A device on a serial line, and the server at its other end."""
@@ -156,6 +164,7 @@ def test_a_round_over_serial_frames_trains_what_the_reference_trains(board, tmp_
             # The package of round 1 is installed: round 2 trains on it, from the head inside it, to the same end.
             second = await asyncio.wait_for(_train_once(server, package, 2), _TIMEOUT_S)
             assert device.is_running
+            _check_stack(device)
             return first, second
 
     (report, delta), (_, again) = asyncio.run(run())
@@ -235,11 +244,13 @@ def test_a_round_over_mqtt_survives_a_broker_that_dies_before_it(board, tmp_path
     async def run(broker):
         # An emulated board learns of the broker's death only by its own keep-alive.
         identity = identity_region("board-1", "lab", "mqtt", "board-1", broker.password("board-1"), keep_alive_s=2)
-        with VirtualDevice(board, "board-1", samples_region(x, y), identity, broker.url, is_checked=True):
+        with VirtualDevice(board, "board-1", samples_region(x, y), identity, broker.url, is_checked=True) as device:
             await until_it_is_there(broker)
             broker.restart()
             async with _coordinator(broker) as transport:
-                return await asyncio.wait_for(_train_once(transport, package, 1), _TIMEOUT_S)
+                results = await asyncio.wait_for(_train_once(transport, package, 1), _TIMEOUT_S)
+            _check_stack(device)
+            return results
 
     with PrivateBroker(tmp_path / "broker", "lab", [CellConfig("cell", ("board-1",))]) as broker:
         report, delta = asyncio.run(run(broker))
