@@ -103,11 +103,17 @@ class VirtualDevice:
 
     def kill(self) -> None:
         """Ends it at once, as a power cut does. Harmless where it does not run."""
-        if self._child is not None:
-            if isinstance(self._child, Emulator) and self._child.is_running and self._has_flash:
-                self._child.save(_SLOTS, self.directory)
-            self._child.kill()
-            self._child = None
+        child, self._child = self._child, None
+        if child is None:
+            return
+        try:
+            if isinstance(child, Emulator) and child.is_running and self._has_flash:
+                child.save(_SLOTS, self.directory)
+        except RigError:
+            if child.is_running:  # else it ended by itself meanwhile, and its flash with it
+                raise
+        finally:
+            child.kill()
 
     def stop(self) -> None:
         """Ends it. A device has no orderly end: it must survive any."""
