@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -153,13 +154,16 @@ def _batch_norm(call: Call, sketch: Sketch) -> None:
     weight, bias = (None if call[name] is None else call.parameter(name).name for name in ("weight", "bias"))
     mean, variance = call.parameter("running_mean").name, call.parameter("running_var").name
     norm = BatchNormRef(weight, bias, mean, variance, float(call["eps"]))
-    source, chw = call.activation("input"), None
-    if len(sketch.torch_shapes[source]) == 2:
-        source, chw = _features(call, sketch, source)
-    else:
-        source = sketch.channels_last(call.node, source)
-    reference = WeightRef(mean, None, (norm,), layout="batch_norm", chw=chw)
-    sketch.append_like(call, OpKind.DEPTHWISE_CONV_2D, source, source=reference)
+    source = call.activation("input")
+    reference = WeightRef(mean, None, (norm,), layout="batch_norm")
+    if len(sketch.torch_shapes[source]) > 2:
+        sketch.append_like(call, OpKind.DEPTHWISE_CONV_2D, sketch.channels_last(call.node, source), source=reference)
+        return
+    source, chw = _features(call, sketch, source)
+    pixel = (1, 1, *sketch.activations[source].shape)
+    image = sketch.reshaped(call, source, OpKind.RESHAPE, "pixel", pixel)
+    scaled = sketch.reshaped(call, image, OpKind.DEPTHWISE_CONV_2D, "scaled", pixel, source=replace(reference, chw=chw))
+    sketch.view(call, scaled, sketch.layouts[source])
 
 
 # --- functions of one element ----------------------------------------------------------------------------------------
@@ -281,7 +285,7 @@ def _rsub(call: Call, sketch: Sketch) -> None:
 
 
 def _linear_combination(call: Call, sketch: Sketch, first: Any, second: Any, factor: float) -> None:  # noqa: ANN401
-    """first + factor * second, of which one may be a number, a parameter or a constant."""
+    """Add two operands, the second of them times a factor, of which one may be a number, a parameter or a constant."""
     if isinstance(second, Value):
         name = second.name
         if factor != 1:
@@ -464,6 +468,13 @@ def _select(call: Call, sketch: Sketch) -> None:
     _take(call, sketch, source, axis, range(index, index + 1))
 
 
+def _narrow(call: Call, sketch: Sketch) -> None:
+    source = call.activation("self")
+    shape = sketch.torch_shapes[source]
+    axis = _axis(call, int(call["dim"]), len(shape))
+    _take_part(call, sketch, source, axis, int(call["start"]) % shape[axis + 1])
+
+
 def _chunk(call: Call, sketch: Sketch) -> None:
     source = call.activation("self")
     axis = _axis(call, int(call["dim"]), len(sketch.torch_shapes[source]))
@@ -596,7 +607,7 @@ def _adaptive_window(size: int, count: int) -> tuple[int, int] | None:
     """(kernel, stride) of adaptive pooling; None where its windows are not alike."""
     starts = [index * size // count for index in range(count)]
     kernels = {-(-(index + 1) * size // count) - start for index, start in enumerate(starts)}
-    strides = {second - first for first, second in zip(starts, starts[1:], strict=False)} or {1}
+    strides = {second - first for first, second in pairwise(starts)} or {1}
     return (kernels.pop(), strides.pop()) if len(kernels) == len(strides) == 1 else None
 
 
@@ -759,6 +770,7 @@ OPERATORS: dict[str, Handler] = {
     "stack": _stack,
     "slice": _slice,
     "select": _select,
+    "narrow": _narrow,
     "chunk": _chunk,
     "split": _split,
     "split_with_sizes": _split,
@@ -805,7 +817,20 @@ RESHAPES = frozenset({"flatten", "view", "reshape", "unflatten", "squeeze", "uns
 # Operators that give their argument's memory another name; a later in-place operator would change both.
 VIEWS = (
     RESHAPES
-    | {"slice", "select", "chunk", "split", "split_with_sizes", "unbind", "expand", "permute", "transpose", "swapaxes", "movedim"}
+    | {
+        "slice",
+        "select",
+        "narrow",
+        "chunk",
+        "split",
+        "split_with_sizes",
+        "unbind",
+        "expand",
+        "permute",
+        "transpose",
+        "swapaxes",
+        "movedim",
+    }
     | {"dropout", "contiguous", "to", "detach", "alias"}
 )
 

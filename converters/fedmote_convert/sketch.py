@@ -138,7 +138,9 @@ class Sketch:
                 f"a result of shape {torch_shape}",
                 "activations are (1, C, H, W), (1, C, W) or (1, F) with the batch in front",
             )
-        layout = layout or Layout.channels_last(torch_shape[1:])
+        if layout is None:
+            layout = Layout.channels_last(torch_shape[1:])
+            shape = shape or memory_shape(layout, (*range(1, len(torch_shape) - 1), 0))
         self.activations[name] = Activations(name, shape or memory_shape(layout))
         self.torch_shapes[name] = torch_shape
         self.layouts[name] = layout
