@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
+import numpy as np
+
 from fedmote.package import fixed_point
 from fedmote.package.graph import BINARY, Activation, Graph, Op, OpKind
 
@@ -130,6 +132,19 @@ def fuse_activations(graph: Graph) -> Graph:
         if producer is not None and producer.kind in (*_WEIGHTED, *_POOLS, *BINARY) and producer.activation is Activation.NONE:
             graph = _merge(graph, producer, op, activation=op.activation)
     return graph
+
+
+def write_lone_clamps_as_products(graph: Graph) -> Graph:
+    """Let a product by one do a clamp to [-1, 1] that nothing before it can: as an operator TensorFlow Lite Micro lacks it.
+
+    Before: RELU with RELU_N1_TO_1. After: MUL by 1 with that activation.
+    """
+    ops = []
+    for op in graph.ops:
+        if op.kind is OpKind.RELU and op.activation is Activation.RELU_N1_TO_1:
+            op = replace(op, kind=OpKind.MUL, constant=np.ones(1, np.float32))
+        ops.append(op)
+    return replace(graph, ops=tuple(ops))
 
 
 def join_pads(graph: Graph) -> Graph:
@@ -320,6 +335,7 @@ PASSES: tuple[Pass, ...] = (
     fold_batch_norms_forward,
     join_activations,
     fuse_activations,
+    write_lone_clamps_as_products,
     join_pads,
     legalise_padding,
 )

@@ -19,6 +19,7 @@ from fedmote_convert.passes import (
     join_pads,
     join_reshapes,
     legalise_padding,
+    write_lone_clamps_as_products,
 )
 
 
@@ -165,6 +166,14 @@ def test_a_clamp_behind_the_input_or_a_mean_stays_an_operator():
     graph = fuse_activations(average_over_the_whole_image(captured(module, (2, 4, 4))))
 
     assert kinds(graph) == [OpKind.RELU, OpKind.MEAN, OpKind.RELU]
+
+
+def test_a_clamp_between_minus_one_and_one_is_a_product_where_nothing_before_it_takes_it():
+    lone = write_lone_clamps_as_products(fuse_activations(captured(nn.Hardtanh(), (5,))))
+    fused = write_lone_clamps_as_products(fuse_activations(captured(nn.Sequential(nn.Linear(5, 3), nn.Hardtanh()), (5,))))
+
+    assert [(op.kind, op.activation) for op in lone.ops] == [(OpKind.MUL, Activation.RELU_N1_TO_1)]
+    assert [(op.kind, op.activation) for op in fused.ops] == [(OpKind.FULLY_CONNECTED, Activation.RELU_N1_TO_1)]
 
 
 def test_joined_pads_add_up():

@@ -15,7 +15,7 @@ with |r - v| <= e is carried from operator to operator; nothing in it is measure
 * **Sums and products.** ADD rescales both operands to a common unit of 2^-20 of the larger scale and their sum to the output;
   each of the three is a requantization. MUL of r1 r2 is |v1| e2 + |v2| e1 + e1 e2 from v1 v2 before its requantization.
 * **Averages** have the average of e, half a step for rounding (AVERAGE_POOL_2D) or a requantization (MEAN). **Maxima** have the
-  largest e of the window. What only moves values moves e.
+  largest e of the window. What only moves values moves e. Padding below all values, which a maximum never takes, counts as exact.
 * **Tables** are functions of 256 integers. r lies in [v - e, v + e], hence q in a known run of integers, and the output in
   the run's largest and smallest entry: the bound is the larger distance from f(v). It needs no Lipschitz constant, and holds
   where the table saturates.
