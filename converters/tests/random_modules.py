@@ -353,17 +353,20 @@ def random_modules(draw, is_supported_only=False):
 
 def settled(module, seed):
     """The module in evaluation mode, with random parameters that keep the size of what passes."""
+    for name, tensor, values in random_values(module, seed):
+        if "running_var" in name or "factor" in name or (tensor.ndim == 1 and name.endswith("weight")):
+            tensor.copy_(0.5 + values)
+        elif tensor.ndim == 1 or "offset" in name:
+            tensor.copy_(0.4 * values - 0.2)
+        else:
+            tensor.copy_((2 * values - 1) * (3 / tensor[0].numel()) ** 0.5)
+    return module.eval()
+
+
+def random_values(module, seed):
+    """Name, tensor and values in [0, 1) for each floating-point tensor of a module."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, tensor in module.state_dict().items():
-            if not tensor.is_floating_point():
-                continue
-            values = torch.rand(tensor.shape, generator=generator)
-            if "running_var" in name or "factor" in name or (tensor.ndim == 1 and name.endswith("weight")):
-                tensor.copy_(0.5 + values)
-            elif tensor.ndim == 1 or "offset" in name:
-                tensor.copy_(0.4 * values - 0.2)
-            else:
-                fan_in = tensor[0].numel()
-                tensor.copy_((2 * values - 1) * (3 / fan_in) ** 0.5)
-    return module.eval()
+            if tensor.is_floating_point():
+                yield name, tensor, torch.rand(tensor.shape, generator=generator)

@@ -3,8 +3,8 @@
 
 A batch normalisation `y = (x - mean) / sqrt(var + eps) * gamma + beta` behind a linear operator scales its output channels and
 shifts its bias; in front of one that pads nothing it scales its input channels, and what its offsets add up to goes into the
-bias. So it costs nothing on the device. One that stands alone is a depthwise convolution with a kernel of one pixel. Folding is done in
-float64 and rounded once: the result is a pure function of the tensors, on which the bytes of every later stage depend.
+bias. So it costs nothing on the device. One that stands alone is a depthwise convolution with a kernel of one pixel. Folding is
+done in float64 and rounded once: the result is a pure function of the tensors, on which the bytes of every later stage depend.
 """
 
 from __future__ import annotations
