@@ -37,7 +37,7 @@ from numpy.typing import NDArray
 
 from fedmote.errors import ConversionError
 from fedmote.package import fixed_point, tables
-from fedmote.package.execute import float_op
+from fedmote.package.execute import float_op, run_int8
 from fedmote.package.fixed_point import INT8_MAX, INT8_MIN
 from fedmote.package.graph import ELEMENTWISE, Activation, Graph, Op, OpKind, Quantization
 from fedmote.package.quantize import is_tied, quantize_values
@@ -96,6 +96,24 @@ def error_bounds(graph: Graph, quantized: Graph, x: NDArray[np.float32]) -> dict
             raise ConversionError(f"{rounded.name}: the float graph has no {rounded.kind} that makes {rounded.output!r}")
         found[rounded.output] = operator_bound(op, rounded, quantized, found)
     return found
+
+
+def int8_values(quantized: Graph, x: NDArray[np.float32]) -> dict[str, Values]:
+    """What the int8 path has at every activation, as real numbers.
+
+    Args:
+        quantized: the int8 graph.
+        x: samples float32 (N, ...), channels last.
+
+    Returns:
+        float64 (N, ...) by name.
+    """
+    blocks: dict[str, list[NDArray[np.int8]]] = {quantized.input: [quantize_values(quantized.activations[quantized.input], x)]}
+    run_int8(quantized, blocks[quantized.input][0], lambda name, values: blocks.setdefault(name, []).append(values))
+    return {
+        name: real_values(np.concatenate(values), fixed_point.quantization_of(quantized.activations[name]))
+        for name, values in blocks.items()
+    }
 
 
 def operator_bound(op: Op, rounded: Op, quantized: Graph, inputs: Mapping[str, Bounded]) -> Bounded:
