@@ -111,7 +111,9 @@ class Emulator(Child):
             for name in names:
                 region = self._board.region(name)
                 # As the core sees it: the memory of some chips is no part of QEMU's system memory.
-                self._monitor.execute(("memsave", {"val": region.address, "size": region.bytes, "filename": str(partial)}))
+                self._monitor.execute(
+                    ("memsave", {"val": region.address, "size": region.bytes, "filename": str(partial.resolve())})
+                )
                 partial.replace(directory / f"{name}.bin")
         finally:
             partial.unlink(missing_ok=True)
