@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`fedmote convert`: a torch model in, partition packages out."""
+"""`fedmote convert`: a torch or ONNX model in, partition packages out."""
 
 from __future__ import annotations
 
@@ -11,19 +11,27 @@ from pathlib import Path
 from fedmote.errors import ConfigError
 from fedmote.package.boards import Board, board_names
 
-SUMMARY = "convert a torch model into an int8 encoder, a float head and a package for each board"
+SUMMARY = "convert a torch or ONNX model into an int8 encoder, a float head and a package for each board"
 EXAMPLES = """examples:
   fedmote convert mypackage.nets:build --calibration calibration.npz --boards stm32f405,posix -o converted
   fedmote convert fedmote.lab.models:digits_cnn --weights trained.safetensors --calibration digits.npz --boards posix -o out
+  fedmote convert model.onnx --calibration mypackage.data:loader --boards posix -o out
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the verb."""
-    parser.add_argument("model", metavar="pkg.module:build", help="function that returns the module in evaluation mode")
-    parser.add_argument("--weights", type=Path, metavar="F.safetensors", help="state of the module; else as it is built")
     parser.add_argument(
-        "--calibration", type=Path, required=True, metavar="X.npz", help="x (N, ...) as the module reads it; y (N,) for accuracy"
+        "model", metavar="pkg.module:build|M.onnx", help="function that returns the module in evaluation mode, or a file"
+    )
+    parser.add_argument(
+        "--weights", type=Path, metavar="F.safetensors", help="state of the module, or tensors of the file to replace"
+    )
+    parser.add_argument(
+        "--calibration",
+        required=True,
+        metavar="X.npz|pkg.module:loader",
+        help="x (N, ...) as the model reads it, y (N,) for accuracy; or a function that returns batches of them",
     )
     parser.add_argument("--cut", default="auto", metavar="auto|NAME", help="module behind which the frozen encoder ends")
     parser.add_argument("--boards", required=True, metavar="B[,B]", help=", ".join(board_names()))
@@ -34,23 +42,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Convert, write, tell."""
     boards = _boards(options.boards)
-    if options.model.endswith(".onnx"):
-        raise ConfigError(f"model {options.model}: ONNX files are not read by this version; expected pkg.module:build")
-    try:
-        from fedmote_convert import convert, output, report, sources
-    except ModuleNotFoundError as error:
-        if error.name != "torch":
-            raise
-        raise ConfigError("convert needs torch: install fedmote[torch]") from error
+    from fedmote_convert import convert, output, report, sources
+
     if options.output.exists() and not options.output.is_dir():  # said before the work, not after it
         raise ConfigError(f"-o {options.output}: found a file, expected a directory")
-    calibration = sources.load_calibration(options.calibration)
-    module, model_id = sources.load_module(options.model)
-    if options.weights is not None:
-        sources.load_weights(module, options.weights)
-    conversion = convert.convert(
-        module, calibration.x, boards, model_id=model_id, cut=options.cut, y=calibration.y, progress=_say
-    )
+    calibration = sources.load_samples(options.calibration)
+    model, model_id = sources.load_model(options.model, options.weights)
+    conversion = convert.convert(model, calibration.x, boards, model_id=model_id, cut=options.cut, y=calibration.y, progress=_say)
     content = output.write(conversion, boards, options.output)
     _say(f"written to {options.output}")
     sys.stdout.write(json.dumps(content) + "\n" if options.json else report.table(content))

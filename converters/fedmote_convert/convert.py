@@ -123,6 +123,8 @@ def convert(
         raise ConversionError(f"calibration needs samples that are finite; x has shape {x.shape}")
     progress(f"capturing {model_id} with samples of shape {x.shape[1:]}")
     captured = source if isinstance(source, Capture) else _captured(source, x.shape[1:])
+    if captured.sample_shape != x.shape[1:]:
+        raise ConversionError(f"calibration samples have shape {x.shape[1:]}, the model reads {captured.sample_shape}")
     split = cut_at(captured, cut)
     template = run_passes(split.encoder)
     progress(f"cut: {split.reason}")

@@ -18,12 +18,13 @@ from fedmote_convert.onnx_operators import Translation, join_dense, join_hard_sw
 from fedmote_convert.sketch import Capture
 
 
-def capture_onnx(path: Path, weights: Tensors | None = None) -> Capture:
+def capture_onnx(path: Path, weights: Tensors | None = None, origin: str = "weights") -> Capture:
     """Capture the network in an `.onnx` file.
 
     Args:
         path: the file; external data lies beside it.
         weights: checkpoint tensors by name that replace those of the file, float32, in the layout of a checkpoint.
+        origin: words for messages about the weights.
 
     Raises:
         ConfigError: the file cannot be read, or the weights are not tensors of the model.
@@ -39,7 +40,7 @@ def capture_onnx(path: Path, weights: Tensors | None = None) -> Capture:
     except ConversionError as error:
         raise ConversionError(f"{path}: {error}") from error
     tensors = translation.tensors
-    _check_weights(path, weights or {}, tensors)
+    _check_weights(path, weights or {}, tensors, origin)
     replaced = {name: translation.forms[name].to_initialiser(values) for name, values in (weights or {}).items()}
     modules = {name: node.modules for node in network.nodes for name in node.outputs if name in translation.sketch.activations}
     graph = Graph(network.input, network.output, translation.sketch.activations, tuple(translation.sketch.ops))
@@ -60,7 +61,7 @@ def _translated(network: Network) -> Translation:
     return translation
 
 
-def _check_weights(path: Path, weights: Tensors, tensors: Tensors) -> None:
+def _check_weights(path: Path, weights: Tensors, tensors: Tensors, origin: str) -> None:
     complaint = shape_complaint(weights, tensors) or finite_complaint(weights)
     if complaint is not None:
-        raise ConfigError(f"--weights: {complaint}; the model {path} has {', '.join(tensors)}")
+        raise ConfigError(f"{origin}: {complaint}; the model {path} has {', '.join(tensors)}")

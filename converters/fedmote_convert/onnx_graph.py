@@ -18,6 +18,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import defs, helper, numpy_helper, shape_inference
 from onnx.reference import ReferenceEvaluator
+from onnx.reference.op_run import OpRun
 
 from fedmote.errors import ConversionError, UnsupportedOpError
 from fedmote_convert.onnx_file import opset_of, place_of
@@ -57,6 +58,15 @@ class Node:
     proto: onnx.NodeProto
 
 
+class GlobalMaxPool(OpRun):
+    """The maximum over all spatial axes: the reference of onnx 1.23 takes that of a sequence over the channels as well."""
+
+    op_domain = ""
+
+    def _run(self, x: NDArray[np.float32]) -> tuple[NDArray[np.float32]]:
+        return (x.max(axis=tuple(range(2, x.ndim)), keepdims=True),)
+
+
 @dataclass(frozen=True)
 class Network:
     """What a model computes of one sample.
@@ -89,7 +99,8 @@ class Network:
             [helper.make_tensor_value_info(self.output, onnx.TensorProto.FLOAT, self.shapes[self.output])],
             [numpy_helper.from_array(np.asarray(values), name) for name, values in constants.items() if name in used],
         )
-        runner = ReferenceEvaluator(helper.make_model(graph, opset_imports=[helper.make_opsetid("", self.opset)]))
+        imports = [helper.make_opsetid("", self.opset)]
+        runner = ReferenceEvaluator(helper.make_model(graph, opset_imports=imports), new_ops=[GlobalMaxPool])
 
         def evaluate(x: NDArray[np.float32]) -> NDArray[np.float32]:
             outputs: list[Any] = [runner.run(None, {self.input: sample[None]}) for sample in x]

@@ -488,14 +488,20 @@ def _slice(node: Node, translation: Translation) -> None:
     starts, ends = translation.integers(node, 1) or [], translation.integers(node, 2) or []
     axes = translation.integers(node, 3) or list(range(len(starts)))
     steps = translation.integers(node, 4) or [1] * len(starts)
-    for position, (axis, start, end, step) in enumerate(zip(axes, starts, ends, steps, strict=True)):
+    parts: list[tuple[int, range]] = []
+    for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
         if step < 1:
             raise refusal(node, f"a slice in steps of {step}", "use steps of 1 or more")
-        axis %= len(shape)
-        indices = range(*slice(start, end, step).indices(shape[axis]))
-        shape = (*shape[:axis], len(indices), *shape[axis + 1 :])
-        output = node.outputs[0] if position == len(axes) - 1 else f"{node.outputs[0]}/axis{axis}"
-        source = _part(node, translation, source, axis, indices, output)
+        size = shape[axis % len(shape)]
+        indices = range(*slice(start, end, step).indices(size))
+        if indices != range(size):
+            parts.append((axis % len(shape), indices))
+    for axis, indices in parts[:-1]:
+        source = _part(node, translation, source, axis, indices, f"{node.outputs[0]}/axis{axis}")
+    if parts:
+        _part(node, translation, source, *parts[-1], node.outputs[0])
+    else:
+        translation.call(node, "clone", shape, self=source)
 
 
 def _part(node: Node, translation: Translation, source: Value, axis: int, indices: range, output: str) -> Value:

@@ -64,21 +64,26 @@ def _contents(conversion: Conversion) -> dict[str, bytes]:
 
 
 def _replace(contents: Mapping[str, bytes], directory: Path) -> None:
-    staging = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
+    """Write everything beside the directory, then let it appear: at once where there was none, else file by file."""
+    holder = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
+    staging = holder / directory.name  # a directory of its own, with the rights that the user's mask gives
     try:
+        staging.mkdir()
         for name, content in contents.items():
             with (staging / name).open("wb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
+        if not directory.exists():
+            staging.rename(directory)
+            return
         outdated = _written_before(directory) - contents.keys()
-        directory.mkdir(exist_ok=True)
         for name in contents:
             (staging / name).replace(directory / name)
         for name in outdated:
             (directory / name).unlink(missing_ok=True)
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        shutil.rmtree(holder, ignore_errors=True)
 
 
 def _written_before(directory: Path) -> set[str]:
