@@ -133,7 +133,7 @@ def convert(
     progress(f"calibrating with {len(x)} samples")
     template, ranges = calibrate(template, captured.tensors, arranged, recipe or Recipe())
     packages = assemble(template, split.head, captured.tensors, ranges, boards, model_id, version, layout)
-    _check_boards(packages, boards)
+    check_boards(packages, boards)
     progress("comparing with the float module")
     features = run_float(bind(template, captured.tensors), arranged)
     quality = _measure(captured, x, y, features, split.head, next(iter(packages.values())))
@@ -146,7 +146,7 @@ def _captured(module: nn.Module, sample_shape: tuple[int, ...]) -> Capture:
     return capture(module, sample_shape)
 
 
-def _check_boards(packages: dict[str, Package], boards: Sequence[Board]) -> None:
+def check_boards(packages: dict[str, Package], boards: Sequence[Board]) -> None:
     """Refuse if any board is too small, with the numbers of all that are."""
     errors = []
     for board in boards:

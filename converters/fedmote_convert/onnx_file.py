@@ -8,7 +8,6 @@ no int8 form is for `onnx_graph` and `onnx_operators`.
 
 from __future__ import annotations
 
-import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,9 +16,11 @@ from google.protobuf.message import DecodeError
 from onnx import checker, inliner
 
 from fedmote.errors import ConfigError, ConversionError
+from fedmote_convert.sources import read_file
 
 OLDEST_OPSET = 13
 _LIMIT_BYTES = 2**31  # a protobuf message has no more, and no package that devices hold comes near
+_EXPECTED = "an .onnx file and its data"
 _DEFAULT_DOMAINS = ("", "ai.onnx")
 
 
@@ -30,7 +31,7 @@ def load(path: Path) -> onnx.ModelProto:
         ConfigError: the file, or one that it refers to, cannot be read.
         ConversionError: it is no sound ONNX model of opset 13 or later.
     """
-    model = _parse(path, _read(path, _LIMIT_BYTES))
+    model = _parse(path, read_file(path, _LIMIT_BYTES, _EXPECTED))
     _check_opset(path, model)
     if len(model.graph.output) != 1:
         raise ConversionError(f"{path}: the model has {len(model.graph.output)} outputs; export one, the logits")
@@ -58,26 +59,6 @@ def place_of(node: onnx.NodeProto) -> str:
 
 def _first_line(error: Exception) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__).rstrip(".")
-
-
-def _read(path: Path, limit: int) -> bytes:
-    """Bytes of a regular file of less than `limit` bytes.
-
-    Raises:
-        ConfigError: it is no file, or cannot be read.
-        ConversionError: it is too large.
-    """
-    try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            what = "a directory" if stat.S_ISDIR(status.st_mode) else "no regular file"
-            raise ConfigError(f"model {path}: found {what}, expected an .onnx file")
-        if status.st_size >= limit:
-            raise ConversionError(f"{path}: {status.st_size} bytes; a model for microcontrollers has less than {_LIMIT_BYTES}")
-        return path.read_bytes()
-    except (OSError, MemoryError) as error:
-        reason = getattr(error, "strerror", None) or type(error).__name__
-        raise ConfigError(f"model {path}: cannot be read ({reason}); expected an .onnx file") from error
 
 
 def _parse(path: Path, data: bytes) -> onnx.ModelProto:
@@ -149,7 +130,7 @@ def _load_external(path: Path, model: onnx.ModelProto) -> None:
         entries = {entry.key: entry.value for entry in tensor.external_data}
         location = entries.get("location", "")
         if location not in contents:
-            contents[location] = _read(_beside(path, tensor.name, location), _LIMIT_BYTES - total)
+            contents[location] = read_file(_beside(path, tensor.name, location), _LIMIT_BYTES - total, _EXPECTED)
             total += len(contents[location])
         tensor.raw_data = _part(path, tensor.name, entries, contents[location])
         tensor.data_location = onnx.TensorProto.DEFAULT

@@ -43,12 +43,21 @@ def write(conversion: Conversion, boards: Sequence[Board], directory: Path) -> d
     contents = _contents(conversion)
     report = report_of(conversion, boards, {name: len(content) for name, content in contents.items()})
     contents[REPORT] = to_json(report).encode()
+    write_files(contents, directory)
+    return report
+
+
+def write_files(contents: Mapping[str, bytes], directory: Path) -> None:
+    """Write files by name, a report among them; what `write` says of earlier ones and of failures holds for all.
+
+    Raises:
+        ConfigError: the directory cannot be written.
+    """
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
         _replace(contents, directory)
     except OSError as error:
         raise ConfigError(f"-o {directory}: cannot be written ({error.strerror}); expected a directory of yours") from error
-    return report
 
 
 def _contents(conversion: Conversion) -> dict[str, bytes]:

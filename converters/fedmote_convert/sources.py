@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import stat
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 
 from fedmote.arrays import load_npz
-from fedmote.errors import ConfigError
+from fedmote.errors import ConfigError, ConversionError
 from fedmote.tensors import load_safetensors
 from fedmote_convert.sketch import Capture
 
@@ -63,6 +64,26 @@ def load_model(target: str, weights: Path | None = None) -> tuple[nn.Module | Ca
     if weights is not None:
         load_weights(module, weights)
     return module, model_id
+
+
+def read_file(path: Path, limit: int, expected: str) -> bytes:
+    """Bytes of a regular file of less than `limit` bytes; `expected` are words for messages.
+
+    Raises:
+        ConfigError: it is no file, or cannot be read.
+        ConversionError: it is too large; it was not read.
+    """
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            what = "a directory" if stat.S_ISDIR(status.st_mode) else "no regular file"
+            raise ConfigError(f"model {path}: found {what}, expected {expected}")
+        if status.st_size >= limit:
+            raise ConversionError(f"{path}: {status.st_size} bytes; a model for microcontrollers has less than {limit}")
+        return path.read_bytes()
+    except (OSError, MemoryError) as error:
+        reason = getattr(error, "strerror", None) or type(error).__name__
+        raise ConfigError(f"model {path}: cannot be read ({reason}); expected {expected}") from error
 
 
 def model_id_of(path: Path) -> str:
