@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
-from fedmote.errors import UnsupportedOpError
-from fedmote.package.graph import BINARY, Activation, Graph, Op, OpKind
+from fedmote.package import fixed_point
+from fedmote.package.graph import BINARY, Activation, Activations, Graph, Op, OpKind
 
 Pass = Callable[[Graph], Graph]
 
@@ -39,43 +39,94 @@ def drop_identities(graph: Graph) -> Graph:
     return graph
 
 
+def join_reshapes(graph: Graph) -> Graph:
+    """Read memory as it is in the end, not as it was called on the way.
+
+    Before: a -> RESHAPE -> RESHAPE -> c. After: a -> RESHAPE -> c, and nothing where a and c have one shape.
+    """
+    for op in graph.ops:
+        current = _producer(graph, op.output) if op.kind is OpKind.RESHAPE else None
+        producer = None if current is None else _producer(graph, current.inputs[0])
+        if current is not None and producer is not None and producer.kind is OpKind.RESHAPE:
+            graph = _replace_op(graph, current, replace(current, inputs=producer.inputs))
+    return drop_identities(_without_unread(graph))
+
+
 def fold_batch_norms(graph: Graph) -> Graph:
     """Move each batch normalisation into the weights of the operator before it; the values follow when weights are bound.
 
-    Before: CONV_2D | DEPTHWISE_CONV_2D | FULLY_CONNECTED -> batch norm. After: the operator, with the norm in its source.
-
-    Raises:
-        UnsupportedOpError: the norm is not the only reader of such an operator.
+    Before: CONV_2D | DEPTHWISE_CONV_2D | FULLY_CONNECTED -> batch norm. After: the operator, with the norm in its source. A norm
+    behind anything else stays: it is a depthwise convolution with a kernel of one pixel.
     """
     for norm in [op for op in graph.ops if _is_batch_norm(op)]:
-        producer = _producer(graph, norm.inputs[0])
-        if (
-            producer is None
-            or producer.source is None
-            or producer.kind not in _WEIGHTED
-            or producer.activation is not Activation.NONE
-            or not _is_read_once(graph, producer.output)
-        ):
-            raise UnsupportedOpError(
-                norm.name,
-                "a batch normalisation that cannot be folded into the weights before it",
-                "put it directly behind a convolution or Linear whose result nothing else reads",
-            )
+        producer = _sole_producer(graph, norm)
+        if producer is None or producer.source is None or producer.kind not in _WEIGHTED:
+            continue
+        if producer.activation is not Activation.NONE or (_is_batch_norm(producer) and not _is_one_order(producer, norm)):
+            continue
         assert norm.source is not None  # _is_batch_norm
+        if norm.source.chw is not None and not _is_batch_norm(producer):
+            continue
         source = replace(producer.source, batch_norm=producer.source.batch_norm + norm.source.batch_norm)
         graph = _merge(graph, producer, norm, source=source)
     return graph
 
 
+def fold_batch_norms_forward(graph: Graph) -> Graph:
+    """Move a batch normalisation that is left into the weights of the operator behind it, where that pads nothing.
+
+    A padded zero would have to be what the norm makes of a zero less its offset, so behind a PAD it stays.
+
+    Before: batch norm -> CONV_2D | DEPTHWISE_CONV_2D | FULLY_CONNECTED. After: the operator, with the norm in its source.
+    """
+    for op in graph.ops:
+        norm = _sole_producer(graph, op) if op.source is not None and op.kind in _WEIGHTED and not _is_batch_norm(op) else None
+        if norm is None or not _is_batch_norm(norm) or norm.activation is not Activation.NONE or op.padding != "VALID":
+            continue
+        if op.kind is OpKind.FULLY_CONNECTED and not _is_one_order(norm, op):
+            continue
+        assert norm.source is not None and op.source is not None
+        source = replace(op.source, input_norm=norm.source.batch_norm + op.source.input_norm)
+        graph = _skip(graph, norm, replace(op, source=source, inputs=norm.inputs))
+    return graph
+
+
+def _is_one_order(first: Op, second: Op) -> bool:
+    """Whether two operators over features take them in the same order."""
+    return first.source is not None and second.source is not None and first.source.chw == second.source.chw
+
+
+def write_norms_of_features_as_pixels(graph: Graph) -> Graph:
+    """Give a batch normalisation of features that is left the image that a convolution needs.
+
+    Before: (1, F) -> batch norm -> (1, F). After: RESHAPE (1, 1, 1, F) -> batch norm -> RESHAPE (1, F).
+    """
+    ops: list[Op] = []
+    activations = dict(graph.activations)
+    for op in graph.ops:
+        shape = _shape(graph, op.inputs[0])
+        if not _is_batch_norm(op) or len(shape) == 4:
+            ops.append(op)
+            continue
+        pixel, scaled = f"{op.output}/pixel", f"{op.output}/scaled"
+        activations |= {name: Activations(name, (1, 1, *shape)) for name in (pixel, scaled)}
+        ops.append(Op(OpKind.RESHAPE, op.name, op.inputs, pixel))
+        ops.append(replace(op, inputs=(pixel,), output=scaled))
+        ops.append(Op(OpKind.RESHAPE, op.name, (scaled,), op.output))
+    return replace(graph, ops=tuple(ops), activations=activations)
+
+
 def join_activations(graph: Graph) -> Graph:
     """Make one of two clamps in a row.
 
-    Before: RELU -> RELU6, or any other pair. After: one RELU with the narrower interval.
+    Before: RELU -> RELU6, or any other pair that is a clamp which an activation has. After: one RELU with the narrower interval.
     """
     for op in graph.ops:
         producer = _sole_producer(graph, op) if op.kind is OpKind.RELU else None
         if producer is not None and producer.kind is OpKind.RELU:
-            narrower = Activation.RELU6 if Activation.RELU6 in (op.activation, producer.activation) else Activation.RELU
+            if Activation.RELU_N1_TO_1 in (op.activation, producer.activation) and op.activation is not producer.activation:
+                continue
+            narrower = Activation.RELU6 if Activation.RELU6 in (op.activation, producer.activation) else op.activation
             graph = _merge(graph, producer, replace(op, activation=narrower), kind=OpKind.RELU, activation=narrower)
     return graph
 
@@ -95,11 +146,11 @@ def fuse_activations(graph: Graph) -> Graph:
 def join_pads(graph: Graph) -> Graph:
     """Make one of two paddings in a row.
 
-    Before: PAD -> PAD. After: PAD by the sums.
+    Before: PAD -> PAD of the same value. After: PAD by the sums.
     """
     for op in graph.ops:
         producer = _sole_producer(graph, op) if op.kind is OpKind.PAD else None
-        if producer is not None and producer.kind is OpKind.PAD:
+        if producer is not None and producer.kind is OpKind.PAD and producer.pad_value == op.pad_value:
             top, bottom, left, right = (one + two for one, two in zip(producer.pads, op.pads, strict=True))
             graph = _merge(graph, producer, op, pads=(top, bottom, left, right))
     return graph
@@ -113,7 +164,7 @@ def average_over_the_whole_image(graph: Graph) -> Graph:
     ops = []
     for op in graph.ops:
         _, height, width, *_ = (*_shape(graph, op.inputs[0]), 0, 0)
-        is_whole = op.kind is OpKind.AVERAGE_POOL_2D and op.kernel == (height, width)
+        is_whole = op.kind is OpKind.AVERAGE_POOL_2D and op.kernel == (height, width) and op.padding == "VALID"
         if is_whole and op.activation is Activation.NONE:
             op = Op(OpKind.MEAN, op.name, op.inputs, op.output)
         ops.append(op)
@@ -139,7 +190,8 @@ def legalise_padding(graph: Graph) -> Graph:
     stride 1 becomes SAME, stride 2 mostly stays a PAD whose unread far rows are cut off.
 
     Before: PAD -> CONV_2D | DEPTHWISE_CONV_2D. After: the operator with SAME, or with VALID behind a smaller PAD or none.
-    Before: PAD -> pool. After: the pool behind a smaller PAD (SAME would not count the padding).
+    Before: PAD -> pool. After: the pool behind a smaller PAD (SAME would not count the padding); a maximum over padding that is
+    below all values is one with SAME.
     """
     for op in graph.ops:
         pad = _sole_producer(graph, op) if op.kind in (*_CONVOLUTIONS, *_POOLS) else None
@@ -149,11 +201,18 @@ def legalise_padding(graph: Graph) -> Graph:
         columns = _trim(graph, pad, op, axis=1)
         if (*rows, *columns) == (0, 0, 0, 0):
             graph = _skip(graph, pad, replace(op, inputs=pad.inputs))
-        elif op.kind in _CONVOLUTIONS and _is_same(graph, pad, op, 0, rows) and _is_same(graph, pad, op, 1, columns):
+        elif _is_as_tflite_pads(pad, op) and _is_same(graph, pad, op, 0, rows) and _is_same(graph, pad, op, 1, columns):
             graph = _skip(graph, pad, replace(op, padding="SAME", inputs=pad.inputs))
         else:
             graph = _resize_pad(graph, pad, (*rows, *columns))
     return graph
+
+
+def _is_as_tflite_pads(pad: Op, op: Op) -> bool:
+    """Whether what stands in the padding is what SAME takes there: zeros in convolutions, nothing in a maximum."""
+    if op.kind is OpKind.MAX_POOL_2D:
+        return pad.pad_value == fixed_point.INT8_MIN
+    return op.kind in _CONVOLUTIONS and pad.pad_value is None
 
 
 def _reach(op: Op, axis: int) -> int:
@@ -220,6 +279,16 @@ def _with_ops(graph: Graph, ops: Iterable[Op], output: str | None = None) -> Gra
     return replace(graph, ops=ops, activations=activations, output=output or graph.output)
 
 
+def _without_unread(graph: Graph) -> Graph:
+    """The graph without operators whose results nobody reads."""
+    needed, kept = {graph.output}, []
+    for op in reversed(graph.ops):
+        if op.output in needed:
+            needed.update(op.inputs)
+            kept.append(op)
+    return _with_ops(graph, reversed(kept))
+
+
 def _replace_op(graph: Graph, old: Op, new: Op) -> Graph:
     return replace(graph, ops=tuple(new if op.output == old.output else op for op in graph.ops))
 
@@ -250,11 +319,14 @@ def _without(graph: Graph, gone: Op) -> Graph:
 
 PASSES: tuple[Pass, ...] = (
     drop_identities,
+    join_reshapes,
+    average_over_the_whole_image,
+    average_to_features,
     fold_batch_norms,
+    fold_batch_norms_forward,
     join_activations,
     fuse_activations,
     join_pads,
-    average_over_the_whole_image,
-    average_to_features,
     legalise_padding,
+    write_norms_of_features_as_pixels,
 )

@@ -234,9 +234,9 @@ def _float_op(graph: Graph, op: Op, values: dict[str, NDArray[np.float32]]) -> N
         case OpKind.MEAN:
             out = x.mean(axis=(1, 2), dtype=np.float64)
         case OpKind.PAD:
-            if op.pad_value is not None:
-                raise ConversionError(f"{op.name}: a float graph pads with zeros")
-            out = _pad(x, op.pads, 0)
+            if op.pad_value not in (None, fixed_point.INT8_MIN):
+                raise ConversionError(f"{op.name}: a float graph pads with zeros or with what a maximum never takes")
+            out = _pad(x, op.pads, 0 if op.pad_value is None else float(x.min()))
         case OpKind.SOFTMAX:
             powers = np.exp(np.float32(op.beta) * (x - x.max(axis=-1, keepdims=True)))
             out = powers / powers.sum(axis=-1, keepdims=True)
