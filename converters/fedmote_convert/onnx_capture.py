@@ -15,7 +15,7 @@ from fedmote.tensors import finite_complaint, shape_complaint
 from fedmote_convert.onnx_file import load
 from fedmote_convert.onnx_graph import Network, trace, with_last_bias
 from fedmote_convert.onnx_operators import Translation, join_dense, join_hard_swish, translate
-from fedmote_convert.sketch import Capture
+from fedmote_convert.sketch import Capture, Sketch, draw
 
 
 def capture_onnx(path: Path, weights: Tensors | None = None, origin: str = "weights") -> Capture:
@@ -34,31 +34,36 @@ def capture_onnx(path: Path, weights: Tensors | None = None, origin: str = "weig
     model = load(path)
     try:
         network = with_last_bias(trace(model))
-        translation = _translated(network)
+        graph, layout, translation = _drawn(network)
     except UnsupportedOpError as error:
         raise UnsupportedOpError(f"{path}: {error.node}", error.reason, error.hint) from error
     except ConversionError as error:
         raise ConversionError(f"{path}: {error}") from error
-    tensors = translation.tensors
-    _check_weights(path, weights or {}, tensors, origin)
+    _check_weights(path, weights or {}, translation.tensors, origin)
     replaced = {name: translation.forms[name].to_initialiser(values) for name, values in (weights or {}).items()}
-    modules = {name: node.modules for node in network.nodes for name in node.outputs if name in translation.sketch.activations}
-    graph = Graph(network.input, network.output, translation.sketch.activations, tuple(translation.sketch.ops))
     return Capture(
         graph,
-        modules,
-        {**tensors, **(weights or {})},
+        {name: node.modules for node in network.nodes for name in node.outputs if name in graph.activations},
+        {**translation.tensors, **(weights or {})},
         network.shapes[network.input][1:],
         network.evaluator({**network.constants, **replaced}),
+        layout,
     )
 
 
-def _translated(network: Network) -> Translation:
-    translation = Translation(network)
-    translation.sketch.declare(network.input, network.shapes[network.input], f"input {network.input}")
-    for node in join_hard_swish(join_dense(network.nodes, network), network):
-        translate(node, translation)
-    return translation
+def _drawn(network: Network) -> tuple[Graph, str, Translation]:
+    """The graph, the layout of its input, and the last translation: those for other layouts have the same tensors."""
+    nodes = join_hard_swish(join_dense(network.nodes, network), network)
+    translations: list[Translation] = []
+
+    def translate_all(sketch: Sketch) -> str:
+        translations.append(Translation(network, sketch))
+        for node in nodes:
+            translate(node, translations[-1])
+        return network.output
+
+    graph, layout = draw(network.shapes[network.input][1:], network.input, translate_all)
+    return graph, layout, translations[-1]
 
 
 def _check_weights(path: Path, weights: Tensors, tensors: Tensors, origin: str) -> None:

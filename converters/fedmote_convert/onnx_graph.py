@@ -21,8 +21,8 @@ from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
 from fedmote.errors import ConversionError, UnsupportedOpError
+from fedmote_convert.layout import Shape
 from fedmote_convert.onnx_file import opset_of, place_of
-from fedmote_convert.sketch import Shape
 
 _LARGEST_CONSTANT = 2**24  # elements of a computed constant: no model for microcontrollers has more weights in one tensor
 _SHAPE_ELEMENTS = 64  # constants up to this size are told to shape inference: shapes, axes, paddings
@@ -74,6 +74,7 @@ class Network:
     Attributes:
         nodes: in order of execution, only those that the output needs.
         constants: initialisers and computed constants by name.
+        initialisers: names of those that stand in the file as such.
         shapes: of every activation, with batch 1.
         input, output: names.
         opset: version of the operators.
@@ -81,6 +82,7 @@ class Network:
 
     nodes: tuple[Node, ...]
     constants: Mapping[str, NDArray[Any]]
+    initialisers: frozenset[str]
     shapes: Mapping[str, Shape]
     input: str
     output: str
@@ -125,7 +127,8 @@ def trace(model: onnx.ModelProto) -> Network:
     output = model.graph.output[0].name
     if output not in tracer.shapes or not tracer.nodes:
         raise ConversionError("the output does not depend on the input; export the whole model")
-    return Network(tuple(tracer.nodes), tracer.constants, tracer.shapes, source, output, tracer.opset)
+    initialisers = frozenset(tensor.name for tensor in model.graph.initializer)
+    return Network(tuple(tracer.nodes), tracer.constants, initialisers, tracer.shapes, source, output, tracer.opset)
 
 
 def with_last_bias(network: Network) -> Network:

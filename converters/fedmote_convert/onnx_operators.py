@@ -11,7 +11,6 @@ leads to and fro.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -20,10 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmote.errors import UnsupportedOpError
-from fedmote.package.graph import OpKind, Tensors
+from fedmote.package.graph import Tensors
 from fedmote_convert import operators
+from fedmote_convert.layout import Shape
 from fedmote_convert.onnx_graph import Network, Node
-from fedmote_convert.sketch import Call, Parameter, Shape, Sketch, Value
+from fedmote_convert.sketch import Call, Constant, Parameter, Sketch, Value
 
 Pads = tuple[list[int], list[int]]
 
@@ -68,7 +68,7 @@ class Translation:
     """
 
     network: Network
-    sketch: Sketch = field(default_factory=Sketch)
+    sketch: Sketch
     tensors: Tensors = field(default_factory=dict)
     forms: dict[str, Form] = field(default_factory=dict)
 
@@ -173,16 +173,6 @@ class _Windows:
         """Whether both ends are padded alike, which torch's operators can say."""
         return self.pads[0] == self.pads[1]
 
-    @property
-    def is_same(self) -> bool:
-        """Whether the padding is what TFLite calls SAME."""
-        return any(map(sum, zip(*self.pads, strict=True))) and self.pads == _same_pads(self, is_far=True)
-
-    def remainder(self, axis: int) -> int:
-        """Pixels behind the last whole window."""
-        padded = self.sizes[axis] + self.pads[0][axis] + self.pads[1][axis]
-        return (padded - (self.kernel[axis] - 1) * self.dilation[axis] - 1) % self.stride[axis]
-
 
 def _windows(node: Node, kernel: Sequence[int], translation: Translation) -> _Windows:
     sizes = _spatial(node, translation)
@@ -244,61 +234,53 @@ def _convolution(node: Node, translation: Translation) -> None:
     )
 
 
+def _pool_windows(node: Node, translation: Translation) -> _Windows:
+    if node.attributes.get("auto_pad") == "SAME_LOWER":  # onnx.reference leaves the last window out, so nothing could be checked
+        raise refusal(node, "a pool with auto_pad SAME_LOWER", "use explicit pads")
+    return _windows(node, node.attributes.get("kernel_shape", ()), translation)
+
+
 def _max_pool(node: Node, translation: Translation) -> None:
     if any(node.outputs[1:]):
         raise refusal(node, "a max pool that also returns indices", "use its values alone")
-    _pool(node, translation, "max_pool", OpKind.MAX_POOL_2D, is_border_read=False)
+    windows = _pool_windows(node, translation)
+    _pool(node, translation, "max_pool", windows, translation.activation(node), windows.pads[0], dilation=windows.dilation)
 
 
 def _average_pool(node: Node, translation: Translation) -> None:
-    is_counted = _flag(node, "count_include_pad")
-    more = {"count_include_pad": is_counted, "divisor_override": None}
-    _pool(node, translation, "avg_pool", OpKind.AVERAGE_POOL_2D, is_border_read=is_counted, **more)
+    windows = _pool_windows(node, translation)
+    if set(windows.dilation) != {1}:
+        raise refusal(node, "an average pool with dilation", "use dilations of 1")
+    source, padding, is_counted = translation.activation(node), windows.pads[0], _flag(node, "count_include_pad")
+    if is_counted and not windows.is_symmetric:
+        source, padding = _padded(node, source, windows.pads, translation), [0] * len(padding)
+    arguments = {"count_include_pad": is_counted, "divisor_override": None}
+    _pool(node, translation, "avg_pool", windows, source, padding, **arguments)
 
 
 def _pool(
     node: Node,
     translation: Translation,
     target: str,
-    kind: OpKind,
-    is_border_read: bool,
+    windows: _Windows,
+    source: Value,
+    padding: list[int],
     **more: Any,  # noqa: ANN401  # further arguments of the torch operator
 ) -> None:
-    """A pool; TFLite's SAME is taken where its windows are these and leave out the border, as it does."""
-    windows = _windows(node, node.attributes.get("kernel_shape", ()), translation)
-    source, padding = translation.activation(node), windows.pads[0]
-    shape, axes = translation.result(node), len(windows.sizes)
-    if windows.is_same and not is_border_read and set(windows.dilation) == {1}:
-        kernel, stride = ((1, *values)[-2:] for values in (windows.kernel, windows.stride))
-        call = Call(node.name, node.kind, {}, shape, node.outputs[0])
-        translation.sketch.append(call, kind, source.name, kernel=kernel, stride=stride, padding="SAME")
-        return
-    if not windows.is_symmetric:
-        if not is_border_read:
-            raise refusal(
-                node, f"a pool padded by {windows.pads[0]} and {windows.pads[1]}", "pad both ends alike or as SAME does"
-            )
-        source, padding = _padded(node, source, windows.pads, translation), [0] * axes
-    is_rounded_up = _flag(node, "ceil_mode") and any(windows.remainder(axis) for axis in range(axes))
-    if target == "max_pool":
-        more["dilation"] = windows.dilation
-    elif set(windows.dilation) != {1}:
-        raise refusal(node, "an average pool with dilation", "use dilations of 1")
-    arguments = {"kernel_size": windows.kernel, "stride": windows.stride, "padding": padding, "ceil_mode": is_rounded_up}
-    translation.call(node, f"{target}{axes}d", shape, self=source, **arguments, **more)
+    """A pool. The shape of its result says how much of the far border is read, and whether sizes were rounded up."""
+    arguments = {"kernel_size": windows.kernel, "stride": windows.stride, "padding": padding, **more}
+    arguments["ceil_mode"] = _flag(node, "ceil_mode")
+    translation.call(node, f"{target}{len(padding)}d", translation.result(node), self=source, **arguments)
 
 
-def _global_average_pool(node: Node, translation: Translation) -> None:
-    axes = len(_spatial(node, translation))
-    source = translation.activation(node)
-    translation.call(node, f"adaptive_avg_pool{axes}d", translation.result(node), self=source, output_size=[1] * axes)
+def _global_pool(target: str) -> Handler:
+    """A pool over the whole image or sequence."""
 
+    def translate_global_pool(node: Node, translation: Translation) -> None:
+        axes, source = len(_spatial(node, translation)), translation.activation(node)
+        translation.call(node, f"{target}{axes}d", translation.result(node), self=source, output_size=[1] * axes)
 
-def _global_max_pool(node: Node, translation: Translation) -> None:
-    sizes = _spatial(node, translation)
-    ones, zeros = [1] * len(sizes), [0] * len(sizes)
-    arguments = {"kernel_size": sizes, "stride": ones, "padding": zeros, "dilation": ones, "ceil_mode": False}
-    translation.call(node, f"max_pool{len(sizes)}d", translation.result(node), self=translation.activation(node), **arguments)
+    return translate_global_pool
 
 
 # --- dense layers and normalisation ----------------------------------------------------------------------------------
@@ -348,62 +330,44 @@ def _batch_norm(node: Node, translation: Translation) -> None:
 # --- arithmetic ------------------------------------------------------------------------------------------------------
 
 
-def _arithmetic(node: Node, translation: Translation) -> None:
-    """Add, Sub, Mul, Div of two activations, or of an activation and a constant."""
-    constants = [name in translation.network.constants for name in node.inputs]
-    shape = translation.result(node)
-    if not any(constants):
-        target = {"Add": "add", "Sub": "sub", "Mul": "mul", "Div": "div"}[node.kind]
-        first, second = translation.activation(node, 0), translation.activation(node, 1)
-        translation.call(node, target, shape, self=first, other=second, **({} if target in ("mul", "div") else {"alpha": 1}))
-        return
-    index = constants.index(False)
-    source, constant = translation.activation(node, index), translation.constant(node, 1 - index)
-    assert constant is not None  # the operators have two inputs
-    if translation.shape(source.name) != shape or constant.dtype != np.float32 or not np.isfinite(constant).all():
-        made = f"{constant.dtype} {constant.shape}"
-        hint = "use a finite float32 constant that repeats to the activation's shape"
-        raise refusal(node, f"{node.kind} of {translation.shape(source.name)} and a constant {made}", hint)
-    if node.kind == "Div":
-        if index == 1 or not constant.all():
-            raise refusal(node, "a division by an activation or by zero", "multiply by a constant")
-        constant = np.float32(1) / constant
-    elif node.kind == "Sub":
-        if index == 1:
-            source = _with_constant(node, translation, "mul", source, np.array(-1, np.float32), f"{node.outputs[0]}/negative")
-        else:
-            constant = -constant
-    _with_constant(node, translation, "mul" if node.kind in ("Mul", "Div") else "add", source, constant)
+def _arithmetic(target: str) -> Handler:
+    """A sum, difference, product or quotient of two activations, or of an activation and a constant."""
+
+    def translate_arithmetic(node: Node, translation: Translation) -> None:
+        first, second = (_operand(node, index, translation, target) for index in (0, 1))
+        alpha = {"alpha": 1} if target in ("add", "sub") else {}
+        translation.call(node, target, translation.result(node), self=first, other=second, **alpha)
+
+    return translate_arithmetic
 
 
-def _with_constant(
-    node: Node, translation: Translation, target: str, source: Value, constant: NDArray[Any], output: str = ""
-) -> Value:
-    """A sum or product with a number, or with a constant that repeats over the activation."""
-    shape = translation.shape(source.name)
-    if constant.size == 1:
-        return translation.call(node, target, shape, output, self=source, other=float(constant.reshape(-1)[0]))
-    whole = constant.reshape(*(1,) * (len(shape) - constant.ndim), *constant.shape)
-    if len(shape) == 2 and translation.sketch.orders[source.name] != (shape[1], 1, 1):
-        raise refusal(node, "a constant for flattened features", "apply it before the flatten")
-    kind = OpKind.ADD if target == "add" else OpKind.MUL
-    call = Call(node.name, node.kind, {}, shape, output or node.outputs[0])
-    arranged = whole if len(shape) == 2 else np.moveaxis(whole, 1, -1)  # the graph keeps channels last
-    values = np.ascontiguousarray(arranged, np.float32)
-    translation.sketch.append(call, kind, source.name, constant=values, order=translation.sketch.orders[source.name])
-    return Value(call.output)
+def _operand(node: Node, index: int, translation: Translation, target: str) -> Value | Parameter | Constant | float:
+    """An activation, a number, a tensor of the checkpoint, or, where the checkpoint would need its inverse, a constant."""
+    name = node.inputs[index]
+    if name in translation.sketch.torch_shapes:
+        return Value(name)
+    values = translation.constant(node, index)
+    if values is None or values.dtype != np.float32 or not np.isfinite(values).all():
+        raise refusal(node, f"{node.kind} with a constant {name} that is not finite float32", "use finite float32 constants")
+    if values.size == 1:
+        return float(values.reshape(-1)[0])
+    if target in ("add", "mul") and name in translation.network.initialisers:
+        return translation.parameter(node, index) or Constant(values)
+    return Constant(values)
 
 
-def _negative(node: Node, translation: Translation) -> None:
-    _with_constant(node, translation, "mul", translation.activation(node), np.array(-1, np.float32))
+def _reduction(target: str) -> Handler:
+    """An average or maximum along axes."""
 
+    def translate_reduction(node: Node, translation: Translation) -> None:
+        source, axes = translation.activation(node), translation.integers(node, 1, "axes")
+        if not axes and _flag(node, "noop_with_empty_axes"):
+            translation.call(node, "clone", translation.result(node), self=source)
+            return
+        keeps = bool(node.attributes.get("keepdims", 1))
+        translation.call(node, target, translation.result(node), self=source, dim=axes, keepdim=keeps)
 
-def _reduce_mean(node: Node, translation: Translation) -> None:
-    source = translation.activation(node)
-    axes = translation.integers(node, 1, "axes")
-    if not axes:
-        axes = [] if _flag(node, "noop_with_empty_axes") else list(range(len(translation.shape(source.name))))
-    translation.call(node, "mean", translation.result(node), self=source, dim=axes)
+    return translate_reduction
 
 
 # --- functions of one element ----------------------------------------------------------------------------------------
@@ -420,8 +384,7 @@ def _function(target: str) -> Handler:
 
 def _clip(node: Node, translation: Translation) -> None:
     low, high = translation.number(node, 1), translation.number(node, 2)
-    limits = {"min": None if low == -math.inf else low, "max": None if high == math.inf else high}
-    translation.call(node, "clamp", translation.result(node), self=translation.activation(node), **limits)
+    translation.call(node, "clamp", translation.result(node), self=translation.activation(node), min=low, max=high)
 
 
 def _leaky_relu(node: Node, translation: Translation) -> None:
@@ -431,17 +394,24 @@ def _leaky_relu(node: Node, translation: Translation) -> None:
 
 
 def _hard_sigmoid(node: Node, translation: Translation) -> None:
-    """Written relu6(x + 3) / 6, as TensorFlow Lite has no operator for it."""
-    if not _is_torch_hard_sigmoid(node):
-        raise refusal(node, "a HardSigmoid of another slope than torch's", "use alpha=1/6, beta=0.5")
+    """Torch's own, or the clamp to [0, 1] of any other line."""
     source, shape, name = translation.activation(node), translation.result(node), node.outputs[0]
-    shifted = translation.call(node, "add", shape, f"{name}/shifted", self=source, other=3.0)
-    clamped = translation.call(node, "relu6", shape, f"{name}/clamped", self=shifted)
-    translation.call(node, "mul", shape, self=clamped, other=1 / 6)
+    if _is_torch_hard_sigmoid(node):
+        translation.call(node, "hardsigmoid", shape, self=source)
+        return
+    alpha, beta = _hard_sigmoid_line(node)
+    scaled = translation.call(node, "mul", shape, f"{name}/scaled", self=source, other=alpha)
+    shifted = translation.call(node, "add", shape, f"{name}/shifted", self=scaled, other=beta)
+    translation.call(node, "clamp", shape, self=shifted, min=0.0, max=1.0)
+
+
+def _hard_sigmoid_line(node: Node) -> tuple[float, float]:
+    """(slope, height at zero)."""
+    return float(node.attributes.get("alpha", 0.2)), float(node.attributes.get("beta", 0.5))
 
 
 def _is_torch_hard_sigmoid(node: Node) -> bool:
-    alpha, beta = node.attributes.get("alpha", 0.2), node.attributes.get("beta", 0.5)
+    alpha, beta = _hard_sigmoid_line(node)
     return bool(np.float32(alpha) == np.float32(1 / 6)) and beta == 0.5
 
 
@@ -462,10 +432,27 @@ def _transpose(node: Node, translation: Translation) -> None:
     source = translation.activation(node)
     axes = list(range(len(translation.shape(source.name))))
     permutation = node.attributes.get("perm", axes[::-1])
-    if permutation == axes:
-        translation.call(node, "clone", translation.result(node), self=source)
+    translation.call(node, "permute", translation.result(node), self=source, dims=permutation)
+
+
+def _gather(node: Node, translation: Translation) -> None:
+    """One index along an axis, which goes where the index is a number and stays where it is a list of one."""
+    source, indices = translation.activation(node), translation.constant(node, 1)
+    if indices is None or indices.size != 1:
+        raise refusal(node, "a Gather of several indices", "use Slice, or Split and Concat")
+    shape, axis = translation.shape(source.name), node.attributes.get("axis", 0)
+    index = int(indices.reshape(-1)[0]) % shape[axis]
+    if indices.ndim == 0:
+        translation.call(node, "select", translation.result(node), self=source, dim=axis, index=index)
     else:
-        translation.call(node, "permute", translation.result(node), self=source, dims=permutation)
+        _part(node, translation, source, axis % len(shape), range(index, index + 1), node.outputs[0])
+
+
+def _depth_to_space(node: Node, translation: Translation) -> None:
+    if node.attributes.get("mode", "DCR") != "CRD":
+        raise refusal(node, "a DepthToSpace of mode DCR", "use mode CRD, which is torch's pixel_shuffle")
+    source, factor = translation.activation(node), node.attributes["blocksize"]
+    translation.call(node, "pixel_shuffle", translation.result(node), self=source, upscale_factor=factor)
 
 
 def _pad(node: Node, translation: Translation) -> None:
@@ -544,20 +531,24 @@ OPERATORS: dict[str, Handler] = {
     "Sigmoid": _function("sigmoid"),
     "Tanh": _function("tanh"),
     "Softmax": _softmax,
-    "Add": _arithmetic,
-    "Sub": _arithmetic,
-    "Mul": _arithmetic,
-    "Div": _arithmetic,
-    "Neg": _negative,
+    "Add": _arithmetic("add"),
+    "Sub": _arithmetic("sub"),
+    "Mul": _arithmetic("mul"),
+    "Div": _arithmetic("div"),
+    "Neg": _function("neg"),
     "MaxPool": _max_pool,
     "AveragePool": _average_pool,
-    "GlobalAveragePool": _global_average_pool,
-    "GlobalMaxPool": _global_max_pool,
-    "ReduceMean": _reduce_mean,
+    "GlobalAveragePool": _global_pool("adaptive_avg_pool"),
+    "GlobalMaxPool": _global_pool("adaptive_max_pool"),
+    "ReduceMean": _reduction("mean"),
+    "ReduceMax": _reduction("amax"),
     "Concat": _concat,
     "Slice": _slice,
     "Split": _split,
     "Pad": _pad,
+    "Expand": _function("expand"),
+    "Gather": _gather,
+    "DepthToSpace": _depth_to_space,
     "Transpose": _transpose,
     "Flatten": _function("flatten"),
     "Reshape": _function("reshape"),
@@ -573,7 +564,8 @@ _TORCH_NAMES: dict[str, str] = {
     **dict.fromkeys(("Gelu", "Elu", "Selu", "Celu", "PRelu", "Softplus", "Softsign", "Mish", "ThresholdedRelu", "Erf"), "gelu"),
     **dict.fromkeys(("LayerNormalization", "GroupNormalization", "InstanceNormalization"), "layer_norm"),
     **dict.fromkeys(("LSTM", "GRU", "RNN"), "lstm"),
-    **dict.fromkeys(("ReduceMax", "ArgMax", "TopK"), "amax"),
+    **dict.fromkeys(("ReduceSum", "ReduceMin", "ReduceL2", "GlobalLpPool"), "sum"),
+    **dict.fromkeys(("Resize", "Upsample"), "interpolate"),
     "ConvTranspose": "conv_transpose2d",
     "LogSoftmax": "log_softmax",
     "Einsum": "einsum",

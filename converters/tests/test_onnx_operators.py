@@ -5,28 +5,22 @@ import numpy as np
 import pytest
 
 from fedmote.errors import UnsupportedOpError
-from fedmote.package.execute import run_float
-from fedmote.package.fold import bind
 from fedmote.package.graph import OpKind
-from fedmote.package.inputs import arrange, graph_shape, layout_of
 from fedmote_convert.onnx_capture import capture_onnx
-from fedmote_convert.passes import PASSES
 
+from .conftest import every_pass_computes, samples_channels_last
 from .onnx_models import model_of, node, saved
 
 IMAGE = (1, 3, 7, 8)
 SEQUENCE = (1, 3, 11)
 FEATURES = (1, 6)
 REVERSED = np.array([[6], [0], [2], [-1]])  # starts, ends, axes, steps
+PRODUCT_OF_ACTIVATIONS = [node("Transpose", "s", "t", perm=[0, 1, 3, 2]), node("MatMul", "s t")]
 STEM = {IMAGE: (3, 3, 1, 1), SEQUENCE: (3, 3, 1)}
 
 
 def random(*shape, seed=0):
     return np.random.default_rng((seed, *shape)).standard_normal(shape).astype(np.float32)
-
-
-def channels_last(x):
-    return arrange(x, layout_of(x.shape[1:]), graph_shape(x.shape[1:]))
 
 
 @pytest.fixture
@@ -36,15 +30,7 @@ def equal_reference(tmp_path):
     def check(nodes, shape, constants=None, **more):
         captured = capture_onnx(saved(model_of(nodes, shape, constants, **more), tmp_path / "model.onnx"))
         x = random(4, *captured.sample_shape, seed=7)
-        expected = channels_last(captured.reference(x))
-        graph = captured.graph
-        for function in (lambda same: same, *PASSES):
-            graph = function(graph)
-            if any(op.source is not None and op.source.layout == "batch_norm" for op in graph.ops):
-                continue
-            actual = run_float(bind(graph, captured.tensors), channels_last(x))
-            np.testing.assert_allclose(actual.reshape(expected.shape), expected, rtol=1e-4, atol=1e-5)
-        return graph
+        return every_pass_computes(captured, x, samples_channels_last(captured.reference(x)))
 
     return check
 
@@ -146,6 +132,7 @@ def test_a_batch_normalisation_folds_into_the_convolution(behind_stem, shape):
         ("Clip", {}, {"low": np.float32(0), "high": np.float32(6)}),
         ("Clip", {}, {"low": np.float32(0)}),
         ("Clip", {}, {"low": np.float32(0), "high": np.float32(np.inf)}),
+        ("Clip", {}, {"low": np.float32(-1), "high": np.float32(1)}),
     ],
 )
 def test_a_clamp_is_fused_into_the_convolution(behind_stem, kind, attributes, constants):
@@ -163,6 +150,9 @@ def test_a_clamp_is_fused_into_the_convolution(behind_stem, kind, attributes, co
         ("Sigmoid", {}, [OpKind.LOGISTIC]),
         ("Tanh", {}, [OpKind.TANH]),
         ("Softmax", {"axis": 1}, [OpKind.SOFTMAX]),
+        ("HardSigmoid", {"alpha": float(np.float32(1 / 6))}, [OpKind.ADD, OpKind.MUL]),
+        ("HardSigmoid", {}, [OpKind.MUL, OpKind.ADD, OpKind.MUL, OpKind.MUL]),
+        ("Neg", {}, [OpKind.MUL]),
         ("Identity", {}, []),
         ("Dropout", {}, []),
         ("Cast", {"to": 1}, []),
@@ -219,6 +209,9 @@ def test_sums_and_products_of_branches_may_repeat_along_axes(behind_stem):
         ("AveragePool", {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1], "count_include_pad": 1}),
         ("AveragePool", {"kernel_shape": [3, 2], "pads": [1, 1, 1, 0], "count_include_pad": 1, "strides": [2, 1]}),
         ("AveragePool", {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]}),
+        ("MaxPool", {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1, 1, 1, 1]}),
+        ("MaxPool", {"kernel_shape": [2, 2], "strides": [2, 2], "pads": [0, 1, 0, 0]}),
+        ("MaxPool", {"kernel_shape": [2, 2], "strides": [2, 2], "ceil_mode": 1}),
         ("GlobalAveragePool", {}),
         ("GlobalMaxPool", {}),
     ],
@@ -242,11 +235,81 @@ def test_a_pool_over_time_is_that_of_the_standard(behind_stem, kind, attributes)
 
 
 @pytest.mark.parametrize("keep", [0, 1])
-def test_a_mean_takes_its_axes_as_attribute_or_as_input(behind_stem, keep):
-    by_attribute = behind_stem([node("ReduceMean", "s", axes=[2, 3], keepdims=keep)], opset=13)
-    by_input = behind_stem([node("ReduceMean", "s a", keepdims=keep)], constants={"a": np.array([-1, -2])})
+@pytest.mark.parametrize("kind, axes, opset", [("ReduceMean", [2, 3], 18), ("ReduceMean", [1], 18), ("ReduceMax", [-1], 20)])
+def test_a_reduction_takes_its_axes_as_attribute_or_as_input(behind_stem, keep, kind, axes, opset):
+    by_attribute = behind_stem([node(kind, "s", axes=axes, keepdims=keep)], opset=13)
+    by_input = behind_stem([node(kind, "s a", keepdims=keep)], constants={"a": np.array(axes)}, opset=opset)
 
-    assert [op.kind for op in by_attribute.ops] == [op.kind for op in by_input.ops] == [OpKind.CONV_2D, OpKind.MEAN]
+    assert [op.kind for op in by_attribute.ops] == [op.kind for op in by_input.ops]
+
+
+def test_a_mean_over_the_whole_image_is_one_operator(behind_stem):
+    graph = behind_stem([node("ReduceMean", "s a", keepdims=0)], constants={"a": np.array([2, -1])})
+
+    assert [op.kind for op in graph.ops] == [OpKind.CONV_2D, OpKind.MEAN]
+
+
+def test_a_mean_over_no_axes_may_mean_none(behind_stem):
+    graph = behind_stem([node("ReduceMean", "s", noop_with_empty_axes=1)])
+
+    assert [op.kind for op in graph.ops] == [OpKind.CONV_2D]
+
+
+def test_permutations_that_undo_each_other_leave_nothing(behind_stem):
+    nodes = [node("Transpose", "s", "t", perm=[0, 2, 3, 1]), node("Relu", "t", "r"), node("Transpose", "r", perm=[0, 3, 1, 2])]
+
+    graph = behind_stem(nodes)
+
+    assert [op.kind for op in graph.ops] == [OpKind.CONV_2D]
+
+
+def test_samples_with_channels_last_are_read_as_they_are(equal_reference):
+    """As tools make them that come from TensorFlow: the first node turns (1, H, W, C) into what convolutions read."""
+    nodes = [node("Transpose", "x", "t", perm=[0, 3, 1, 2]), node("Conv", "t w", "c"), node("Relu", "c")]
+
+    graph = equal_reference(nodes, (1, 7, 8, 3), {"w": random(4, 3, 3, 3)})
+
+    assert [op.kind for op in graph.ops] == [OpKind.CONV_2D]
+
+
+def test_a_dense_layer_at_every_step_is_a_convolution_of_one_step(equal_reference):
+    nodes = [node("MatMul", "x w", "m"), node("Add", "m b", "a"), node("ReduceMean", "a", axes=[1], keepdims=0)]
+
+    graph = equal_reference(nodes, (1, 5, 6), {"w": random(6, 4), "b": random(4)}, opset=13)
+
+    assert [op.kind for op in graph.ops] == [OpKind.CONV_2D, OpKind.MEAN]
+
+
+def test_channels_are_shuffled_by_reshapes_around_a_permutation(behind_stem):
+    constants = {"k": random(6, 3, 1, 1), "u": np.array([0, 2, 3, 7, 8]), "v": np.array([0, 6, 7, 8])}
+    nodes = [
+        node("Conv", "s k", "c"),
+        node("Reshape", "c u", "g"),
+        node("Transpose", "g", "t", perm=[0, 2, 1, 3, 4]),
+        node("Reshape", "t v"),
+    ]
+
+    behind_stem(nodes, constants=constants)
+
+
+def test_one_index_of_an_axis_is_taken(behind_stem):
+    behind_stem([node("Gather", "s i", axis=2)], constants={"i": np.array(-1)})
+    behind_stem([node("Gather", "s i", axis=1)], constants={"i": np.array([2])})
+
+
+def test_activations_repeat_and_pixels_are_shuffled(behind_stem):
+    behind_stem([node("GlobalAveragePool", "s", "g"), node("Expand", "g n")], constants={"n": np.array([1, 3, 7, 8])})
+    nodes = [node("Conv", "s k", "c"), node("DepthToSpace", "c", blocksize=2, mode="CRD")]
+    behind_stem(nodes, constants={"k": random(4, 3, 1, 1)})
+
+
+def test_an_initialiser_of_many_values_is_a_tensor_of_the_checkpoint(tmp_path):
+    nodes = [node("Conv", "x k", "c"), node("Mul", "c scale", "m"), node("Add", "m half")]
+    constants = {"k": random(3, 3, 1, 1), "scale": random(3, 1, 1), "half": np.float32(0.5)}
+
+    captured = capture_onnx(saved(model_of(nodes, IMAGE, constants), tmp_path / "model.onnx"))
+
+    assert set(captured.tensors) == {"k", "scale"}
 
 
 def test_branches_are_concatenated_and_taken_apart(behind_stem):
@@ -324,22 +387,26 @@ def test_an_unused_branch_is_not_looked_at(behind_stem):
         ([node("Erf", "s")], {}, "operator Erf is not supported", "ReLU"),
         ([node("NonZero", "s", "n"), node("Cast", "n", to=1)], {}, "NonZero makes int64", "float32"),
         ([node("Cast", "s", "h", to=10), node("Cast", "h", to=1)], {}, "Cast makes float16", "float32"),
-        ([node("Clip", "s - m")], {"m": np.float32(3)}, "a clamp to [None, 3.0]", "ReLU6"),
-        ([node("MaxPool", "s", kernel_shape=[2, 2], pads=[0, 1, 0, 0])], {}, "a pool padded by", "SAME"),
+        ([node("Clip", "s h l")], {"h": np.float32(3), "l": np.float32(2)}, "a clamp to [3.0, 2.0]", "not empty"),
+        ([node("MaxPool", "s", kernel_shape=[3, 3], auto_pad="SAME_LOWER")], {}, "SAME_LOWER", "explicit pads"),
         ([node("MaxPool", "s", "y i", kernel_shape=[2, 2])], {}, "returns indices", "values alone"),
-        ([node("MaxPool", "s", kernel_shape=[2, 2], strides=[2, 2], ceil_mode=1)], {}, "ceil_mode", "ceil_mode=False"),
+        ([node("MaxPool", "s", kernel_shape=[2, 2], dilations=[2, 2])], {}, "max pool with dilation", "dilation=1"),
+        ([node("AveragePool", "s", kernel_shape=[3, 3], pads=[0, 2, 1, 0])], {}, "is not counted", "padding=0"),
+        ([node("Gather", "s i", axis=3)], {"i": np.array([1, 3])}, "several indices", "Slice"),
+        ([node("Concat", "s s", axis=0)], {}, "along the batch", "one by one"),
+        ([node("Transpose", "s")], {}, "moves the batch", "in front"),
+        ([node("ReduceSum", "s")], {}, "ReduceSum is not supported", "mean"),
         ([node("AveragePool", "s", kernel_shape=[2, 2], dilations=[2, 2])], {}, "dilation", "dilations of 1"),
-        ([node("HardSigmoid", "s")], {}, "another slope", "alpha=1/6"),
         (
-            [node("MatMul", "s s2"), node("Transpose", "s", "s2", perm=[0, 1, 3, 2])][::-1],
+            [node("Transpose", "s", "t", perm=[0, 1, 3, 2]), node("MatMul", "s t")],
             {},
-            "Transpose is not supported",
-            "channels first",
+            "other than an activation and a constant matrix",
+            "nn.Linear",
         ),
         ([node("Pad", "s p", mode="reflect")], {"p": np.array([0, 0, 1, 1, 0, 0, 1, 1])}, "'reflect'", "zeros"),
-        ([node("Div", "c s")], {"c": np.float32(1)}, "division by an activation", "multiply"),
+        ([node("Div", "c s")], {"c": np.float32(1)}, "a division by anything but a number", "inverse"),
         ([node("Sum", "s s s")], {}, "operator Sum is not supported", "supported are Conv"),
-        ([node("Softmax", "s")], {}, "a softmax over axis -1", "channels"),
+        ([node("Softmax", "s", axis=0)], {}, "along the batch", "one by one"),
         (
             [node("Slice", "s a b c d")],
             dict(zip("abcd", np.array([[6], [0], [2], [-1]]), strict=True)),
