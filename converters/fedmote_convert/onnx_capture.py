@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """From an `.onnx` file to a captured network: `onnx_file` reads it, `onnx_graph` follows a sample, `onnx_operators` translates.
 
-The reference that a conversion is compared with is the standard's own implementation, `onnx.reference`, on the nodes of the file.
+The reference that a conversion is compared with is the standard's own implementation, `onnx_reference`, on the nodes of the file.
 It is slower than the executor of graphs, but knows nothing of what was made of the model here, which is what a comparison is for.
 """
 
@@ -14,7 +14,7 @@ from fedmote.package.graph import Graph, Tensors
 from fedmote.tensors import finite_complaint, shape_complaint
 from fedmote_convert.onnx_file import load
 from fedmote_convert.onnx_graph import Network, trace, with_last_bias
-from fedmote_convert.onnx_operators import Translation, join_dense, join_hard_swish, translate
+from fedmote_convert.onnx_operators import Translation, join_dense, join_hard_swish, refuse_unsupported, translate
 from fedmote_convert.sketch import Capture, Sketch, draw
 
 
@@ -33,7 +33,7 @@ def capture_onnx(path: Path, weights: Tensors | None = None, origin: str = "weig
     """
     model = load(path)
     try:
-        network = with_last_bias(trace(model))
+        network = with_last_bias(trace(model, refuse_unsupported))
         graph, layout, translation = _drawn(network)
     except UnsupportedOpError as error:
         raise UnsupportedOpError(f"{path}: {error.node}", error.reason, error.hint) from error

@@ -68,7 +68,17 @@ def _parse(path: Path, data: bytes) -> onnx.ModelProto:
         raise ConversionError(f"{path}: no ONNX model, or a truncated one ({len(data)} bytes); export it again") from error
     if not model.graph.node:
         raise ConversionError(f"{path}: no ONNX model, or one without operators ({len(data)} bytes); export it again")
+    if not all(isinstance(name, str) for name in _names(model)):  # protobuf hands on as bytes what is no text
+        raise ConversionError(f"{path}: a name in it is no UTF-8 text: it is damaged; export it again")
     return model
+
+
+def _names(model: onnx.ModelProto) -> Iterator[str | bytes]:
+    """All that other parts of the model refer to, or messages name."""
+    for node in (*model.graph.node, *(node for function in model.functions for node in function.node)):
+        yield from (node.name, node.op_type, node.domain, *node.input, *node.output, *(entry.name for entry in node.attribute))
+    for named in (*model.graph.input, *model.graph.output, *model.graph.initializer):
+        yield named.name
 
 
 def _check_opset(path: Path, model: onnx.ModelProto) -> None:

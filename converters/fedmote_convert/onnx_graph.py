@@ -3,12 +3,13 @@
 
 Exporters write shapes as arithmetic (Shape, Gather, Concat into a Reshape) and leave small computations on weights. With the
 batch fixed to 1 and all other sizes static, whatever does not depend on the sample is computed here, once, by
-`onnx.reference`, the standard's own implementation; what remains is a list of nodes between one input and one output.
+`onnx_reference`, the standard's own implementation; what remains is a list of nodes between one input and one output.
 """
 
 from __future__ import annotations
 
 import ast
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,20 +18,23 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import defs, helper, numpy_helper, shape_inference
-from onnx.reference import ReferenceEvaluator
-from onnx.reference.op_run import OpRun
 
 from fedmote.errors import ConversionError, UnsupportedOpError
 from fedmote_convert.layout import Shape
 from fedmote_convert.onnx_file import opset_of, place_of
+from fedmote_convert.onnx_reference import evaluator_of
 
-_LARGEST_CONSTANT = 2**24  # elements of a computed constant: no model for microcontrollers has more weights in one tensor
+_LARGEST_TENSOR = 2**24  # elements of a result: beyond what any device holds, and little for who converts
+_LARGEST_WINDOW = 2**16  # elements of a kernel: an image of 256 x 256
+_WINDOW_ATTRIBUTES = {"kernel_shape": 1, "strides": 1, "dilations": 1, "group": 1, "pads": 0}  # and the least of each
 _SHAPE_ELEMENTS = 64  # constants up to this size are told to shape inference: shapes, axes, paddings
 _QUANTIZED = (
     *("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul"),
     *("ConvInteger", "MatMulInteger"),
 )
+_BOUNDED = ("NonZero", "Compress", "Unique")  # what they make has at most the size of what they read
 _RANDOM = ("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike")
+_OF_SEVERAL_RESULTS = ("Dropout", "Split")
 _VIEWS = ("Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze")
 _SCOPES = "pkg.torch.onnx.name_scopes"  # where torch's exporter keeps the paths of modules
 
@@ -58,15 +62,6 @@ class Node:
     proto: onnx.NodeProto
 
 
-class GlobalMaxPool(OpRun):
-    """The maximum over all spatial axes: the reference of onnx 1.23 takes that of a sequence over the channels as well."""
-
-    op_domain = ""
-
-    def _run(self, x: NDArray[np.float32]) -> tuple[NDArray[np.float32]]:
-        return (x.max(axis=tuple(range(2, x.ndim)), keepdims=True),)
-
-
 @dataclass(frozen=True)
 class Network:
     """What a model computes of one sample.
@@ -89,7 +84,7 @@ class Network:
     opset: int
 
     def evaluator(self, constants: Mapping[str, NDArray[Any]]) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
-        """A function from samples (N, ...) to outputs (N, ...), computed by `onnx.reference` with these constants.
+        """A function from samples (N, ...) to outputs (N, ...), computed by `onnx_reference` with these constants.
 
         Sample by sample: targets of reshapes hold the batch of 1.
         """
@@ -102,17 +97,25 @@ class Network:
             [numpy_helper.from_array(np.asarray(values), name) for name, values in constants.items() if name in used],
         )
         imports = [helper.make_opsetid("", self.opset)]
-        runner = ReferenceEvaluator(helper.make_model(graph, opset_imports=imports), new_ops=[GlobalMaxPool])
+        runner = evaluator_of(helper.make_model(graph, opset_imports=imports), self.opset)
 
         def evaluate(x: NDArray[np.float32]) -> NDArray[np.float32]:
-            outputs: list[Any] = [runner.run(None, {self.input: sample[None]}) for sample in x]
-            return np.concatenate([logits for (logits,) in outputs])
+            with np.errstate(all="ignore"):  # what overflows is said below
+                outputs: list[Any] = [runner.run(None, {self.input: sample[None]}) for sample in x]
+            logits = np.concatenate([values for (values,) in outputs])
+            if not np.isfinite(logits).all():
+                raise ConversionError("the model's logits are not finite; check its weights and the calibration samples")
+            return logits
 
         return evaluate
 
 
-def trace(model: onnx.ModelProto) -> Network:
+def trace(model: onnx.ModelProto, refuse_unsupported: Callable[[str, str], None]) -> Network:
     """Follow one sample through a model.
+
+    Args:
+        model: sound, as `onnx_file.load` returns it.
+        refuse_unsupported: called with operator and name of each node that works on the sample, before it is computed.
 
     Raises:
         UnsupportedOpError: a node is quantized, branches, is of another domain, or makes other than float32 of a static shape.
@@ -121,14 +124,15 @@ def trace(model: onnx.ModelProto) -> Network:
     for node in model.graph.node:
         _refuse_alien(node)
     source, shape = _input(model.graph)
-    tracer = _Tracer(model, source, shape)
+    tracer = _Tracer(model, source, shape, refuse_unsupported)
     for node in _needed(model.graph):
         tracer.follow(node)
     output = model.graph.output[0].name
-    if output not in tracer.shapes or not tracer.nodes:
+    if output not in tracer.activations or not tracer.nodes:
         raise ConversionError("the output does not depend on the input; export the whole model")
     initialisers = frozenset(tensor.name for tensor in model.graph.initializer)
-    return Network(tuple(tracer.nodes), tracer.constants, initialisers, tracer.shapes, source, output, tracer.opset)
+    shapes = {name: values.shape for name, values in tracer.activations.items()}
+    return Network(tuple(tracer.nodes), tracer.constants, initialisers, shapes, source, output, tracer.opset)
 
 
 def with_last_bias(network: Network) -> Network:
@@ -251,82 +255,109 @@ def _modules_of(node: onnx.NodeProto) -> tuple[str, ...]:
 
 
 class _Tracer:
-    """State on the way through a model: what is constant, and the shapes of what is not."""
+    """State on the way through a model: the values of constants, and those that a sample of zeros gives everything else.
 
-    def __init__(self, model: onnx.ModelProto, source: str, shape: Shape) -> None:
+    Both are computed node by node by `onnx_reference`, so that whatever cannot be computed is found here, by node.
+    """
+
+    def __init__(self, model: onnx.ModelProto, source: str, shape: Shape, refuse_unsupported: Callable[[str, str], None]) -> None:
+        self.refuse_unsupported = refuse_unsupported
         self.opset = opset_of(model)
         self.ir_version = int(model.ir_version)
         self.nodes: list[Node] = []
-        self.shapes: dict[str, Shape] = {source: shape}
+        self.activations: dict[str, NDArray[Any]] = {source: np.zeros(shape, np.float32)}
         needed = {name for node in _needed(model.graph) for name in node.input}
         self.constants = {tensor.name: _array(tensor) for tensor in model.graph.initializer if tensor.name in needed}
 
     def follow(self, proto: onnx.NodeProto) -> None:
-        """Compute a node's constant results, or keep it with the shape of its activation."""
+        """Compute a node's results and, unless they are constants, keep it."""
         place = place_of(proto)
-        if proto.op_type == "Shape" and proto.input[0] in self.shapes:
-            attributes = _node(proto, ()).attributes
-            sizes = self.shapes[proto.input[0]][attributes.get("start", 0) : attributes.get("end")]
-            self.constants[proto.output[0]] = np.array(sizes, np.int64)
-            return
-        types = self._infer(proto, place)
-        if all(name in self.constants for name in proto.input if name):
-            self._compute(proto, types, place)
-            return
-        node = _node(proto, _modules_of(proto))
-        for name, kind in types.items():
-            if kind.WhichOneof("value") != "tensor_type":
-                raise UnsupportedOpError(place, f"{node.kind} makes a {kind.WhichOneof('value')}", "use tensors alone")
-            self.shapes[name] = _static_shape(kind)
-        if types[node.outputs[0]].tensor_type.elem_type != onnx.TensorProto.FLOAT:
-            made = _type_name(types[node.outputs[0]].tensor_type.elem_type)
-            raise UnsupportedOpError(place, f"{node.kind} makes {made} of the sample", "keep activations in float32")
-        if not self.shapes[node.outputs[0]]:
-            raise UnsupportedOpError(place, f"the shape that {node.kind} makes depends on values", "export with fixed sizes")
-        self.nodes.append(node)
+        _check_windows(proto, place)
+        is_shape = proto.op_type == "Shape"  # which depends on the sample's size alone, and that is fixed
+        is_constant = is_shape or all(name in self.constants for name in proto.input if name)
+        if not is_constant:
+            self.refuse_unsupported(proto.op_type, place)
+        if any(proto.output[1:]) and proto.op_type not in _OF_SEVERAL_RESULTS:
+            raise UnsupportedOpError(place, f"{proto.op_type} with more than one result", "use its first result alone")
+        shapes = self._shapes(proto, self._types(proto, place), place)
+        if not is_constant:
+            self.nodes.append(_node(proto, _modules_of(proto)))
+        for name, values in self._run(proto, place).items():
+            if shapes[name] is not None and shapes[name] != values.shape:
+                made = f"{proto.op_type} makes {values.shape}, by the standard's rules it is {shapes[name]}"
+                raise UnsupportedOpError(place, made, "export it with explicit pads")
+            (self.constants if is_constant else self.activations)[name] = values
+        if not is_constant and self.activations[proto.output[0]].dtype != np.float32:
+            dtype = self.activations[proto.output[0]].dtype
+            raise UnsupportedOpError(place, f"{proto.op_type} makes {dtype} of the sample", "keep activations in float32")
 
-    def _infer(self, proto: onnx.NodeProto, place: str) -> dict[str, onnx.TypeProto]:
-        """Types of a node's used results."""
+    def _values(self, proto: onnx.NodeProto) -> dict[str, NDArray[Any]]:
+        """What a node reads."""
         names = [name for name in proto.input if name]
+        return {name: self.constants[name] if name in self.constants else self.activations[name] for name in names}
+
+    def _types(self, proto: onnx.NodeProto, place: str) -> dict[str, onnx.TypeProto]:
+        """Types of a node's results, by the standard's rules."""
+        values = self._values(proto)
         types = {
-            name: _type_of(self.constants[name])
-            if name in self.constants
-            else helper.make_tensor_type_proto(onnx.TensorProto.FLOAT, self.shapes[name])
-            for name in names
+            name: helper.make_tensor_type_proto(helper.np_dtype_to_tensor_dtype(v.dtype), v.shape) for name, v in values.items()
         }
         data = {
-            name: numpy_helper.from_array(self.constants[name], name)
-            for name in names
-            if name in self.constants and self.constants[name].size <= _SHAPE_ELEMENTS
+            name: numpy_helper.from_array(known, name)
+            for name, known in values.items()
+            if name in self.constants and known.size <= _SHAPE_ELEMENTS
         }
         try:
             schema = defs.get_schema(proto.op_type, self.opset, "")
             imports = [helper.make_opsetid("", self.opset)]
-            made = shape_inference.infer_node_outputs(schema, proto, types, data, None, imports, self.ir_version)
+            return shape_inference.infer_node_outputs(schema, proto, types, data, None, imports, self.ir_version)
         except Exception as error:  # raised by the C++ behind it, by several names
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise ConversionError(f"{place}: {proto.op_type} does not suit its inputs ({reason}); export it again") from error
-        if proto.output[0] not in made:
-            raise UnsupportedOpError(place, f"what {proto.op_type} makes is not known before it runs", "use static shapes")
-        return {name: kind for name, kind in made.items() if name in proto.output}
+            raise self._unsuitable(proto, place, error) from error
 
-    def _compute(self, proto: onnx.NodeProto, types: Mapping[str, onnx.TypeProto], place: str) -> None:
-        """Compute constants; a size that is not known beforehand is not trusted."""
-        for kind in types.values():
-            shape = _static_shape(kind)
-            is_scalar = kind.tensor_type.HasField("shape") and not kind.tensor_type.shape.dim
-            if not is_scalar and not 0 < int(np.prod(shape or (0,), dtype=np.float64)) <= _LARGEST_CONSTANT:
-                raise UnsupportedOpError(
-                    place, f"{proto.op_type} makes a constant of unknown or excessive size", "store constants as initialisers"
-                )
+    def _shapes(self, proto: onnx.NodeProto, types: Mapping[str, onnx.TypeProto], place: str) -> dict[str, Shape | None]:
+        """Shapes of a node's used results, None where it is not known before it runs.
+
+        Raises:
+            UnsupportedOpError: it makes something else than tensors, or what may be excessive in size.
+        """
+        shapes: dict[str, Shape | None] = {}
+        for name in filter(None, proto.output):
+            kind = types.get(name, onnx.TypeProto())
+            if kind.WhichOneof("value") not in (None, "tensor_type"):
+                raise UnsupportedOpError(place, f"{proto.op_type} makes a {kind.WhichOneof('value')}", "use tensors alone")
+            shapes[name] = shape = _static_shape(kind)
+            if shape is None and proto.op_type not in _BOUNDED:
+                raise UnsupportedOpError(place, f"what {proto.op_type} makes depends on values", "export with fixed sizes")
+            if shape is not None and (min(shape, default=1) < 0 or math.prod(shape) > _LARGEST_TENSOR):
+                hint = f"sizes are positive, and tensors have at most {_LARGEST_TENSOR} elements"
+                raise UnsupportedOpError(place, f"{proto.op_type} makes {shape}", hint)
+        return shapes
+
+    def _run(self, proto: onnx.NodeProto, place: str) -> dict[str, NDArray[Any]]:
+        """A node's used results, by name."""
         try:
-            evaluator = ReferenceEvaluator(proto, opsets={"": self.opset})
-            results = evaluator.run(None, {name: self.constants[name] for name in proto.input if name})
+            with np.errstate(all="ignore"):  # a sample of zeros is none that the model was made for
+                results: Any = evaluator_of(proto, self.opset).run(None, self._values(proto))
         except Exception as error:  # whatever the reference implementation of an operator raises
-            raise ConversionError(f"{place}: {proto.op_type} of constants cannot be computed ({error})") from error
-        for name, values in zip(proto.output, results, strict=False):
-            if name:
-                self.constants[name] = np.asarray(values)
+            raise self._unsuitable(proto, place, error) from error
+        return {name: np.asarray(values) for name, values in zip(proto.output, results, strict=False) if name}
+
+    def _unsuitable(self, proto: onnx.NodeProto, place: str, error: Exception) -> ConversionError:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        shapes = ", ".join(f"{name} {values.shape}" for name, values in self._values(proto).items())
+        return ConversionError(f"{place}: {proto.op_type} does not suit its inputs {shapes} ({reason}); export it again")
+
+
+def _check_windows(proto: onnx.NodeProto, place: str) -> None:
+    """Refuse windows that would keep whoever computes them busy for ever, or that the standard excludes."""
+    attributes = _node(proto, ()).attributes
+    for name, least in _WINDOW_ATTRIBUTES.items():
+        values = attributes.get(name, [])
+        values = values if isinstance(values, list) else [values]
+        is_excessive = name == "kernel_shape" and math.prod(values) > _LARGEST_WINDOW
+        if is_excessive or not all(isinstance(value, int) and least <= value <= _LARGEST_WINDOW for value in values):
+            hint = f"use numbers from {least}, and windows of at most {_LARGEST_WINDOW} elements"
+            raise UnsupportedOpError(place, f"{proto.op_type} with {name} {values}", hint)
 
 
 def _array(tensor: onnx.TensorProto) -> NDArray[Any]:
@@ -351,9 +382,9 @@ def _type_of(values: NDArray[Any]) -> onnx.TypeProto:
     return helper.make_tensor_type_proto(helper.np_dtype_to_tensor_dtype(values.dtype), values.shape)
 
 
-def _static_shape(kind: onnx.TypeProto) -> Shape:
-    """The shape of a tensor; () where a size is not known (activations and computed constants have at least one axis)."""
-    dimensions = kind.tensor_type.shape.dim
-    if not all(dimension.HasField("dim_value") for dimension in dimensions):
-        return ()
-    return tuple(int(dimension.dim_value) for dimension in dimensions)
+def _static_shape(kind: onnx.TypeProto) -> Shape | None:
+    """The shape of a tensor, None where it is not known."""
+    tensor = kind.tensor_type
+    if not tensor.HasField("shape") or not all(dimension.HasField("dim_value") for dimension in tensor.shape.dim):
+        return None
+    return tuple(int(dimension.dim_value) for dimension in tensor.shape.dim)

@@ -217,6 +217,7 @@ def _convolution(node: Node, translation: Translation) -> None:
     weight = translation.parameter(node, 1)
     assert weight is not None  # the checker knows that Conv has one
     windows = _windows(node, weight.shape[2:], translation)
+    groups = node.attributes.get("group", 1)
     source, padding = translation.activation(node), windows.pads[0]
     if not windows.is_symmetric:
         source, padding = _padded(node, source, windows.pads, translation), [0] * len(padding)
@@ -230,25 +231,17 @@ def _convolution(node: Node, translation: Translation) -> None:
         stride=windows.stride,
         padding=padding,
         dilation=windows.dilation,
-        groups=node.attributes.get("group", 1),
+        groups=groups,
     )
 
 
-def _pool_windows(node: Node, translation: Translation) -> _Windows:
-    if node.attributes.get("auto_pad") == "SAME_LOWER":  # onnx.reference leaves the last window out, so nothing could be checked
-        raise refusal(node, "a pool with auto_pad SAME_LOWER", "use explicit pads")
-    return _windows(node, node.attributes.get("kernel_shape", ()), translation)
-
-
 def _max_pool(node: Node, translation: Translation) -> None:
-    if any(node.outputs[1:]):
-        raise refusal(node, "a max pool that also returns indices", "use its values alone")
-    windows = _pool_windows(node, translation)
+    windows = _windows(node, node.attributes.get("kernel_shape", ()), translation)
     _pool(node, translation, "max_pool", windows, translation.activation(node), windows.pads[0], dilation=windows.dilation)
 
 
 def _average_pool(node: Node, translation: Translation) -> None:
-    windows = _pool_windows(node, translation)
+    windows = _windows(node, node.attributes.get("kernel_shape", ()), translation)
     if set(windows.dilation) != {1}:
         raise refusal(node, "an average pool with dilation", "use dilations of 1")
     source, padding, is_counted = translation.activation(node), windows.pads[0], _flag(node, "count_include_pad")
@@ -572,15 +565,23 @@ _TORCH_NAMES: dict[str, str] = {
 }
 
 
+def refuse_unsupported(kind: str, place: str) -> None:
+    """Refuse an operator that has no translation.
+
+    Raises:
+        UnsupportedOpError: always, unless it has one.
+    """
+    if kind not in OPERATORS:
+        hint = operators.HINTS.get(_TORCH_NAMES.get(kind, ""), f"supported are {', '.join(OPERATORS)}")
+        raise UnsupportedOpError(place, f"operator {kind} is not supported", hint)
+
+
 def translate(node: Node, translation: Translation) -> None:
     """Append what one node becomes.
 
     Raises:
-        UnsupportedOpError: the operator, or this use of it, has no int8 form here.
+        UnsupportedOpError: this use of the operator has no int8 form here.
     """
-    if node.kind not in OPERATORS:
-        hint = operators.HINTS.get(_TORCH_NAMES.get(node.kind, ""), f"supported are {', '.join(OPERATORS)}")
-        raise refusal(node, f"operator {node.kind} is not supported", hint)
     OPERATORS[node.kind](node, translation)
 
 

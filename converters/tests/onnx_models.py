@@ -37,7 +37,7 @@ def model_of(
         [numpy_helper.from_array(np.asarray(values), name) for name, values in (constants or {}).items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
-    return shape_inference.infer_shapes(model)  # the checker wants to know the output's shape
+    return shape_inference.infer_shapes(model, data_prop=True)  # the checker wants to know the output's shape
 
 
 def saved(model: onnx.ModelProto, path: Path) -> Path:

@@ -159,7 +159,7 @@ BAD_FILES = {
     "other domain": (with_domain(), "relu_r: operator Relu of domain com.example; use operators of the standard domain"),
     "control flow": (with_if(), "choice: If: control flow; export one path"),
     "quantized": (quantized(), "quantizelinear_q: QuantizeLinear: the model is quantized; give the float model"),
-    "sequence": (with_sequence(), "makes a sequence_type; use tensors alone"),
+    "sequence": (with_sequence(), "splittosequence_s: operator SplitToSequence is not supported"),
     "two inputs": (with_two_inputs(), "the model has 2 inputs"),
     "two outputs": (with_two_outputs(), "the model has 2 outputs"),
     "dynamic height": (with_input((1, 2, "height", 4)), "input x has shape (1, 2, height, 4); only the batch"),
@@ -175,7 +175,7 @@ BAD_FILES = {
     "integer weights": (classifier(**{"head.weight": np.zeros((3, 3), np.int8)}), "Gemm"),
     "NaN weights": (classifier(**{"head.weight": NAN}), "gemm_y: initialiser head.weight holds values that are not finite"),
     "infinite weights": (classifier(**{"conv.bias": INFINITE}), "conv_c: initialiser conv.bias holds values that are not finite"),
-    "huge constant": (huge_constant(), "makes a constant of unknown or excessive size"),
+    "huge constant": (huge_constant(), "ConstantOfShape makes (1048576, 1048576); sizes are positive"),
     "shapes that do not match": (with_wrong_shape(), "gemm_y: Gemm does not suit its inputs"),
     "damaged tensor": (damaged_tensor(), "raw_data size (3 bytes) is too small"),
     "external data outside": (
