@@ -27,6 +27,10 @@ from fedmote_convert.sketch import Call, Capture, Constant, Parameter, Sketch, V
 _REFERENCE_BATCH = 256
 # Operators that hand constants of the source text on.
 _HANDED_ON = frozenset({"lift_fresh", "lift_fresh_copy", "clone", "detach", "alias"})
+_COMPUTE_BEFORE = (
+    "compute it once, before the conversion; of weight_norm and its like that is "
+    "torch.nn.utils.parametrize.remove_parametrizations(layer, name)"
+)
 Argument = Value | Parameter | Constant
 
 
@@ -53,6 +57,7 @@ def capture(module: nn.Module, sample_shape: tuple[int, ...]) -> Capture:
     if not isinstance(result, fx.Node) or result not in nodes or result.name in known:
         raise ConversionError("forward() returns something that does not depend on the sample; it must return the logits")
     computed = [node for node in nodes if node is not source and node.name not in known and not _is_many(node)]
+    fixed = _fixed(nodes, source)
 
     def translate_all(sketch: Sketch) -> str:
         for node in computed:
@@ -60,6 +65,8 @@ def capture(module: nn.Module, sample_shape: tuple[int, ...]) -> Capture:
                 raise UnsupportedOpError(
                     _place(node), f"a {node.op} of {node.target}", "use parameters, buffers and torch operators"
                 )
+            if node in fixed:
+                raise UnsupportedOpError(_place(node), "it computes on parameters or constants alone", _COMPUTE_BEFORE)
             translate(_call(node, known), sketch)
         return result.name
 
@@ -111,10 +118,27 @@ def _handed_on(node: fx.Node, known: Argument) -> Argument | None:
 
 
 def logits_of(module: nn.Module, x: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Logits (N, C) of a module; one sample at a time would be slow, all at once large."""
+    """Logits (N, C) of a module; one sample at a time would be slow, all at once large.
+
+    Raises:
+        ConversionError: the module does not compute the samples of a batch side by side.
+    """
+    starts = range(0, len(x), _REFERENCE_BATCH)
     with torch.no_grad():
-        starts = range(0, len(x), _REFERENCE_BATCH)
-        return np.concatenate([module(torch.from_numpy(x[start : start + _REFERENCE_BATCH])).numpy() for start in starts])
+        return np.concatenate([_batch_of_logits(module, x[start : start + _REFERENCE_BATCH]) for start in starts])
+
+
+def _batch_of_logits(module: nn.Module, x: NDArray[np.float32]) -> NDArray[np.float32]:
+    reason = ""
+    try:
+        logits: NDArray[np.float32] = module(torch.from_numpy(x)).numpy()
+    except RuntimeError as error:  # torch's own, of shapes that do not suit each other
+        reason = f": {(str(error).strip().splitlines() or [''])[0]}"
+    if reason or len(logits) != len(x):
+        raise ConversionError(
+            f"the module takes one sample, but not a batch of {len(x)} samples{reason}; write x.shape[0] or -1 where it says 1"
+        )
+    return logits
 
 
 def state_of(module: nn.Module) -> Tensors:
@@ -158,6 +182,18 @@ def _needed(graph: fx.Graph) -> list[fx.Node]:
             needed.add(node)
             pending += node.all_input_nodes
     return [node for node in graph.nodes if node in needed]
+
+
+def _fixed(nodes: Iterable[fx.Node], source: fx.Node) -> set[fx.Node]:
+    """Those of the nodes, in order, that have operands none of which depends on the sample."""
+    depending = {source}
+    fixed = set()
+    for node in nodes:
+        if depending.intersection(node.all_input_nodes):
+            depending.add(node)
+        elif node.all_input_nodes:
+            fixed.add(node)
+    return fixed
 
 
 def _single_input(nodes: Iterable[fx.Node], known: Mapping[str, Argument]) -> fx.Node:

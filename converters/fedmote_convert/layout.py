@@ -63,8 +63,11 @@ class Layout:
     def order(self) -> tuple[int, ...] | None:
         """The axes in the order of memory, slowest first; None where one of them does not lie there as a whole.
 
-        Where an axis of one element stands is a matter of taste: channels last, others first.
+        Where an axis of one element stands is a matter of taste: channels are last if they can be, other axes first.
         """
+        channels_last = (*range(1, len(self.axes)), 0)
+        if self.is_in_order(channels_last):
+            return channels_last
         axes = self.merged().axes
         if any(len(axis) > 1 for axis in axes):
             return None

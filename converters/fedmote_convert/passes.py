@@ -11,8 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
+import numpy as np
+
 from fedmote.package import fixed_point
-from fedmote.package.graph import BINARY, Activation, Activations, Graph, Op, OpKind
+from fedmote.package.graph import BINARY, Activation, Graph, Op, OpKind
 
 Pass = Callable[[Graph], Graph]
 
@@ -56,64 +58,53 @@ def fold_batch_norms(graph: Graph) -> Graph:
     """Move each batch normalisation into the weights of the operator before it; the values follow when weights are bound.
 
     Before: CONV_2D | DEPTHWISE_CONV_2D | FULLY_CONNECTED -> batch norm. After: the operator, with the norm in its source. A norm
-    behind anything else stays: it is a depthwise convolution with a kernel of one pixel.
+    behind anything else stays: it is a depthwise convolution with a kernel of one pixel. One of features stands between two
+    RESHAPE, which go with it.
     """
     for norm in [op for op in graph.ops if _is_batch_norm(op)]:
-        producer = _sole_producer(graph, norm)
-        if producer is None or producer.source is None or producer.kind not in _WEIGHTED:
+        reshape = _sole_producer(graph, norm)
+        is_of_features = reshape is not None and reshape.kind is OpKind.RESHAPE
+        producer = _sole_producer(graph, reshape) if is_of_features and reshape is not None else reshape
+        if producer is None or producer.kind not in _WEIGHTED or producer.activation is not Activation.NONE:
             continue
-        if producer.activation is not Activation.NONE or (_is_batch_norm(producer) and not _is_one_order(producer, norm)):
+        if is_of_features and producer.kind is not OpKind.FULLY_CONNECTED:
             continue
-        assert norm.source is not None  # _is_batch_norm
-        if norm.source.chw is not None and not _is_batch_norm(producer):
+        assert norm.source is not None and producer.source is not None  # both have weights
+        if norm.source.chw != (producer.source.chw if _is_batch_norm(producer) else None):
             continue
         source = replace(producer.source, batch_norm=producer.source.batch_norm + norm.source.batch_norm)
-        graph = _merge(graph, producer, norm, source=source)
-    return graph
+        if is_of_features:
+            graph = _without(_replace_op(graph, producer, replace(producer, source=source)), norm)
+        else:
+            graph = _merge(graph, producer, norm, source=source)
+    return join_reshapes(graph)
 
 
 def fold_batch_norms_forward(graph: Graph) -> Graph:
     """Move a batch normalisation that is left into the weights of the operator behind it, where that pads nothing.
 
-    A padded zero would have to be what the norm makes of a zero less its offset, so behind a PAD it stays.
+    A padded zero would have to be what the norm makes of a zero less its offset, so in front of a PAD it stays.
 
     Before: batch norm -> CONV_2D | DEPTHWISE_CONV_2D | FULLY_CONNECTED. After: the operator, with the norm in its source.
     """
     for op in graph.ops:
-        norm = _sole_producer(graph, op) if op.source is not None and op.kind in _WEIGHTED and not _is_batch_norm(op) else None
-        if norm is None or not _is_batch_norm(norm) or norm.activation is not Activation.NONE or op.padding != "VALID":
+        if op.kind not in _WEIGHTED or _is_batch_norm(op) or op.padding != "VALID" or op.source is None:
             continue
-        if op.kind is OpKind.FULLY_CONNECTED and not _is_one_order(norm, op):
+        norm = _sole_producer(graph, op)
+        if norm is not None and op.kind is OpKind.FULLY_CONNECTED and norm.kind is OpKind.RESHAPE:
+            norm = _sole_producer(graph, norm)
+            if norm is None or norm.source is None or norm.source.chw != op.source.chw or not _is_pixel(graph, norm.output):
+                continue
+        if norm is None or norm.source is None or not _is_batch_norm(norm) or norm.activation is not Activation.NONE:
             continue
-        assert norm.source is not None and op.source is not None
         source = replace(op.source, input_norm=norm.source.batch_norm + op.source.input_norm)
-        graph = _skip(graph, norm, replace(op, source=source, inputs=norm.inputs))
-    return graph
+        graph = _without(_replace_op(graph, op, replace(_current(graph, op), source=source)), norm)
+    return join_reshapes(graph)
 
 
-def _is_one_order(first: Op, second: Op) -> bool:
-    """Whether two operators over features take them in the same order."""
-    return first.source is not None and second.source is not None and first.source.chw == second.source.chw
-
-
-def write_norms_of_features_as_pixels(graph: Graph) -> Graph:
-    """Give a batch normalisation of features that is left the image that a convolution needs.
-
-    Before: (1, F) -> batch norm -> (1, F). After: RESHAPE (1, 1, 1, F) -> batch norm -> RESHAPE (1, F).
-    """
-    ops: list[Op] = []
-    activations = dict(graph.activations)
-    for op in graph.ops:
-        shape = _shape(graph, op.inputs[0])
-        if not _is_batch_norm(op) or len(shape) == 4:
-            ops.append(op)
-            continue
-        pixel, scaled = f"{op.output}/pixel", f"{op.output}/scaled"
-        activations |= {name: Activations(name, (1, 1, *shape)) for name in (pixel, scaled)}
-        ops.append(Op(OpKind.RESHAPE, op.name, op.inputs, pixel))
-        ops.append(replace(op, inputs=(pixel,), output=scaled))
-        ops.append(Op(OpKind.RESHAPE, op.name, (scaled,), op.output))
-    return replace(graph, ops=tuple(ops), activations=activations)
+def _is_pixel(graph: Graph, name: str) -> bool:
+    """Whether an activation is an image of one pixel."""
+    return _shape(graph, name)[:3] == (1, 1, 1)
 
 
 def join_activations(graph: Graph) -> Graph:
@@ -141,6 +132,19 @@ def fuse_activations(graph: Graph) -> Graph:
         if producer is not None and producer.kind in (*_WEIGHTED, *_POOLS, *BINARY) and producer.activation is Activation.NONE:
             graph = _merge(graph, producer, op, activation=op.activation)
     return graph
+
+
+def write_lone_clamps_as_products(graph: Graph) -> Graph:
+    """Let a product by one do a clamp to [-1, 1] that nothing before it can: as an operator TensorFlow Lite Micro lacks it.
+
+    Before: RELU with RELU_N1_TO_1. After: MUL by 1 with that activation.
+    """
+    ops = []
+    for op in graph.ops:
+        if op.kind is OpKind.RELU and op.activation is Activation.RELU_N1_TO_1:
+            op = replace(op, kind=OpKind.MUL, constant=np.ones(1, np.float32))
+        ops.append(op)
+    return replace(graph, ops=tuple(ops))
 
 
 def join_pads(graph: Graph) -> Graph:
@@ -259,6 +263,11 @@ def _producer(graph: Graph, name: str) -> Op | None:
     return next((op for op in graph.ops if op.output == name), None)
 
 
+def _current(graph: Graph, op: Op) -> Op:
+    """The operator as it is in the graph by now."""
+    return next(current for current in graph.ops if current.output == op.output)
+
+
 def _is_read_once(graph: Graph, name: str) -> bool:
     return name != graph.output and sum(op.inputs.count(name) for op in graph.ops) == 1
 
@@ -326,7 +335,7 @@ PASSES: tuple[Pass, ...] = (
     fold_batch_norms_forward,
     join_activations,
     fuse_activations,
+    write_lone_clamps_as_products,
     join_pads,
     legalise_padding,
-    write_norms_of_features_as_pixels,
 )

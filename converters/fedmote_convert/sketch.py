@@ -138,7 +138,9 @@ class Sketch:
                 f"a result of shape {torch_shape}",
                 "activations are (1, C, H, W), (1, C, W) or (1, F) with the batch in front",
             )
-        layout = layout or Layout.channels_last(torch_shape[1:])
+        if layout is None:
+            layout = Layout.channels_last(torch_shape[1:])
+            shape = shape or memory_shape(layout, (*range(1, len(torch_shape) - 1), 0))
         self.activations[name] = Activations(name, shape or memory_shape(layout))
         self.torch_shapes[name] = torch_shape
         self.layouts[name] = layout
@@ -223,6 +225,21 @@ class Sketch:
         """The source as (1, H, W, C), (1, 1, W, C) or (1, F)."""
         rank = len(self.layouts[source].axes)
         return self.arranged(node, source, (*range(1, rank), 0))
+
+    def with_rank(self, call: Call, source: str, rank: int) -> str:
+        """The source with axes of one element behind its batch, as torch aligns shapes at their last axes."""
+        shape = self.torch_shapes[source]
+        if len(shape) == rank:
+            return source
+        if len(shape) > rank or shape[0] != 1:
+            raise call.refusal(f"it combines {shape} with {rank} axes", "use activations of one shape")
+        name = f"{call.output}/aligned"
+        added = rank - len(shape)
+        layout = Layout(((),) * added + self.layouts[source].axes)
+        # The source's batch, of one sample, is an axis of one element here; its own axes follow.
+        self.declare(name, (1,) * added + shape, call.node, layout)
+        self.ops.append(Op(OpKind.RESHAPE, call.node, (source,), name))
+        return name
 
     def reshaped(self, call: Call, source: str, kind: OpKind, suffix: str, shape: Shape, /, **fields: Any) -> str:  # noqa: ANN401
         """Add an operator between memory of two shapes, without a meaning in the source; return what it makes."""

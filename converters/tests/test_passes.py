@@ -19,7 +19,7 @@ from fedmote_convert.passes import (
     join_pads,
     join_reshapes,
     legalise_padding,
-    write_norms_of_features_as_pixels,
+    write_lone_clamps_as_products,
 )
 
 
@@ -111,11 +111,20 @@ def test_a_norm_whose_input_is_also_read_elsewhere_stays():
     assert kinds(fold_batch_norms(captured(module, (2, 4, 4)))) == [OpKind.CONV_2D, OpKind.DEPTHWISE_CONV_2D, OpKind.ADD]
 
 
-def test_a_norm_of_features_that_stays_becomes_an_image_of_one_pixel():
-    graph = write_norms_of_features_as_pixels(captured(nn.Sequential(nn.ReLU(), nn.BatchNorm1d(6), nn.ReLU()), (6,)))
+@pytest.mark.parametrize(
+    "layers, expected",
+    [
+        ([nn.Linear(6, 4), nn.BatchNorm1d(4), nn.BatchNorm1d(4)], [OpKind.FULLY_CONNECTED]),
+        ([nn.BatchNorm1d(6), nn.BatchNorm1d(6), nn.Linear(6, 4)], [OpKind.FULLY_CONNECTED]),
+        ([nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 4)], [OpKind.DEPTHWISE_CONV_2D, OpKind.RELU, OpKind.FULLY_CONNECTED]),
+    ],
+)
+def test_a_norm_of_features_goes_into_a_linear_or_is_an_image_of_one_pixel(layers, expected):
+    graph = join_reshapes(drop_identities(captured(nn.Sequential(*layers), (6,))))
+    graph = fold_batch_norms_forward(fold_batch_norms(graph))
 
-    assert kinds(graph) == [OpKind.RELU, OpKind.RESHAPE, OpKind.DEPTHWISE_CONV_2D, OpKind.RESHAPE, OpKind.RELU]
-    assert graph.activations[graph.ops[2].output].shape == (1, 1, 1, 6)
+    assert [kind for kind in kinds(graph) if kind is not OpKind.RESHAPE] == expected
+    assert (OpKind.RESHAPE in kinds(graph)) == (OpKind.DEPTHWISE_CONV_2D in expected)
 
 
 def test_reshapes_in_a_row_become_one_and_those_that_lead_back_none():
@@ -137,7 +146,7 @@ def test_a_clamp_to_one_below_and_above_zero_is_joined_with_its_like_alone():
     for layers, count in (([nn.Hardtanh(), nn.Hardtanh()], 1), ([nn.Hardtanh(), nn.ReLU()], 2), ([nn.ReLU6(), nn.Hardtanh()], 2)):
         graph = join_activations(captured(nn.Sequential(*layers), (5,)))
 
-        assert [op.activation for op in graph.ops][0] is captured(nn.Sequential(layers[0]), (5,)).ops[0].activation
+        assert graph.ops[0].activation is captured(nn.Sequential(layers[0]), (5,)).ops[0].activation
         assert len(graph.ops) == count
 
 
@@ -157,6 +166,14 @@ def test_a_clamp_behind_the_input_or_a_mean_stays_an_operator():
     graph = fuse_activations(average_over_the_whole_image(captured(module, (2, 4, 4))))
 
     assert kinds(graph) == [OpKind.RELU, OpKind.MEAN, OpKind.RELU]
+
+
+def test_a_clamp_between_minus_one_and_one_is_a_product_where_nothing_before_it_takes_it():
+    lone = write_lone_clamps_as_products(fuse_activations(captured(nn.Hardtanh(), (5,))))
+    fused = write_lone_clamps_as_products(fuse_activations(captured(nn.Sequential(nn.Linear(5, 3), nn.Hardtanh()), (5,))))
+
+    assert [(op.kind, op.activation) for op in lone.ops] == [(OpKind.MUL, Activation.RELU_N1_TO_1)]
+    assert [(op.kind, op.activation) for op in fused.ops] == [(OpKind.FULLY_CONNECTED, Activation.RELU_N1_TO_1)]
 
 
 def test_joined_pads_add_up():

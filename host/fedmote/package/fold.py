@@ -3,8 +3,8 @@
 
 A batch normalisation `y = (x - mean) / sqrt(var + eps) * gamma + beta` behind a linear operator scales its output channels and
 shifts its bias; in front of one that pads nothing it scales its input channels, and what its offsets add up to goes into the
-bias. So it costs nothing on the device. One that stands alone is a depthwise convolution with a kernel of one pixel. Folding is done in
-float64 and rounded once: the result is a pure function of the tensors, on which the bytes of every later stage depend.
+bias. So it costs nothing on the device. One that stands alone is a depthwise convolution with a kernel of one pixel. Folding is
+done in float64 and rounded once: the result is a pure function of the tensors, on which the bytes of every later stage depend.
 """
 
 from __future__ import annotations
@@ -77,8 +77,8 @@ def _bind_op(op: Op, tensors: Tensors) -> Op:
         factor, offset = _affine(norm, tensors, op, outputs)
         weight, bias = weight * factor.reshape(-1, *[1] * (weight.ndim - 1)), bias * factor + offset
     arranged = _arrange(weight, source, op)
-    if source.layout == "batch_norm" and source.chw is not None:
-        bias = bias.reshape(source.chw).transpose(1, 2, 0).reshape(-1)
+    if source.layout == "batch_norm":
+        bias = _channels_last(bias, source, op)
     with np.errstate(over="ignore"):
         result = replace(op, weights=arranged.astype(np.float32), bias=bias.astype(np.float32))
     if not (np.isfinite(result.weights).all() and np.isfinite(result.bias).all()):  # type: ignore[arg-type]
@@ -113,10 +113,10 @@ def _fold_input(
     weight: NDArray[np.float64], bias: NDArray[np.float64], norm: BatchNormRef, tensors: Tensors, op: Op
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """A normalisation of the inputs in the weights (outputs, inputs of its group, ...) and biases of what reads them."""
-    inputs = len(_lookup(tensors, norm.running_mean, op))
-    outputs, group_inputs = weight.shape[:2]
+    inputs = _lookup(tensors, norm.running_mean, op).size
+    outputs, group_inputs = (*weight.shape, 1)[:2]
     groups = inputs // group_inputs
-    if groups * group_inputs != inputs or outputs % groups:
+    if weight.ndim < 2 or groups * group_inputs != inputs or outputs % groups:
         raise ConversionError(f"{op.name}: weights {weight.shape} do not suit {norm.running_mean!r} of {inputs} channels")
     scaling = _affine(norm, tensors, op, inputs)
     factor, offset = (np.repeat(values.reshape(groups, -1), outputs // groups, axis=0) for values in scaling)
@@ -132,10 +132,19 @@ def _constant(value: NDArray[np.float64], source: WeightRef, op: Op) -> NDArray[
     return value.reshape(source.axes).transpose(source.order)
 
 
+def _channels_last(values: NDArray[np.float64], source: WeightRef, op: Op) -> NDArray[np.float64]:
+    """A vector over a flattened image in the order in which the graph has it."""
+    if source.chw is None:
+        return values
+    if values.size != np.prod(source.chw):
+        raise ConversionError(f"{op.name}: {source.weight} of {values.size} values does not match a flattened {source.chw}")
+    return values.reshape(source.chw).transpose(1, 2, 0).reshape(-1)
+
+
 def _arrange(weight: NDArray[np.float64], source: WeightRef, op: Op) -> NDArray[np.float64]:
     """Torch's order of axes -> the graph's (WeightRef.layout)."""
-    if source.layout == "batch_norm" and source.chw is not None:
-        weight = weight.reshape(source.chw).transpose(1, 2, 0).reshape(-1)
+    if source.layout == "batch_norm":
+        weight = _channels_last(weight, source, op)
     if source.layout == "linear_chw":
         if source.chw is None or weight.ndim != 2 or weight.shape[1] != np.prod(source.chw):
             raise ConversionError(f"{op.name}: {source.weight} of shape {weight.shape} does not match a flattened {source.chw}")
