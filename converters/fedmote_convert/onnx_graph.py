@@ -283,7 +283,7 @@ class _Tracer:
         if not is_constant:
             self.nodes.append(_node(proto, _modules_of(proto)))
         for name, values in self._run(proto, place).items():
-            if shapes[name] is not None and shapes[name] != values.shape:
+            if shapes[name] is not None and shapes[name] != values.shape and not _is_rounded_up(proto):
                 made = f"{proto.op_type} makes {values.shape}, by the standard's rules it is {shapes[name]}"
                 raise UnsupportedOpError(place, made, "export it with explicit pads")
             (self.constants if is_constant else self.activations)[name] = values
@@ -346,6 +346,11 @@ class _Tracer:
         reason = " ".join(str(error).split()) or type(error).__name__
         shapes = ", ".join(f"{name} {values.shape}" for name, values in self._values(proto).items())
         return ConversionError(f"{place}: {proto.op_type} does not suit its inputs {shapes} ({reason}); export it again")
+
+
+def _is_rounded_up(proto: onnx.NodeProto) -> bool:
+    """Whether it is a pool for which shape inference counts a last window that would lie in the padding alone."""
+    return any(attribute.name == "ceil_mode" and attribute.i for attribute in proto.attribute)
 
 
 def _check_windows(proto: onnx.NodeProto, place: str) -> None:

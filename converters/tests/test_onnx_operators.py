@@ -213,6 +213,7 @@ def test_sums_and_products_of_branches_may_repeat_along_axes(behind_stem):
         ("MaxPool", {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1, 1, 1, 1]}),
         ("MaxPool", {"kernel_shape": [2, 2], "strides": [2, 2], "pads": [0, 1, 0, 0]}),
         ("MaxPool", {"kernel_shape": [2, 2], "strides": [2, 2], "ceil_mode": 1}),
+        ("MaxPool", {"kernel_shape": [2, 1], "strides": [2, 1], "ceil_mode": 1, "pads": [1, 0, 1, 0]}),
         ("MaxPool", {"kernel_shape": [3, 3], "strides": [2, 2], "auto_pad": "SAME_LOWER"}),
         ("MaxPool", {"kernel_shape": [2, 2], "pads": [0, 0, 1, 1]}),
         ("AveragePool", {"kernel_shape": [2, 2], "pads": [0, 0, 1, 1], "count_include_pad": 1}),
