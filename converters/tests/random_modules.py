@@ -247,6 +247,11 @@ class _Builder:
         self.add(self.one_of([nn.Sigmoid(), nn.Hardsigmoid()]))
         self.apply("x * gate", lambda x, y: x * y.view(-1, y.shape[1], *[1] * len(axes)), start, self.last)
 
+    def map_gate(self):
+        """A factor for every pixel or step, which repeats along the channels."""
+        name = self.one_of(["mean", "amax"])
+        self.apply(f"x * sigmoid({name}(1))", lambda x: x * torch.sigmoid(getattr(x, name)(1, keepdim=True)))
+
     def part(self):
         axis = self.integer(1, len(self.shape) - 1)
         length = self.shape[axis]
@@ -317,7 +322,20 @@ class _Builder:
 
 _EVERYWHERE = ("activation", "activation", "arithmetic", "norm", "scale")
 _MAPS = (
-    *("convolution", "convolution", "convolution", "residual", "branches", "gate", "pool", "adaptive", "pads", "causal", "part"),
+    *(
+        "convolution",
+        "convolution",
+        "convolution",
+        "residual",
+        "branches",
+        "gate",
+        "map_gate",
+        "pool",
+        "adaptive",
+        "pads",
+        "causal",
+        "part",
+    ),
     *("shuffle", "steps_of_a_linear", "permutation", "reduction", "flatten"),
 )
 _STEPS = {IMAGE: _EVERYWHERE + _MAPS, SEQUENCE: _EVERYWHERE + _MAPS}
@@ -327,7 +345,7 @@ _LARGEST = 600  # elements of a value: networks stay those that a test can run b
 
 @st.composite
 def random_modules(draw, is_supported_only=False):
-    """Networks of one to six steps for samples (C, H, W), (C, W) or (F,)."""
+    """Networks of three to eight steps for samples (C, H, W), (C, W) or (F,)."""
     seed = draw(st.integers(0, 999))
     sample_shape = draw(
         st.one_of(
@@ -339,7 +357,7 @@ def random_modules(draw, is_supported_only=False):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         builder = _Builder(draw, sample_shape)
-        for _ in range(draw(st.integers(1, 6))):
+        for _ in range(draw(st.integers(3, 8))):
             getattr(builder, draw(st.sampled_from(_STEPS[len(builder.shape)])))()
             if torch.Size(builder.shape).numel() > _LARGEST:
                 builder.reduction()

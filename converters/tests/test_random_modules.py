@@ -9,7 +9,6 @@ operator by operator on the int8 path's own inputs, where a step too many would 
 from dataclasses import dataclass, field
 
 import numpy as np
-import pytest
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
 
@@ -19,6 +18,7 @@ from fedmote.package.compile import compile_graph
 from fedmote.package.error_bound import Bounded, error_bounds, int8_values, operator_bound
 from fedmote.package.execute import observe, run_float, run_int8
 from fedmote.package.fold import bind
+from fedmote.package.graph import OpKind
 from fedmote.package.inputs import arrange, graph_shape, layout_of
 from fedmote.package.quantize import quantize, quantize_input
 from fedmote_convert.capture import capture
@@ -29,6 +29,7 @@ from .test_convert import tflite_micro
 
 # Both are sums in float32, in different orders; the largest difference is taken of the largest value.
 FLOAT_TOLERANCE = 1e-4
+COUNT = 200
 
 
 @dataclass
@@ -36,18 +37,22 @@ class Record:
     """What happened to the modules.
 
     Attributes:
-        refused: messages.
+        refused: messages, of modules with a layer that has no int8 form.
+        dead: messages, of modules with an activation that is one value for all calibration samples.
         shares: of each converted module, the median bound of its output relative to its range.
         used: of each converted module, the largest share of its bound that an error took.
         steps: of each operator, the median of its own bound in steps of its output.
         compared: modules that TensorFlow Lite Micro ran.
+        kinds: of the operators that they became.
     """
 
     refused: list[str] = field(default_factory=list)
+    dead: list[str] = field(default_factory=list)
     shares: list[float] = field(default_factory=list)
     used: list[float] = field(default_factory=list)
     steps: list[float] = field(default_factory=list)
     compared: int = 0
+    kinds: set[OpKind] = field(default_factory=set)
 
 
 def check_module(case, record):
@@ -73,9 +78,10 @@ def check_module(case, record):
         quantized = quantize(graph, observe(graph, samples))
     except ConversionError as error:
         assert "is constant" in str(error), f"{case!r}: {error}"
-        record.refused.append(str(error))
+        record.dead.append(str(error))
         return
     compile_graph(quantized)
+    record.kinds.update(op.kind for op in quantized.ops)
     check_bounds(graph, quantized, arrange(case.samples(8, seed=1), captured.input_layout, shape), record)
 
 
@@ -115,11 +121,11 @@ def check_bounds(graph, quantized, samples, record):
         record.compared += 1
 
 
-def run_many(count):
+def test_200_random_modules_are_converted_within_the_bound_or_refused():
     record = Record()
 
     @settings(
-        max_examples=count,
+        max_examples=COUNT,
         deadline=None,
         derandomize=True,
         database=None,
@@ -133,21 +139,16 @@ def run_many(count):
 
     check()
     print(
-        f"{len(record.shares)} converted, {len(record.refused)} refused, {record.compared} equal to TensorFlow Lite Micro; "
+        f"{len(record.shares)} converted, {len(record.refused)} refused, {len(record.dead)} dead, "
+        f"{record.compared} equal to TensorFlow Lite Micro; "
         f"median bound {np.median(record.shares):.1%} of the output's range, of which errors took at most {max(record.used):.0%} "
         f"(median {np.median(record.used):.0%}); an operator alone has a median bound of {np.median(record.steps):.2f} steps"
     )
-    return record
-
-
-@pytest.mark.parametrize("count", [40, pytest.param(200, marks=pytest.mark.slow)])
-def test_random_modules_are_converted_within_the_bound_or_refused(count):
-    record = run_many(count)
-
-    assert len(record.shares) + len(record.refused) == count
-    assert len(record.shares) >= 0.75 * count
-    assert record.compared >= count // 8
+    assert len(record.shares) + len(record.refused) + len(record.dead) == COUNT
+    assert len(record.shares) >= COUNT // 2
+    assert record.compared >= COUNT // 10
+    assert record.kinds == set(OpKind)
     # The bound says something: it is a small part of what the output spans, and errors come near it.
-    assert np.median(record.shares) < 0.25
-    assert np.median(record.used) > 0.1
-    assert np.median(record.steps) < 2
+    assert np.median(record.shares) < 0.1
+    assert np.median(record.used) > 0.25
+    assert np.median(record.steps) < 1
