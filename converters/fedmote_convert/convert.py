@@ -123,6 +123,8 @@ def convert(
         raise ConversionError(f"calibration needs samples that are finite; x has shape {x.shape}")
     progress(f"capturing {model_id} with samples of shape {x.shape[1:]}")
     captured = source if isinstance(source, Capture) else _captured(source, x.shape[1:])
+    if captured.sample_shape != x.shape[1:]:
+        raise ConversionError(f"calibration samples have shape {x.shape[1:]}, the model reads {captured.sample_shape}")
     split = cut_at(captured, cut)
     template = run_passes(split.encoder)
     progress(f"cut: {split.reason}")
@@ -131,7 +133,7 @@ def convert(
     progress(f"calibrating with {len(x)} samples")
     template, ranges = calibrate(template, captured.tensors, arranged, recipe or Recipe())
     packages = assemble(template, split.head, captured.tensors, ranges, boards, model_id, version, layout)
-    _check_boards(packages, boards)
+    check_boards(packages, boards)
     progress("comparing with the float module")
     features = run_float(bind(template, captured.tensors), arranged)
     quality = _measure(captured, x, y, features, split.head, next(iter(packages.values())))
@@ -144,7 +146,7 @@ def _captured(module: nn.Module, sample_shape: tuple[int, ...]) -> Capture:
     return capture(module, sample_shape)
 
 
-def _check_boards(packages: dict[str, Package], boards: Sequence[Board]) -> None:
+def check_boards(packages: dict[str, Package], boards: Sequence[Board]) -> None:
     """Refuse if any board is too small, with the numbers of all that are."""
     errors = []
     for board in boards:

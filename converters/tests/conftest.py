@@ -11,9 +11,11 @@ from torch import nn
 from fedmote.lab.models import digits_cnn, har_cnn, residual_cnn
 from fedmote.package.execute import run_float
 from fedmote.package.fold import bind
+from fedmote.package.graph import Graph
 from fedmote.package.inputs import arrange, graph_shape, layout_of
 from fedmote_convert.capture import capture
 from fedmote_convert.passes import PASSES
+from fedmote_convert.sketch import Capture
 
 from .random_modules import random_values
 
@@ -121,6 +123,17 @@ def sample(request) -> Sample:
     return request.getfixturevalue(request.param)
 
 
+def every_pass_computes(captured: Capture, x: np.ndarray, expected: np.ndarray) -> Graph:
+    """Checks the graph on samples after every pass; returns the last graph."""
+    graph = captured.graph
+    samples = arrange(x, captured.input_layout, graph_shape(captured.sample_shape, captured.input_layout))
+    for function in (lambda same: same, *PASSES):
+        graph = function(graph)
+        actual = run_float(bind(graph, captured.tensors), samples)
+        np.testing.assert_allclose(actual.reshape(expected.shape), expected, rtol=1e-4, atol=1e-5)
+    return graph
+
+
 @pytest.fixture
 def assert_equals_torch():
     """Checks the graph of a module against torch after every pass; returns the last graph."""
@@ -129,14 +142,6 @@ def assert_equals_torch():
         print("seed", seed)
         module = seeded(module, seed)
         x = np.random.default_rng(seed).standard_normal((3, *shape)).astype(np.float32)
-        expected = outputs_of(module, x)
-        captured = capture(module, shape)
-        graph = captured.graph
-        for function in (lambda same: same, *PASSES):
-            graph = function(graph)
-            samples = arrange(x, captured.input_layout, graph_shape(shape, captured.input_layout))
-            actual = run_float(bind(graph, captured.tensors), samples)
-            np.testing.assert_allclose(actual.reshape(expected.shape), expected, rtol=1e-4, atol=1e-5)
-        return graph
+        return every_pass_computes(capture(module, shape), x, outputs_of(module, x))
 
     return check
