@@ -4,6 +4,9 @@
 A batch normalisation `y = (x - mean) / sqrt(var + eps) * gamma + beta` behind a linear operator scales its output channels and
 shifts its bias, so it costs nothing on the device. Folding is done in float64 and rounded once: the result is a pure
 function of the tensors, on which the bytes of every later stage depend.
+
+Factors of cross-layer equalisation, where a template has them, are applied in the same place: a positive factor passes a ReLU, so
+dividing a channel where it is made and multiplying it where it is read changes the numbers in between and nothing else.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmote.errors import ConversionError
-from fedmote.package.graph import BatchNormRef, Graph, Op, Tensors, WeightRef
+from fedmote.package.graph import BatchNormRef, Graph, Op, OpKind, Tensors, WeightRef
 
 # Permutations of torch weights, by WeightRef.layout; None inserts an axis of length 1.
 _PERMUTATIONS: dict[str, tuple[int | None, ...]] = {
@@ -66,6 +69,14 @@ def _bind_op(op: Op, tensors: Tensors) -> Op:
     for norm in source.batch_norm:
         weight, bias = _fold(weight, bias, norm, tensors, op)
     arranged = _arrange(weight, source, op)
+    if source.output_factors is not None:
+        factors = _factors(source.output_factors, op, outputs)
+        arranged = arranged * (
+            factors if op.kind is OpKind.DEPTHWISE_CONV_2D else factors.reshape(-1, *[1] * (arranged.ndim - 1))
+        )
+        bias = bias * factors
+    if source.input_factors is not None:
+        arranged = _scale_inputs(arranged, source.input_factors, op)
     with np.errstate(over="ignore"):
         result = replace(op, weights=arranged.astype(np.float32), bias=bias.astype(np.float32))
     if not (np.isfinite(result.weights).all() and np.isfinite(result.bias).all()):  # type: ignore[arg-type]
@@ -95,6 +106,24 @@ def _fold(
         raise ConversionError(f"{op.name}: tensor {norm.running_var!r} plus epsilon is not positive")
     factor = gamma / np.sqrt(variance + norm.eps)
     return weight * factor.reshape(-1, *[1] * (weight.ndim - 1)), (bias - mean) * factor + beta
+
+
+def _factors(factors: NDArray[np.float32], op: Op, length: int) -> NDArray[np.float64]:
+    if factors.shape != (length,) or not (np.isfinite(factors) & (factors > 0)).all():
+        raise ConversionError(f"{op.name}: {length} positive equalisation factors are expected, not {factors.shape}")
+    return factors.astype(np.float64)
+
+
+def _scale_inputs(weight: NDArray[np.float64], factors: NDArray[np.float32], op: Op) -> NDArray[np.float64]:
+    """Weights in the graph's order, multiplied by a factor for each channel (feature) of the input."""
+    if op.kind is OpKind.DEPTHWISE_CONV_2D:
+        per_output = np.repeat(factors, op.depth_multiplier)
+        return weight * _factors(per_output, op, weight.shape[-1])
+    if op.kind is OpKind.FULLY_CONNECTED:
+        return weight * _factors(factors, op, weight.shape[1])
+    groups = max(1, len(factors) // weight.shape[-1])
+    per_group = _factors(factors, op, groups * weight.shape[-1]).reshape(groups, 1, 1, 1, -1)
+    return (weight.reshape(groups, -1, *weight.shape[1:]) * per_group).reshape(weight.shape)
 
 
 def _arrange(weight: NDArray[np.float64], source: WeightRef, op: Op) -> NDArray[np.float64]:

@@ -118,6 +118,9 @@ class WeightRef:
             "depthwise2d" (O,1,H,W)->(1,H,W,O), "depthwise1d" (O,1,W)->(1,1,W,O), "linear" (O,I) as it is,
             "linear_chw" (O,I) with I regrouped from channels-first to channels-last order of `chw`.
         chw: (channels, height, width) of the flattened activation, for "linear_chw".
+        output_factors: (O,) float32 or None, by which each output channel's weights and bias are multiplied behind the norms.
+        input_factors: (I,) float32 or None, by which the weights of each input channel are multiplied, in the graph's order.
+            Both are of cross-layer equalisation: the factors of a producer's outputs undo those of its reader's inputs.
     """
 
     weight: str
@@ -125,6 +128,8 @@ class WeightRef:
     batch_norm: tuple[BatchNormRef, ...] = ()
     layout: str = "conv2d"
     chw: tuple[int, int, int] | None = None
+    output_factors: NDArray[np.float32] | None = None
+    input_factors: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)
@@ -154,6 +159,9 @@ class Op:
         source: where the weights come from; None for graphs read from `.tflite` files.
         weights: CONV_2D (O, H, W, I / groups), DEPTHWISE_CONV_2D (1, H, W, O), FULLY_CONNECTED (O, I); float32 or int8.
         weight_bits: 8, or 4 where weights lie in [-8, 7] and are stored two to a byte.
+        has_one_scale: whether all output channels share one weight scale; else each has its own.
+        float_means, int8_means: (I,) float32 or None: means of each channel of the input (of each feature, for FULLY_CONNECTED)
+            in the float graph and in the int8 graph, which quantization corrects the bias by.
         bias: (O,), float32 or int32.
         weight_quantization: of int8 weights.
     """
@@ -181,6 +189,9 @@ class Op:
     source: WeightRef | None = None
     weights: NDArray[np.float32] | NDArray[np.int8] | None = None
     weight_bits: int = 8
+    has_one_scale: bool = False
+    float_means: NDArray[np.float32] | None = None
+    int8_means: NDArray[np.float32] | None = None
     bias: NDArray[np.float32] | NDArray[np.int32] | None = None
     weight_quantization: Quantization | None = None
 
