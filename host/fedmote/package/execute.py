@@ -7,7 +7,7 @@ use floating-point matrix products: sums of integers below 2^24 (float32) or 2^5
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -94,7 +94,7 @@ def run_int8(
     for block in _blocks(graph, x):
         values: dict[str, NDArray[np.int8]] = {graph.input: block}
         for op in graph.ops:
-            values[op.output] = _int8_op(graph, op, values)
+            values[op.output] = run_int8_op(graph, op, values)
             if observe is not None:
                 observe(op.output, values[op.output])
         blocks.append(values[graph.output])
@@ -168,14 +168,14 @@ def _aligned(values: NDArray[Any], rank: int) -> NDArray[Any]:
     return values.reshape(len(values), *(1,) * (rank - values.ndim), *values.shape[1:])
 
 
-def _second_operand(op: Op, values: dict[str, NDArray[Any]], rank: int) -> NDArray[Any]:
+def _second_operand(op: Op, values: Mapping[str, NDArray[Any]], rank: int) -> NDArray[Any]:
     """The second operand of ADD or MUL, with as many axes as the output or fewer."""
     if op.constant is None:
         return _aligned(values[op.inputs[1]], rank)
     return op.constant.reshape(op.constant.shape[max(0, op.constant.ndim - rank) :])
 
 
-def _moved(op: Op, values: dict[str, NDArray[Any]], shape: tuple[int, ...]) -> NDArray[Any]:
+def _moved(op: Op, values: Mapping[str, NDArray[Any]], shape: tuple[int, ...]) -> NDArray[Any]:
     """Operators that only move values; `shape` is the output's."""
     x = values[op.inputs[0]]
     match op.kind:
@@ -258,7 +258,17 @@ def _window_counts(op: Op, window: Window) -> NDArray[np.int64]:
     return np.asarray(sum(_windows(ones, op, window, 0)), np.int64)
 
 
-def _int8_op(graph: Graph, op: Op, values: dict[str, NDArray[np.int8]]) -> NDArray[np.int8]:
+def run_int8_op(graph: Graph, op: Op, values: Mapping[str, NDArray[np.int8]]) -> NDArray[np.int8]:
+    """Runs one operator of an int8 graph on a block of samples.
+
+    Args:
+        graph: whose activations the operator reads and makes.
+        op: with int8 weights.
+        values: int8 (n, ...) of its inputs, by name.
+
+    Returns:
+        int8 (n, ...) values of its output.
+    """
     x = values[op.inputs[0]]
     shape = (len(x), *graph.activations[op.output].shape[1:])
     source = fixed_point.quantization_of(graph.activations[op.inputs[0]])
@@ -296,7 +306,7 @@ def _int8_op(graph: Graph, op: Op, values: dict[str, NDArray[np.int8]]) -> NDArr
 
 
 def _int8_binary(
-    graph: Graph, op: Op, values: dict[str, NDArray[np.int8]], source: Quantization, target: Quantization
+    graph: Graph, op: Op, values: Mapping[str, NDArray[np.int8]], source: Quantization, target: Quantization
 ) -> NDArray[np.int64]:
     """The rescaled sum or product, without the output's zero point."""
     second = fixed_point.second_operand(graph, op)

@@ -96,7 +96,7 @@ def quantize(graph: Graph, ranges: Ranges) -> Graph:
     for op in graph.ops:
         if op.kind in WEIGHTED:
             shape = graph.activations[op.inputs[0]].shape
-            op = _quantize_weights(op, shape, quantizations[op.inputs[0]], quantizations[op.output])
+            op = quantize_weights(op, shape, quantizations[op.inputs[0]], quantizations[op.output])
         elif op.constant is not None:
             op = _quantize_constant(op)
         ops.append(op)
@@ -180,8 +180,18 @@ def _quantize_constant(op: Op) -> Op:
     return replace(op, constant=constant, constant_quantization=quantization)
 
 
-def _quantize_weights(op: Op, shape: tuple[int, ...], source: Quantization, target: Quantization) -> Op:
-    """Weights and bias as integers; `shape` is the input's."""
+def quantize_weights(op: Op, shape: tuple[int, ...], source: Quantization, target: Quantization) -> Op:
+    """Weights and bias of a weighted operator as integers.
+
+    Args:
+        op: with float32 weights and bias.
+        shape: of its input.
+        source: quantization of its input.
+        target: quantization of its output.
+
+    Raises:
+        ConversionError: weights or biases are missing, not finite or beyond int32.
+    """
     if op.weights is None or op.bias is None:
         raise ConversionError(f"{op.name}: {op.kind} has no weights; bind() the template first")
     weights = np.asarray(op.weights, np.float64)
