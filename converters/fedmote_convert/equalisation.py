@@ -126,7 +126,7 @@ def _factors(reader: Op, seen: Channels) -> NDArray[np.float32]:
         return np.ones(len(reach), np.float32)
     logs = np.log2(wanted, out=np.zeros_like(wanted), where=is_alive)
     logs = np.where(is_alive, logs - logs[is_alive].mean(), 0.0)
-    return np.exp2(np.clip(logs, -np.log2(_LARGEST_FACTOR), np.log2(_LARGEST_FACTOR))).astype(np.float32)
+    return np.asarray(np.exp2(np.clip(logs, -np.log2(_LARGEST_FACTOR), np.log2(_LARGEST_FACTOR))), np.float32)
 
 
 def _weight_shares(reader: Op, channels: int) -> NDArray[np.float64]:

@@ -70,15 +70,13 @@ def _observe(graph: Graph, x: NDArray[np.float32]) -> dict[str, Channels]:
 
     def add(name: str, values: NDArray[np.float32]) -> None:
         flat = values.reshape(-1, values.shape[-1])
-        ones = np.ones(len(flat), np.float32)
-        if name not in rows:
-            low[name], high[name] = flat.min(axis=0), flat.max(axis=0)
-            total[name], rows[name] = np.zeros(flat.shape[1]), 0
-        else:
-            np.minimum(low[name], flat.min(axis=0), out=low[name])
-            np.maximum(high[name], flat.max(axis=0), out=high[name])
-        total[name] += ones @ flat
-        rows[name] += len(flat)
+        least, greatest = flat.min(axis=0), flat.max(axis=0)
+        sums = (np.ones(len(flat), np.float32) @ flat).astype(np.float64)
+        if name in rows:
+            least, greatest = np.minimum(low[name], least), np.maximum(high[name], greatest)
+            sums += total[name]
+        low[name], high[name], total[name] = least, greatest, sums
+        rows[name] = rows.get(name, 0) + len(flat)
 
     run_float(graph, x, add)
     return {name: Channels(low[name], high[name], (total[name] / rows[name]).astype(np.float32)) for name in rows}
@@ -90,10 +88,9 @@ def histograms(graph: Graph, x: NDArray[np.float32], ranges: Ranges) -> dict[str
 
     def add(name: str, values: NDArray[np.float32]) -> None:
         low, high = ranges[name]
-        position = (values.reshape(-1) - np.float32(low)) * np.float32(
-            HISTOGRAM_BINS / max(high - low, np.finfo(np.float32).tiny)
-        )
-        bins = np.bincount(np.clip(position, 0, HISTOGRAM_BINS - 1).astype(np.int64), minlength=HISTOGRAM_BINS)
+        per_unit = np.float32(HISTOGRAM_BINS / max(high - low, float(np.finfo(np.float32).tiny)))
+        position = np.clip((values.reshape(-1) - np.float32(low)) * per_unit, 0, HISTOGRAM_BINS - 1)
+        bins = np.bincount(position.astype(np.int64), minlength=HISTOGRAM_BINS)
         counts[name] = counts.get(name, np.zeros(HISTOGRAM_BINS, np.int64)) + bins
 
     run_float(graph, x, add)

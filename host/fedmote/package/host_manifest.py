@@ -208,7 +208,7 @@ def _load_source(content: Mapping[str, Any]) -> WeightRef:
     )
 
 
-def _load_vectors(content: Mapping[str, Any], names: Sequence[str]) -> dict[str, NDArray[np.float32]]:
+def _load_vectors(content: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
     vectors = {}
     for name in names:
         if name in content:
