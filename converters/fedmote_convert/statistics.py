@@ -70,7 +70,7 @@ def _observe(graph: Graph, x: NDArray[np.float32]) -> dict[str, Channels]:
 
     def add(name: str, values: NDArray[np.float32]) -> None:
         flat = values.reshape(-1, values.shape[-1])
-        least, greatest = flat.min(axis=0), flat.max(axis=0)
+        least, greatest = _extremes(values)
         sums = (np.ones(len(flat), np.float32) @ flat).astype(np.float64)
         if name in rows:
             least, greatest = np.minimum(low[name], least), np.maximum(high[name], greatest)
@@ -80,6 +80,13 @@ def _observe(graph: Graph, x: NDArray[np.float32]) -> dict[str, Channels]:
 
     run_float(graph, x, add)
     return {name: Channels(low[name], high[name], (total[name] / rows[name]).astype(np.float32)) for name in rows}
+
+
+def _extremes(values: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Least and greatest value of each channel; of each place in a row first, because NumPy is slow on short inner axes."""
+    rows = values.reshape(-1, int(np.prod(values.shape[-2:]))) if values.ndim > 2 else values
+    least, greatest = (ends.reshape(-1, values.shape[-1]) for ends in (rows.min(axis=0), rows.max(axis=0)))
+    return least.min(axis=0), greatest.max(axis=0)
 
 
 def histograms(graph: Graph, x: NDArray[np.float32], ranges: Ranges) -> dict[str, NDArray[np.int64]]:

@@ -267,7 +267,9 @@ def _weight_scales(
 
 def _round(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Half away from zero, as std::round does in TensorFlow Lite's converter."""
-    return np.copysign(np.floor(np.abs(values) + 0.5), values)
+    rounded = np.copysign(0.5, values)
+    rounded += values
+    return np.asarray(np.trunc(rounded, out=rounded))
 
 
 def _check_arithmetic(graph: Graph) -> None:
@@ -300,8 +302,9 @@ def quantize_values(activation: Activations, x: NDArray[np.float32]) -> NDArray[
     if not np.isfinite(x).all():
         raise ConversionError(f"samples for {activation.name} hold values that are not finite")
     quantization = fixed_point.quantization_of(activation)
-    steps = _round(np.asarray(x, np.float64) / float(quantization.scale[0])) + int(quantization.zero_point[0])
-    return np.clip(steps, fixed_point.INT8_MIN, fixed_point.INT8_MAX).astype(np.int8)
+    steps = _round(np.asarray(x, np.float64) / float(quantization.scale[0]))
+    steps += int(quantization.zero_point[0])
+    return np.clip(steps, fixed_point.INT8_MIN, fixed_point.INT8_MAX, out=steps).astype(np.int8)
 
 
 def dequantize_values(activation: Activations, q: NDArray[np.int8]) -> NDArray[np.float32]:
