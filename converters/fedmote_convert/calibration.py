@@ -9,7 +9,7 @@ way without data.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 import numpy as np
@@ -48,6 +48,7 @@ class Recipe:
         is_dense_per_tensor: whether FULLY_CONNECTED has one weight scale for all outputs, as runtimes of before 2024 want it.
         ranges: ranges that are used as they are, of all observation points: those that a quantization-aware training learned.
             Nothing is equalised or corrected then, because the weights were trained for what is.
+        weight_bits: 4 or 8 by the name of the checkpoint tensor; layers that are not named keep what the template says.
         template: of an earlier conversion of the same network, whose bits, factors and means are taken over; with its `ranges`
             a conversion of new weights gives the bytes that a push gives.
         weight_budget_bytes: bytes that all weights of the encoder may take; layers get 4 bits until they do. None: all have 8.
@@ -60,6 +61,7 @@ class Recipe:
     correction_samples: int = 32
     is_dense_per_tensor: bool = False
     ranges: Mapping[str, tuple[float, float]] | None = None
+    weight_bits: Mapping[str, int] = field(default_factory=dict)
     template: Graph | None = None
     weight_budget_bytes: int | None = None
 
@@ -99,6 +101,7 @@ def calibrate(template: Graph, tensors: Tensors, x: NDArray[np.float32], recipe:
     """
     if recipe.template is not None:
         template = _taken_over(template, recipe.template)
+    template = with_weight_bits(template, recipe.weight_bits)
     if recipe.is_dense_per_tensor:
         dense = (replace(op, has_one_scale=True) if op.kind is OpKind.FULLY_CONNECTED else op for op in template.ops)
         template = replace(template, ops=tuple(dense))
@@ -114,6 +117,24 @@ def calibrate(template: Graph, tensors: Tensors, x: NDArray[np.float32], recipe:
     if recipe.correction_samples:
         template = _with_means(template, graph, ranges, x[:count], seen)
     return template, ranges
+
+
+def with_weight_bits(template: Graph, bits: Mapping[str, int]) -> Graph:
+    """The template with 4 or 8 bits for the weights that are named.
+
+    Raises:
+        ConfigError: no weighted operator reads such a tensor, or it is another number.
+    """
+    weights = {op.source.weight for op in template.ops if op.source is not None}
+    for name, count in bits.items():
+        if name not in weights or count not in (4, 8):
+            raise ConfigError(f"weight_bits: {name!r} with {count} bits; expected 4 or 8 for one of {', '.join(sorted(weights))}")
+    ops = []
+    for op in template.ops:
+        if op.source is not None and op.source.weight in bits:
+            op = replace(op, weight_bits=bits[op.source.weight])
+        ops.append(op)
+    return replace(template, ops=tuple(ops))
 
 
 def _taken_over(template: Graph, earlier: Graph) -> Graph:

@@ -26,6 +26,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--calibration", type=Path, required=True, metavar="X.npz", help="x (N, ...) as the module reads it; y (N,) for accuracy"
     )
     parser.add_argument("--cut", default="auto", metavar="auto|NAME", help="module behind which the frozen encoder ends")
+    quantization = parser.add_argument_group("quantization")
+    quantization.add_argument(
+        "--range-rule",
+        choices=("min-max", "percentile", "mse"),
+        default="min-max",
+        help="what becomes the range of an activation",
+    )
+    quantization.add_argument("--percentile", type=float, default=99.99, metavar="P", help="of --range-rule percentile")
+    quantization.add_argument("--ranges", type=Path, metavar="F.json", help="ranges and bits of a quantization-aware training")
+    quantization.add_argument(
+        "--weight-budget", type=int, metavar="BYTES", help="4 bits where they harm least, until weights fit"
+    )
+    quantization.add_argument("--per-tensor-dense", action="store_true", help="one weight scale a dense layer, for old runtimes")
     parser.add_argument("--boards", required=True, metavar="B[,B]", help=", ".join(board_names()))
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="directory that is written")
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
@@ -38,6 +51,7 @@ def run(options: argparse.Namespace) -> int:
         raise ConfigError(f"model {options.model}: ONNX files are not read by this version; expected pkg.module:build")
     try:
         from fedmote_convert import convert, output, report, sources
+        from fedmote_convert.calibration import RangeRule, Recipe
     except ModuleNotFoundError as error:
         if error.name != "torch":
             raise
@@ -48,8 +62,17 @@ def run(options: argparse.Namespace) -> int:
     module, model_id = sources.load_module(options.model)
     if options.weights is not None:
         sources.load_weights(module, options.weights)
+    trained = sources.load_ranges(options.ranges) if options.ranges is not None else None
+    recipe = Recipe(
+        range_rule=RangeRule(options.range_rule),
+        percentile=options.percentile,
+        is_dense_per_tensor=options.per_tensor_dense,
+        ranges=None if trained is None else trained.ranges,
+        weight_bits={} if trained is None else trained.weight_bits,
+        weight_budget_bytes=options.weight_budget,
+    )
     conversion = convert.convert(
-        module, calibration.x, boards, model_id=model_id, cut=options.cut, y=calibration.y, progress=_say
+        module, calibration.x, boards, model_id=model_id, cut=options.cut, recipe=recipe, y=calibration.y, progress=_say
     )
     content = output.write(conversion, boards, options.output)
     _say(f"written to {options.output}")

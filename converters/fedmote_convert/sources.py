@@ -7,6 +7,8 @@ Foreign errors end here: whatever a user's module or file raises becomes a Confi
 from __future__ import annotations
 
 import importlib
+import json
+import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +35,19 @@ class Calibration:
 
     x: NDArray[np.float32]
     y: NDArray[np.int64] | None
+
+
+@dataclass(frozen=True)
+class TrainedRanges:
+    """What a quantization-aware training found.
+
+    Attributes:
+        ranges: by activation.
+        weight_bits: by checkpoint tensor.
+    """
+
+    ranges: dict[str, tuple[float, float]]
+    weight_bits: dict[str, int]
 
 
 def load_module(target: str) -> tuple[nn.Module, str]:
@@ -110,3 +125,24 @@ def load_calibration(path: Path) -> Calibration:
     if y.shape != (len(x),) or not np.issubdtype(y.dtype, np.integer):
         raise ConfigError(f"--calibration {path}: y is {y.dtype} {y.shape}; expected integers ({len(x)},), one for each of x")
     return Calibration(x, y.astype(np.int64))
+
+
+def load_ranges(path: Path) -> TrainedRanges:
+    """Read what a quantization-aware training left (`qat.FakeQuantized.save`).
+
+    Raises:
+        ConfigError: no such file, or not of this form.
+    """
+    expected = 'expected {"ranges": {name: [low, high]}, "weight_bits": {name: 4 or 8}}'
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        ranges = {str(name): (float(low), float(high)) for name, (low, high) in content["ranges"].items()}
+        bits = {str(name): int(count) for name, count in content.get("weight_bits", {}).items()}
+    except OSError as error:
+        raise ConfigError(f"--ranges {path}: cannot be read ({error.strerror}); {expected}") from error
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise ConfigError(f"--ranges {path}: {type(error).__name__}: {error}; {expected}") from error
+    for name, (low, high) in ranges.items():
+        if not (math.isfinite(low) and math.isfinite(high) and low < high):
+            raise ConfigError(f"--ranges {path}: {name} is [{low}, {high}]; expected finite numbers, the lower one first")
+    return TrainedRanges(ranges, bits)

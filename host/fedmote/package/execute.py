@@ -45,7 +45,7 @@ def run_float(graph: Graph, x: NDArray[np.float32], observe: Observer | None = N
         if observe is not None:
             observe(graph.input, values[graph.input])
         for op in graph.ops:
-            values[op.output] = _float_op(graph, op, values)
+            values[op.output] = run_float_op(graph, op, values)
             if observe is not None:
                 observe(op.output, values[op.output])
         blocks.append(values[graph.output])
@@ -247,7 +247,20 @@ def _float_function(op: Op, x: NDArray[np.float32]) -> NDArray[Any]:
     return x
 
 
-def _float_op(graph: Graph, op: Op, values: dict[str, NDArray[np.float32]]) -> NDArray[np.float32]:
+def run_float_op(graph: Graph, op: Op, values: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32]:
+    """Runs one operator of a float graph on a block of samples.
+
+    Args:
+        graph: whose activations the operator reads and makes.
+        op: with float32 weights.
+        values: float32 (n, ...) of its inputs, by name.
+
+    Returns:
+        float32 (n, ...) values of its output.
+
+    Raises:
+        ConversionError: it has no weights, or there is no float form of it.
+    """
     x = values[op.inputs[0]]
     shape = (len(x), *graph.activations[op.output].shape[1:])
     if op.kind in WEIGHTED and (op.weights is None or op.bias is None):
@@ -334,7 +347,7 @@ def run_int8_op(graph: Graph, op: Op, values: Mapping[str, NDArray[np.int8]]) ->
             out = np.maximum.reduce(_windows(x, op, window_of(op, (1, *x.shape[1:])), fixed_point.INT8_MIN)).astype(np.int64)
         case OpKind.MEAN:
             count = x.shape[1] * x.shape[2]
-            total = x.sum(axis=(1, 2), dtype=np.int64) - int(source.zero_point[0]) * count
+            total = np.asarray(x.sum(axis=(1, 2), dtype=np.int64)) - int(source.zero_point[0]) * count
             multiplier, shift = fixed_point.mean_requantization(source, target, count)
             out = fixed_point.requantize(total, multiplier, shift) + int(target.zero_point[0])
         case OpKind.PAD:
@@ -377,4 +390,4 @@ def _accumulate(x: NDArray[np.int8], op: Op, zero_point: int) -> NDArray[np.int6
     accumulator = sums.astype(np.int64)
     rows = _rows(accumulator)
     rows += _along_rows(np.asarray(op.bias, np.int64), rows)
-    return accumulator
+    return np.asarray(accumulator)
