@@ -37,6 +37,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "may be left out for a .tflite file",
     )
     parser.add_argument("--cut", default="auto", metavar="auto|NAME", help="module behind which the frozen encoder ends")
+    quantization = parser.add_argument_group("quantization")
+    quantization.add_argument(
+        "--range-rule",
+        choices=("min-max", "percentile", "mse"),
+        default="min-max",
+        help="what becomes the range of an activation",
+    )
+    quantization.add_argument("--percentile", type=float, default=99.99, metavar="P", help="of --range-rule percentile")
+    quantization.add_argument("--ranges", type=Path, metavar="F.json", help="ranges and bits of a quantization-aware training")
+    quantization.add_argument(
+        "--weight-budget", type=int, metavar="BYTES", help="4 bits where they harm least, until weights fit"
+    )
+    quantization.add_argument("--per-tensor-dense", action="store_true", help="one weight scale a dense layer, for old runtimes")
     parser.add_argument("--boards", required=True, metavar="B[,B]", help=", ".join(board_names()))
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="directory that is written")
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
@@ -46,6 +59,7 @@ def run(options: argparse.Namespace) -> int:
     """Convert, write, tell."""
     boards = _boards(options.boards)
     from fedmote_convert import convert, output, report, sources
+    from fedmote_convert.calibration import RangeRule, Recipe
 
     if options.output.exists() and not options.output.is_dir():  # said before the work, not after it
         raise ConfigError(f"-o {options.output}: found a file, expected a directory")
@@ -55,7 +69,18 @@ def run(options: argparse.Namespace) -> int:
         raise ConfigError("--calibration is missing: expected X.npz or pkg.module:loader, samples as the model reads them")
     calibration = sources.load_samples(options.calibration)
     model, model_id = sources.load_model(options.model, options.weights)
-    conversion = convert.convert(model, calibration.x, boards, model_id=model_id, cut=options.cut, y=calibration.y, progress=_say)
+    trained = sources.load_ranges(options.ranges) if options.ranges is not None else None
+    recipe = Recipe(
+        range_rule=RangeRule(options.range_rule),
+        percentile=options.percentile,
+        is_dense_per_tensor=options.per_tensor_dense,
+        ranges=None if trained is None else trained.ranges,
+        weight_bits={} if trained is None else trained.weight_bits,
+        weight_budget_bytes=options.weight_budget,
+    )
+    conversion = convert.convert(
+        model, calibration.x, boards, model_id=model_id, cut=options.cut, recipe=recipe, y=calibration.y, progress=_say
+    )
     content = output.write(conversion, boards, options.output)
     _say(f"written to {options.output}")
     sys.stdout.write(json.dumps(content) + "\n" if options.json else report.table(content))

@@ -25,6 +25,7 @@ from fedmote.package.inputs import arrange, graph_shape, layout_of
 from fedmote.package.partition import assemble, run_features
 from fedmote_convert.calibration import Recipe, calibrate
 from fedmote_convert.cut import Cut, cut_at
+from fedmote_convert.mixed_precision import Sensitivity, allot_bits
 from fedmote_convert.passes import run_passes
 from fedmote_convert.sketch import Capture
 
@@ -71,6 +72,7 @@ class Conversion:
         ranges: observed for every activation of the template.
         packages: by board name; the first is used where only the model is meant.
         quality: measured on the calibration samples.
+        sensitivities: what 4 bits cost in each layer, and the bits it got; empty without a budget of weights.
     """
 
     model_id: str
@@ -81,6 +83,7 @@ class Conversion:
     ranges: Ranges
     packages: dict[str, Package]
     quality: Quality
+    sensitivities: tuple[Sensitivity, ...] = ()
 
     @property
     def package(self) -> Package:
@@ -131,13 +134,19 @@ def convert(
     layout = captured.input_layout or layout_of(x.shape[1:])
     arranged = arrange(x, layout, graph_shape(x.shape[1:], layout))
     progress(f"calibrating with {len(x)} samples")
-    template, ranges = calibrate(template, captured.tensors, arranged, recipe or Recipe())
+    recipe = recipe or Recipe()
+    table: tuple[Sensitivity, ...] = ()
+    if recipe.weight_budget_bytes is not None:
+        template, table = allot_bits(template, captured.tensors, arranged, recipe.weight_budget_bytes)
+    template, ranges = calibrate(template, captured.tensors, arranged, recipe)
     packages = assemble(template, split.head, captured.tensors, ranges, boards, model_id, version, layout)
     check_boards(packages, boards)
+    for package in packages.values():
+        package.verify()  # a push repeats this chain unverified
     progress("comparing with the float module")
     features = run_float(bind(template, captured.tensors), arranged)
     quality = _measure(captured, x, y, features, split.head, next(iter(packages.values())))
-    return Conversion(model_id, split, template, split.head, captured.tensors, ranges, packages, quality)
+    return Conversion(model_id, split, template, split.head, captured.tensors, ranges, packages, quality, table)
 
 
 def _captured(module: nn.Module, sample_shape: tuple[int, ...]) -> Capture:

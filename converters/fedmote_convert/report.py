@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -38,6 +39,7 @@ def report_of(conversion: Conversion, boards: Sequence[Board], files: Mapping[st
         "head": [vars(layer) for layer in conversion.head],
         "boards": {board.name: _board(conversion, board) for board in boards},
         "quality": {name: value for name, value in vars(conversion.quality).items() if value is not None},
+        "sensitivities": [vars(layer) for layer in conversion.sensitivities],
         "ranges": {name: list(limits) for name, limits in conversion.ranges.items()},
         "files": dict(files),
     }
@@ -50,6 +52,7 @@ def operators_of(graph: Graph) -> list[dict[str, Any]]:
             "operator": op.kind.value,
             "name": op.name,
             "activation": op.activation.value,
+            **({} if op.source is None else {"weight_bits": op.weight_bits}),
             "output": op.output,
             "shape": list(graph.activations[op.output].shape),
         }
@@ -80,6 +83,8 @@ def table(report: Mapping[str, Any]) -> str:
     ]
     if "accuracy_int8" in quality:
         lines.append(f"accuracy  {quality['accuracy_float']:.1%} float, {quality['accuracy_int8']:.1%} with the int8 encoder")
+    if report["sensitivities"]:
+        lines += _bits_lines(report["sensitivities"])
     lines += ["", f"{'board':<14}{'slot':>18}{'arena':>20}{'cached samples':>16}"]
     for name, needs in report["boards"].items():
         slot = f"{needs['slot_bytes']:,} / {needs['slot_available']:,}"
@@ -88,3 +93,13 @@ def table(report: Mapping[str, Any]) -> str:
     lines += ["", f"{'file':<36}{'bytes':>12}"]
     lines += [f"{name:<36}{size:>12,}" for name, size in report["files"].items()]
     return "\n".join(lines) + "\n"
+
+
+def _bits_lines(layers: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A layer a line: its bits, bytes, and how far 4 bits in it alone leave the features' error below the features."""
+    lines = ["", f"{'layer':<36}{'bits':>6}{'bytes':>12}{'4 bits alone':>16}"]
+    for layer in layers:
+        count = layer["bytes_4"] if layer["bits"] == 4 else layer["bytes_8"]
+        alone = -10 * math.log10(layer["error"]) if layer["error"] > 0 else math.inf
+        lines.append(f"{layer['operator']:<36}{layer['bits']:>6}{count:>12,}{alone:>13.1f} dB")
+    return lines

@@ -8,6 +8,8 @@ Torch is imported for torch modules, `onnx` for `.onnx` files, neither for anyth
 from __future__ import annotations
 
 import importlib
+import json
+import math
 import re
 import stat
 import sys
@@ -101,6 +103,19 @@ def _load_onnx(path: Path, weights: Path | None) -> Capture:
     if weights is None:
         return capture_onnx(path)
     return capture_onnx(path, load_safetensors(weights), f"--weights {weights}")
+
+
+@dataclass(frozen=True)
+class TrainedRanges:
+    """What a quantization-aware training found.
+
+    Attributes:
+        ranges: by activation.
+        weight_bits: by checkpoint tensor.
+    """
+
+    ranges: dict[str, tuple[float, float]]
+    weight_bits: dict[str, int]
 
 
 def load_module(target: str) -> tuple[nn.Module, str]:
@@ -246,3 +261,24 @@ def _checked(x: NDArray[Any], y: NDArray[Any] | None, place: str) -> Calibration
     if y.shape != (len(x),) or not np.issubdtype(y.dtype, np.integer):
         raise ConfigError(f"{place}: y is {y.dtype} {y.shape}; expected integers ({len(x)},), one for each of x")
     return Calibration(x, y.astype(np.int64))
+
+
+def load_ranges(path: Path) -> TrainedRanges:
+    """Read what a quantization-aware training left (`qat.FakeQuantized.save`).
+
+    Raises:
+        ConfigError: no such file, or not of this form.
+    """
+    expected = 'expected {"ranges": {name: [low, high]}, "weight_bits": {name: 4 or 8}}'
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        ranges = {str(name): (float(low), float(high)) for name, (low, high) in content["ranges"].items()}
+        bits = {str(name): int(count) for name, count in content.get("weight_bits", {}).items()}
+    except OSError as error:
+        raise ConfigError(f"--ranges {path}: cannot be read ({error.strerror}); {expected}") from error
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise ConfigError(f"--ranges {path}: {type(error).__name__}: {error}; {expected}") from error
+    for name, (low, high) in ranges.items():
+        if not (math.isfinite(low) and math.isfinite(high) and low < high):
+            raise ConfigError(f"--ranges {path}: {name} is [{low}, {high}]; expected finite numbers, the lower one first")
+    return TrainedRanges(ranges, bits)

@@ -37,7 +37,7 @@ from numpy.typing import NDArray
 
 from fedmote.errors import ConversionError
 from fedmote.package import fixed_point, tables
-from fedmote.package.execute import float_op, run_int8
+from fedmote.package.execute import run_float_op, run_int8
 from fedmote.package.fixed_point import INT8_MAX, INT8_MIN
 from fedmote.package.graph import ELEMENTWISE, Activation, Graph, Op, OpKind, Quantization
 from fedmote.package.quantize import is_tied, quantize_values
@@ -151,7 +151,7 @@ class _Step:
     def run(self, op: Op, values: Mapping[str, Values]) -> Values:
         """The operator in float64."""
         renamed = dict(zip(op.inputs, (values[name] for name in self.rounded.inputs), strict=True))
-        return np.asarray(float_op(self.graph, op, renamed), np.float64)
+        return np.asarray(run_float_op(self.graph, op, renamed), np.float64)
 
     def run_bare(self, values: Mapping[str, Values], **changes: object) -> Values:
         """The operator without its activation and with other fields."""
@@ -253,7 +253,7 @@ def _combined(step: _Step, kind: OpKind, first: Values, second: Values) -> Value
         return step.run(replace(op, activation=Activation.NONE), {step.rounded.inputs[0]: first})
     one, two = "first", "second"
     op = replace(op, inputs=(one, two), activation=Activation.NONE)
-    return np.asarray(float_op(_renamed(step, one, two), op, {one: first, two: second}), np.float64)
+    return np.asarray(run_float_op(_renamed(step, one, two), op, {one: first, two: second}), np.float64)
 
 
 def _renamed(step: _Step, one: str, two: str) -> Graph:

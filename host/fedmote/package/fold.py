@@ -5,6 +5,9 @@ A batch normalisation `y = (x - mean) / sqrt(var + eps) * gamma + beta` behind a
 shifts its bias; in front of one that pads nothing it scales its input channels, and what its offsets add up to goes into the
 bias. So it costs nothing on the device. One that stands alone is a depthwise convolution with a kernel of one pixel. Folding is
 done in float64 and rounded once: the result is a pure function of the tensors, on which the bytes of every later stage depend.
+
+Factors of cross-layer equalisation, where a template has them, are applied in the same place: a positive factor passes a ReLU, so
+dividing a channel where it is made and multiplying it where it is read changes the numbers in between and nothing else.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmote.errors import ConversionError
-from fedmote.package.graph import BatchNormRef, Graph, Op, Tensors, WeightRef
+from fedmote.package.graph import BatchNormRef, Graph, Op, OpKind, Tensors, WeightRef
 
 # Permutations of torch weights, by WeightRef.layout; None inserts an axis of length 1.
 _PERMUTATIONS: dict[str, tuple[int | None, ...]] = {
@@ -79,6 +82,14 @@ def _bind_op(op: Op, tensors: Tensors) -> Op:
     arranged = _arrange(weight, source, op)
     if source.layout == "batch_norm":
         bias = _channels_last(bias, source, op)
+    if source.output_factors is not None:
+        factors = _factors(source.output_factors, op, outputs)
+        arranged = arranged * (
+            factors if op.kind is OpKind.DEPTHWISE_CONV_2D else factors.reshape(-1, *[1] * (arranged.ndim - 1))
+        )
+        bias = bias * factors
+    if source.input_factors is not None:
+        arranged = _scale_inputs(arranged, source.input_factors, op)
     with np.errstate(over="ignore"):
         result = replace(op, weights=arranged.astype(np.float32), bias=bias.astype(np.float32))
     if not (np.isfinite(result.weights).all() and np.isfinite(result.bias).all()):  # type: ignore[arg-type]
@@ -139,6 +150,24 @@ def _channels_last(values: NDArray[np.float64], source: WeightRef, op: Op) -> ND
     if values.size != np.prod(source.chw):
         raise ConversionError(f"{op.name}: {source.weight} of {values.size} values does not match a flattened {source.chw}")
     return values.reshape(source.chw).transpose(1, 2, 0).reshape(-1)
+
+
+def _factors(factors: NDArray[np.float32], op: Op, length: int) -> NDArray[np.float64]:
+    if factors.shape != (length,) or not (np.isfinite(factors) & (factors > 0)).all():
+        raise ConversionError(f"{op.name}: {length} positive equalisation factors are expected, not {factors.shape}")
+    return factors.astype(np.float64)
+
+
+def _scale_inputs(weight: NDArray[np.float64], factors: NDArray[np.float32], op: Op) -> NDArray[np.float64]:
+    """Weights in the graph's order, multiplied by a factor for each channel (feature) of the input."""
+    if op.kind is OpKind.DEPTHWISE_CONV_2D:
+        per_output = np.repeat(factors, op.depth_multiplier)
+        return weight * _factors(per_output, op, weight.shape[-1])
+    if op.kind is OpKind.FULLY_CONNECTED:
+        return weight * _factors(factors, op, weight.shape[1])
+    groups = max(1, len(factors) // weight.shape[-1])
+    per_group = _factors(factors, op, groups * weight.shape[-1]).reshape(groups, 1, 1, 1, -1)
+    return (weight.reshape(groups, -1, *weight.shape[1:]) * per_group).reshape(weight.shape)
 
 
 def _arrange(weight: NDArray[np.float64], source: WeightRef, op: Op) -> NDArray[np.float64]:

@@ -128,6 +128,9 @@ class WeightRef:
         chw: (channels, height, width) of the flattened activation, for "linear_chw", and for a "batch_norm" over one.
         input_norm: batch normalisations in front of the operator that are folded into it, in order of application.
         axes, order: for "constant".
+        output_factors: (O,) float32 or None, by which each output channel's weights and bias are multiplied behind the norms.
+        input_factors: (I,) float32 or None, by which the weights of each input channel are multiplied, in the graph's order.
+            Both are of cross-layer equalisation: the factors of a producer's outputs undo those of its reader's inputs.
     """
 
     weight: str
@@ -138,6 +141,8 @@ class WeightRef:
     input_norm: tuple[BatchNormRef, ...] = ()
     axes: tuple[int, ...] = ()
     order: tuple[int, ...] = ()
+    output_factors: NDArray[np.float32] | None = None
+    input_factors: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)
@@ -169,6 +174,9 @@ class Op:
         source: where the weights, or the constant, come from; None for graphs read from `.tflite` files.
         weights: CONV_2D (O, H, W, I / groups), DEPTHWISE_CONV_2D (1, H, W, O), FULLY_CONNECTED (O, I); float32 or int8.
         weight_bits: 8, or 4 where weights lie in [-8, 7] and are stored two to a byte.
+        has_one_scale: whether all output channels share one weight scale; else each has its own.
+        float_means, int8_means: (I,) float32 or None: means of each channel of the input (of each feature, for FULLY_CONNECTED)
+            in the float graph and in the int8 graph, which quantization corrects the bias by.
         bias: (O,), float32 or int32.
         weight_quantization: of int8 weights.
     """
@@ -196,6 +204,9 @@ class Op:
     source: WeightRef | None = None
     weights: NDArray[np.float32] | NDArray[np.int8] | None = None
     weight_bits: int = 8
+    has_one_scale: bool = False
+    float_means: NDArray[np.float32] | None = None
+    int8_means: NDArray[np.float32] | None = None
     bias: NDArray[np.float32] | NDArray[np.int32] | None = None
     weight_quantization: Quantization | None = None
 
