@@ -44,6 +44,8 @@ from fedmote_convert.cut import cut_at
 from fedmote_convert.passes import run_passes
 
 _LEVELS = 255
+# Layouts of weights (fold.bind) whose torch order the layers here take.
+_LAYOUTS = ("conv1d", "conv2d", "depthwise1d", "depthwise2d", "linear", "linear_chw", "pixel_linear")
 
 
 class FakeQuantized(nn.Module):
@@ -72,7 +74,9 @@ class FakeQuantized(nn.Module):
         self._template = with_weight_bits(template, self.weight_bits)
         self._head = split.head
         _check(self._template)
-        seen = observe(bind(template, captured.tensors), arrange(x, layout_of(x.shape[1:]), graph_shape(x.shape[1:])))
+        layout = captured.input_layout or layout_of(x.shape[1:])
+        self._is_channels_first = layout == layout_of(x.shape[1:])
+        seen = observe(bind(template, captured.tensors), arrange(x, layout, graph_shape(x.shape[1:], layout)))
         self._points = observation_points(template)
         limits = torch.tensor([seen[name] for name in self._points])
         self.low = nn.Parameter(limits[:, 0].clamp(max=0))
@@ -107,59 +111,74 @@ class FakeQuantized(nn.Module):
         """What the int8 encoder makes of samples (N, ...), as real numbers (N, D)."""
         graph = self._template
         limits = {name: (self.low[number], self.high[number]) for number, name in enumerate(self._points)}
-        low, high = self._input_range
-        limits[graph.input] = (torch.tensor(low), torch.tensor(high))
-        arranged = x.movedim(1, -1).reshape(len(x), *graph.activations[graph.input].shape[1:])
+        limits[graph.input] = (torch.tensor(self._input_range[0]), torch.tensor(self._input_range[1]))
+        channels_last = x.movedim(1, -1) if self._is_channels_first else x
+        arranged = channels_last.reshape(len(x), *graph.activations[graph.input].shape[1:])
         values = {graph.input: fake_quantize(arranged, *limits[graph.input])}
+        scales = {name: _scale(low.clamp(max=0), high.clamp(min=0)) for name, (low, high) in limits.items()}
         for op in graph.ops:
-            out = _clamp(_run(graph, op, values, state), op.activation)
+            out = _clamp(_run(graph, op, values, state, scales), op.activation)
             fixed = fixed_quantization(op.kind)
             if fixed is not None:
-                scale, zero_point = float(fixed.scale[0]), int(fixed.zero_point[0])
-                out = _round(out / scale).clamp(-128 - zero_point, 127 - zero_point) * scale
-            elif is_tied(op) and op.inputs[0] in limits:
-                limits[op.output] = limits[op.inputs[0]]
-            if op.output in limits:  # of tied ones, an average makes new values, all others are rounded already
+                scales[op.output], zero_point = torch.from_numpy(fixed.scale), int(fixed.zero_point[0])
+                out = _round(out / scales[op.output]).clamp(-128 - zero_point, 127 - zero_point) * scales[op.output]
+            elif is_tied(op):
+                scales[op.output] = scales[op.inputs[0]]
+                # An average makes new values, in the old scale; they stay inside the old range.
+                out = _round(out / scales[op.output]) * scales[op.output]
+            else:
                 out = fake_quantize(out, *limits[op.output])
             values[op.output] = out
         return values[graph.output].reshape(len(x), -1)
 
 
-class _Round(torch.autograd.Function):
-    """Half away from zero; the gradient passes straight through."""
+class _StraightThrough(torch.autograd.Function):
+    """Rounded values in place of exact ones, with the gradient of the exact ones."""
 
     @staticmethod
-    def forward(context: object, values: Tensor) -> Tensor:
-        return torch.trunc(values + torch.copysign(torch.full_like(values, 0.5), values))
+    def forward(context: object, exact: Tensor, rounded: Tensor) -> Tensor:
+        return rounded.view_as(rounded)
 
     @staticmethod
-    def backward(context: object, gradient: Tensor) -> Tensor:
-        return gradient
+    def backward(context: object, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient, None
+
+
+def _straight_through(exact: Tensor, rounded: Tensor) -> Tensor:
+    values: Tensor = _StraightThrough.apply(exact, rounded.detach())  # type: ignore[no-untyped-call]  # torch's own
+    return values
 
 
 def _round(values: Tensor) -> Tensor:
-    rounded: Tensor = _Round.apply(values)  # type: ignore[no-untyped-call]  # torch's own
-    return rounded
+    """Half away from zero."""
+    return _straight_through(values, torch.trunc(values + torch.copysign(torch.full_like(values, 0.5), values)))
+
+
+def _scale(low: Tensor, high: Tensor) -> Tensor:
+    """The step of a range that holds zero, float32 as `activation_quantization` has it."""
+    return ((high.double() - low.double()) / _LEVELS).float().clamp(min=torch.finfo(torch.float32).tiny)
 
 
 def fake_quantize(values: Tensor, low: Tensor, high: Tensor) -> Tensor:
     """Values as int8 with the range [low, high] holds them, which is widened to hold zero exactly.
 
-    Gradients reach the values that are not clipped, and both ends.
+    Gradients reach the values that are not clipped, and of those that are the end that clips them.
     """
     low, high = low.clamp(max=0), high.clamp(min=0)
-    scale = ((high.double() - low.double()) / _LEVELS).float().clamp(min=torch.finfo(torch.float32).tiny)
-    zero_point = torch.floor(-128 - low.detach().double() / scale.detach().double() + 0.5).clamp(-128, 127).float()
-    return _round(values / scale).clamp(-128 - zero_point, 127 - zero_point) * scale
+    scale = _scale(low, high)
+    exact = -128 - low.double() / scale.double()
+    zero_point = _straight_through(exact, torch.floor(exact + 0.5).clamp(-128, 127)).float()
+    steps = torch.minimum(torch.maximum(_round(values / scale), -128 - zero_point), 127 - zero_point)
+    return steps * scale
 
 
-def fake_quantize_weights(weights: Tensor, bits: int) -> Tensor:
-    """Weights (O, ...) float64 as a symmetric integer of `bits` bits per output channel holds them, float32."""
+def fake_quantize_weights(weights: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Weights (O, ...) float64 as integers of `bits` bits with a scale per output channel hold them, float32; and scales (O,)."""
     limit = 2 ** (bits - 1) - 1
     largest = weights.detach().abs().reshape(len(weights), -1).amax(dim=1)
     scales = (largest / limit).float().clamp(min=torch.finfo(torch.float32).tiny).double()
-    scales = scales.reshape(-1, *[1] * (weights.ndim - 1))
-    return (_round(weights / scales).clamp(-limit, limit) * scales).float()
+    by_channel = scales.reshape(-1, *[1] * (weights.ndim - 1))
+    return (_round(weights / by_channel).clamp(-limit, limit) * by_channel).float(), scales
 
 
 def _check(template: Graph) -> None:
@@ -168,36 +187,50 @@ def _check(template: Graph) -> None:
         if op.kind not in _RUNNERS and op.kind not in WEIGHTED:
             reason = f"{op.kind} in a quantization-aware training"
             raise UnsupportedOpError(op.name, reason, f"train what is made of {', '.join((*WEIGHTED, *_RUNNERS))}")
+        if op.pad_value is not None or (op.kind is OpKind.AVERAGE_POOL_2D and op.padding != "VALID"):
+            raise UnsupportedOpError(op.name, "such padding in a quantization-aware training", "pad convolutions, with zeros")
+        source = op.source
+        if source is None:
+            continue
+        is_plain = not source.input_norm and all(norm.weight is not None for norm in source.batch_norm)
+        if source.layout not in _LAYOUTS or not is_plain:
+            hint = "give every layer weights of its own, and batch normalisations parameters and a place right behind a layer"
+            raise UnsupportedOpError(op.name, "weights of this kind in a quantization-aware training", hint)
 
 
-def _weights(op: Op, state: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Folded weights in torch's order, rounded, and the bias; float64 until they are rounded, as `fold.bind`."""
+def _weights(op: Op, state: Mapping[str, Tensor], input_scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Folded weights in torch's order and the bias, both rounded; float64 until then, as `fold.bind`."""
     source = op.source
     assert source is not None  # templates of torch modules name the weights of all operators
     weight = state[source.weight].double()
     bias = weight.new_zeros(len(weight)) if source.bias is None else state[source.bias].double()
     for norm in source.batch_norm:
+        assert norm.weight is not None and norm.bias is not None  # _check
         factor = state[norm.weight].double() / torch.sqrt(state[norm.running_var].double() + norm.eps)
         weight = weight * factor.reshape(-1, *[1] * (weight.ndim - 1))
         bias = (bias - state[norm.running_mean].double()) * factor + state[norm.bias].double()
     if source.chw is not None:
         weight = weight[:, torch.from_numpy(channels_last_columns(source.chw))]
-    return fake_quantize_weights(weight, op.weight_bits), bias.float()
+    rounded, scales = fake_quantize_weights(weight, op.weight_bits)
+    steps = input_scale.detach().double() * scales
+    return rounded, (_round(bias / steps) * steps).float()
 
 
-def _run(graph: Graph, op: Op, values: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> Tensor:
-    """An operator before its activation, in float32."""
+def _run(graph: Graph, op: Op, values: Mapping[str, Tensor], state: Mapping[str, Tensor], scales: Mapping[str, Tensor]) -> Tensor:
+    """An operator before its activation, in float32; `scales` are those of the activations."""
     x = values[op.inputs[0]]
     if op.kind is OpKind.FULLY_CONNECTED:
-        weight, bias = _weights(op, state)
+        weight, bias = _weights(op, state, scales[op.inputs[0]])
         return F.linear(x.reshape(-1, weight.shape[1]), weight, bias).reshape(len(x), *graph.activations[op.output].shape[1:])
     if op.kind in WEIGHTED:
-        return _convolve(op, x, *_weights(op, state))
-    return _RUNNERS[op.kind](graph, op, values)
+        return _convolve(op, x, *_weights(op, state, scales[op.inputs[0]]))
+    out: Tensor = _RUNNERS[op.kind](graph, op, values)
+    return out
 
 
 def _convolve(op: Op, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    weight = weight.unsqueeze(2) if weight.ndim == 3 else weight
+    if weight.ndim < 4:  # a sequence has height 1; a dense layer over pixels reads one at a time
+        weight = weight.unsqueeze(2) if weight.ndim == 3 else weight[:, :, None, None]
     window = window_of(op, (1, *x.shape[1:]))
     padded = F.pad(x.movedim(-1, 1), (window.pad_left, window.pad_right, window.pad_top, window.pad_bottom))
     groups = x.shape[-1] // weight.shape[1]
@@ -215,9 +248,12 @@ def _binary(graph: Graph, op: Op, values: Mapping[str, Tensor]) -> Tensor:
 
 
 def _pool(graph: Graph, op: Op, values: Mapping[str, Tensor]) -> Tensor:
-    x = values[op.inputs[0]].movedim(-1, 1)
+    source = values[op.inputs[0]]
+    x = source.movedim(-1, 1)
     if op.kind is OpKind.MAX_POOL_2D:
-        return F.max_pool2d(x, op.kernel, op.stride).movedim(1, -1)
+        window = window_of(op, (1, *source.shape[1:]))
+        pads = (window.pad_left, window.pad_right, window.pad_top, window.pad_bottom)
+        return F.max_pool2d(F.pad(x, pads, value=-torch.inf), op.kernel, op.stride).movedim(1, -1)
     return F.avg_pool2d(x, op.kernel, op.stride).movedim(1, -1)
 
 

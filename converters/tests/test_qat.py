@@ -124,8 +124,8 @@ def test_gradients_reach_values_inside_and_the_ends_for_those_outside():
     fake_quantize(values, low, high).sum().backward()
 
     assert values.grad.tolist() == [0.0, 1.0, 0.0]
-    assert high.grad.item() == pytest.approx(1.0, abs=0.6)
-    assert high.grad.item() - low.grad.item() != 0
+    assert high.grad.item() == pytest.approx(1.0, abs=0.01)  # the value inside adds its rounding error, a share of 255 steps
+    assert low.grad.item() == pytest.approx(1.0, abs=0.01)
 
 
 def test_an_operator_that_cannot_be_trained_here_is_refused():
