@@ -66,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
     board = Board.load(options.board)
     skipped: list[str] = []
     if options.subject == "head":
-        rows = [_head_row(board, counts) for counts in count_head(board)]
+        rows = [_head_row(board, counts) for counts in count_head(board, skipped)]
     else:
         rows = [_kernel_row(board, name, counts) for name, counts in _count_models(options.model, board, skipped)]
     if options.json:
