@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`fedmote bench`: instruction counts of kernels and of the head, beside those of others; whether boards compute right; and the
-tables by which instructions are predicted.
-"""
+"""`fedmote bench`: instruction counts of kernels and of the head, tables that predict them, and whether boards compute right."""
 
 from __future__ import annotations
 

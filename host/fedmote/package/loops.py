@@ -86,7 +86,7 @@ class Axis:
     @property
     def is_whole(self) -> NDArray[np.bool_]:
         """Whether no tap of a window lies in the padding."""
-        return self.taps == self.kernel
+        return np.asarray(self.taps == self.kernel)
 
     @property
     def skipped(self) -> int:
