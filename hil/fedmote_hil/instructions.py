@@ -43,7 +43,7 @@ from fedmote_hil.probes import probe_graphs
 from fedmote_hil.sizes import compiler_version
 
 LIMIT = 0.05  # of a whole model's error
-PROBES = 60  # of each kind of operator
+PROBES = 80  # of each kind of operator
 _SIBLING_PROBES = 6
 _HELD_OUT_EVERY = 5
 _DIGITS = 3
@@ -96,9 +96,19 @@ def refresh(board: Board) -> None:
         _write(board, TABLE_FILE, {"counts_as": other.name, "operators": operators, **_origin(board)})
     else:
         _write(board, TABLE_FILE, asdict(measure(board)))
+    refresh_sizes(board)
+
+
+def refresh_sizes(board: Board) -> ImageBytes:
+    """Writes what a board's images take, and returns it.
+
+    Raises:
+        ConfigError, RigError: as `build.build`.
+    """
     sizes = measured_sizes(board)
     content = {"device_image_bytes": sizes.device, "run_image_bytes": sizes.run, "compiler": sizes.compiler}
     _write(board, SIZES_FILE, content)
+    return sizes
 
 
 def _origin(board: Board) -> dict[str, str]:
@@ -115,6 +125,11 @@ def measure(board: Board, probes: int = PROBES) -> Table:
     inference, samples = _samples(board, probe_graphs(board, probes))
     paths = {path: _fitted(found) for path, found in sorted(samples.items())}
     return Table(inference=inference, paths=paths, **_origin(board))
+
+
+def by_origin(names: Iterable[str]) -> list[Board]:
+    """Boards, those first whose tables are taken over by others."""
+    return sorted(map(Board.load, names), key=lambda board: sibling_of(board) is not None)
 
 
 def sibling_of(board: Board) -> Board | None:

@@ -16,7 +16,7 @@ from fedmote.package.file import Package
 from fedmote.package.instructions import is_stale
 from fedmote_hil.bench import HeadCounts, KernelCounts, count_head, count_kernels, counting_boards
 from fedmote_hil.exactness import compare
-from fedmote_hil.instructions import LIMIT, Comparison, compare_models, refresh
+from fedmote_hil.instructions import LIMIT, Comparison, by_origin, compare_models, refresh, refresh_sizes
 from fedmote_hil.models import measured_models, whole_encoder
 from fedmote_hil.peers import HEAD, KERNELS, NO_FIGURE, Figure
 
@@ -47,7 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "instructions", help="measure the tables that predict instructions; exit status 1 if they are off"
     )
     instructions.add_argument("--board", default=_DEFAULT_BOARD, metavar="BOARD|all", help=", ".join(counting_boards()))
-    instructions.add_argument("--check", action="store_true", help="write nothing: compare the tables that are there")
+    scope = instructions.add_mutually_exclusive_group()
+    scope.add_argument("--sizes", action="store_true", help="measure the flash that images take, nothing else")
+    scope.add_argument("--check", action="store_true", help="write nothing: compare the tables that are there")
     instructions.add_argument("--json", action="store_true", help="one JSON object on standard output")
     exactness = subjects.add_parser("exactness", help="bytes of random graphs; exit status 1 if one differs")
     exactness.add_argument("--graphs", type=int, default=200, metavar="N", help="how many (default: 200)")
@@ -96,20 +98,20 @@ def _compare_boards(options: argparse.Namespace) -> int:
 
 def _predict_models(options: argparse.Namespace) -> int:
     """The tables of boards, measured unless they are only checked, and whole models as they are predicted and as counted."""
+    boards = by_origin(counting_boards()) if options.board == "all" else [Board.load(options.board)]
+    if options.sizes:
+        return _measure_sizes(boards, options.json)
     rows: list[Row] = []
     skipped: list[str] = []
-    for name in counting_boards() if options.board == "all" else [options.board]:
-        board = Board.load(name)
+    for board in boards:
         if not options.check:
             refresh(board)
         elif is_stale(board):
-            raise ConfigError(
-                f"board {name}: its kernels have changed since they were counted; run: fedmote bench instructions --board {name}"
-            )
+            command = f"fedmote bench instructions --board {board.name}"
+            raise ConfigError(f"board {board.name}: its kernels have changed since they were counted; run: {command}")
         found = [_prediction_row(board, comparison) for comparison in compare_models(board, skipped)]
         if not options.json:
-            columns = ("board", "model", "predicted", "counted", "error_percent", "worst_operator", "worst_difference")
-            sys.stdout.write("\n".join(_table(columns, found)) + "\n\n")
+            sys.stdout.write("\n".join(_table(_PREDICTION_COLUMNS, found)) + "\n\n")
             sys.stdout.flush()
         rows += found
     if options.json:
@@ -117,6 +119,16 @@ def _predict_models(options: argparse.Namespace) -> int:
     else:
         sys.stdout.write("".join(f"skipped: {reason}\n" for reason in skipped))
     return int(any(abs(row["error_percent"]) > 100 * LIMIT for row in rows))
+
+
+def _measure_sizes(boards: list[Board], is_json: bool) -> int:
+    rows = []
+    for board in boards:
+        sizes = refresh_sizes(board)
+        rows.append({"board": board.name, "device_image_bytes": sizes.device, "run_image_bytes": sizes.run})
+    sys.stdout.write(json.dumps({"rows": rows}) if is_json else "\n".join(_table(tuple(rows[0]), rows)))
+    sys.stdout.write("\n")
+    return 0
 
 
 def _prediction_row(board: Board, comparison: Comparison) -> Row:
@@ -202,6 +214,7 @@ def _compare(values: Mapping[str, int], figures: Mapping[str, Figure]) -> list[R
     ]
 
 
+_PREDICTION_COLUMNS = ("board", "model", "predicted", "counted", "error_percent", "worst_operator", "worst_difference")
 _KERNEL_COLUMNS = (
     *("model", "kernels", "macs", "instructions", "instructions_per_mac", "verification_instructions", "startup_instructions"),
     *("arena_bytes", "flash_bytes", "stack_bytes"),
