@@ -157,6 +157,44 @@ def count_kernels(board: Board | str, package: Package) -> KernelCounts:
         RigError: a tool is missing, or the build fails.
     """
     board = _counting_board(board)
+    measured = _count(board, package)
+    return KernelCounts(
+        kernels=_variant(measured.image),
+        instructions=measured.instructions,
+        macs=package.header.macs,
+        operators=measured.operators,
+        verification=measured.verification,
+        startup=measured.startup,
+        arena_bytes=measured.arena_bytes,
+        flash_bytes=runtime_flash(board, {opcode for _, opcode, _ in measured.operators}),
+        stack_bytes=measured.stack_bytes,
+    )
+
+
+def count_operators(board: Board | str, package: Package) -> tuple[int, tuple[int, ...]]:
+    """Instructions of one inference of a package, and of each of its operators as an inference of its own.
+
+    Raises:
+        ConfigError, DoesNotFitError, DeviceError, RigError: as `count_kernels`.
+    """
+    measured = _count(_counting_board(board), package)
+    return measured.instructions, tuple(count for _, _, count in measured.operators)
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """What a board said of one inference, and the image that said it; attributes as of `KernelCounts`."""
+
+    image: Image
+    instructions: int
+    operators: tuple[tuple[str, Opcode, int], ...]
+    verification: int
+    startup: int
+    arena_bytes: int
+    stack_bytes: int
+
+
+def _count(board: Board, package: Package) -> _Measured:
     _check_fit(board, package)
     x = random_samples(package.graph, 1, 0)
     units = compile_graph(package.graph, board.arrangement).units
@@ -173,19 +211,9 @@ def count_kernels(board: Board | str, package: Package) -> KernelCounts:
         raise DeviceError(f"board {board.name} counted {op_count} operators of {len(units)}")
     if blob[words_bytes:] != run_int8(package.graph, x).tobytes():
         raise DeviceError(f"board {board.name} computed other features than the host; nothing was measured")
-    return KernelCounts(
-        kernels=_variant(image),
-        instructions=first,
-        macs=package.header.macs,
-        operators=tuple(
-            (name, opcode, clock.instructions(count)) for (name, opcode, _, _), count in zip(units, each, strict=True)
-        ),
-        verification=clock.instructions(verification),
-        startup=clock.instructions(startup),
-        arena_bytes=arena + structs,
-        flash_bytes=runtime_flash(board, {opcode for _, opcode, _, _ in units}),
-        stack_bytes=stack,
-    )
+    operators = tuple((name, opcode, clock.instructions(count)) for (name, opcode, _, _), count in zip(units, each, strict=True))
+    startup = clock.instructions(startup)
+    return _Measured(image, first, operators, clock.instructions(verification), startup, arena + structs, stack)
 
 
 def count_head(board: Board | str, skipped: list[str] | None = None) -> list[HeadCounts]:

@@ -187,7 +187,7 @@ def _key(board: Board, options: _Options, compiler: str) -> str:
     digest.update(version)
     for pattern in _SOURCE_PATTERNS:
         for path in sorted(root.glob(pattern)):
-            if path.is_file():
+            if path.is_file() and path.suffix != ".json":  # what was measured of images is no part of them
                 content = path.read_bytes()
                 digest.update(f"{path.relative_to(root)}\0{len(content)}\0".encode())
                 digest.update(content)

@@ -47,9 +47,11 @@ def test_counts_of_one_package_do_not_change_and_operators_add_up(board):
     package = encoder_package(random_int8_graph(3), Board.load(board), "specimen")
     counts = bench.count_kernels(board, package)
     assert counts == bench.count_kernels(board, package)
-    alone = sum(count for _, _, count in counts.operators)
-    # Stopping in front of the next operator costs a call and a reading of its record.
-    assert 0 <= alone - counts.instructions <= 600 * len(counts.operators)
+    # Each operator alone is an inference of its own, whose call and return are counted again.
+    alone, repeated = sum(count for _, _, count in counts.operators), len(counts.operators) - 1
+    assert 0 < alone - counts.instructions <= 60 * repeated
+    # A core without a divider shares out what is left of its budget in loops of different length.
+    assert (alone - counts.instructions) % repeated == 0 or Board.load(board).core == "cortex-m0"
 
 
 @emulator_test
