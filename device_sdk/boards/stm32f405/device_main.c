@@ -64,6 +64,7 @@ static const struct fedmote_port port = {
     .hash = FEDMOTE_PORT_HASH,
     .operators = operators,
     .arithmetic = &FEDMOTE_BOARD_ARITHMETIC,
+    .patching = &fedmote_difference_patching,
 };
 
 /* A status as decimal digits; its name is in fedmote_schema.h. */

@@ -86,6 +86,7 @@ enum fedmote_event {
     FEDMOTE_EVENT_REFUSED,     /* status, negative: the peer said no */
     FEDMOTE_EVENT_ERROR,       /* status, negative; fedmote_status() says where */
     FEDMOTE_EVENT_CACHE_LOST,  /* status, negative: the cache region failed; what it does not hold is encoded again */
+    FEDMOTE_EVENT_DIFFERENCE_LOST, /* status, negative: it makes no package here; the whole one is fetched */
 };
 
 /* A picture of the device, filled by fedmote_status(). */
@@ -113,7 +114,7 @@ struct fedmote {
     union {
         void *pointer;
         uint64_t word;
-        uint8_t bytes[760 + 40 * sizeof(void *)];
+        uint8_t bytes[768 + 40 * sizeof(void *)];
     } inside;
 };
 
