@@ -176,7 +176,7 @@ static void choose(struct fedmote_client *client) {
     } else if (is_there) {
         begin_head(client);
     } else if (!client->port->patching || !client->port->patching->begin(client)) {
-        client->fetch = FEDMOTE_FETCH_ERASE;
+        erase(client);
     }
 }
 
