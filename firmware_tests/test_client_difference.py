@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Packages that come as differences: made out of the installed one, verified, installed; or, whatever goes wrong, fetched whole."""
+"""Packages that come as differences: made out of the installed one, verified, installed; or else fetched whole."""
 
 from __future__ import annotations
 

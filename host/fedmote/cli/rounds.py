@@ -19,6 +19,8 @@ EXAMPLES = """examples:
   fedmote rounds show 3 --state state --json            one round, of the run in the directory state
 """
 
+# What a participant was sent in the round, bytes of chunks: of a package, of a difference in its place, and so on.
+_SERVED = ("package_bytes", "difference_bytes", "head_bytes", "checkpoint_bytes")
 _COLUMNS = ("round", "phase", "state", "reported", "expected", "checkpoint", "accuracy", "seconds", "missing")
 
 
@@ -68,7 +70,7 @@ def _show(ledger: Ledger, number: int, directory: Path, is_json: bool) -> None:
         write_json({**result.to_json(), "refusals": list(noes)})
         return
     say(result.words())
-    names = ("participant", "role", "attempt", "num_examples", "trained", "sent", "discarded")
+    names = ("participant", "role", "attempt", "num_examples", "trained", "sent", "discarded", *_SERVED)
     write_table(names, [[update.get(name) for name in names] for update in result.updates])
     for who, why in result.missing.items():
         say(f"missing: {who} ({why})")

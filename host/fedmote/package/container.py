@@ -48,6 +48,11 @@ def package_hash(head: bytes, rest: bytes) -> bytes:
     return hashlib.blake2b(head + rest, digest_size=HASH_BYTES).digest()
 
 
+def hash_of(package: bytes) -> bytes:
+    """The hash in a package's header: the `model_hash` of a device form."""
+    return package[_HASH_START:HEADER_BYTES]
+
+
 def split_sections(data: bytes) -> dict[int, bytes]:
     """Checks the container and takes it apart.
 

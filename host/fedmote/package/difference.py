@@ -4,13 +4,13 @@
     header (88 bytes): whose difference, and what it makes        segments: where the next bytes have their base
     body: one range-coded stream                                  bytes: each as its change against its base
 
-Round after round a package keeps its plan, its length and where everything lies in it, while nearly every weight moves by a few steps
-of int8. So what has to be coded is many small numbers and few equal bytes, which an entropy coder does well and copy instructions
-do not. The statistics are learnt on the way: how large the changes of a lane (the offset modulo three words) were of late
-chooses the probabilities, since a channel's weights move alike, and so do the same bytes of float32 and of int32 words.
+From round to round a package keeps its plan, its length and where everything lies in it, while nearly every weight moves by a
+few steps of int8. So what has to be coded is many small numbers and few equal bytes, which an entropy coder does well and copy
+instructions do not. The statistics are learnt on the way: how large the changes of a lane (the offset modulo three words) were of
+late chooses the probabilities, since a channel's weights move alike, and so do the same bytes of float32 and int32 words.
 
-Source: G. N. N. Martin, "Range encoding: an algorithm for removing redundancy from a digitised message", 1979; the adaptive binary
-form, with a shift for a learning rate, is that of LZMA.
+Source: G. N. N. Martin, "Range encoding: an algorithm for removing redundancy from a digitised message", 1979; the adaptive
+binary form, with a shift for a learning rate, is that of LZMA.
 """
 
 from __future__ import annotations
@@ -63,7 +63,8 @@ class DifferenceHeader:
             PackageError: with DIFFERENCE or CRC.
         """
         if len(difference) < HEADER.size + _CODE_BYTES:
-            raise PackageError(f"{len(difference)} bytes are no difference: its header alone has {HEADER.size}", Status.DIFFERENCE)
+            message = f"{len(difference)} bytes are no difference: the header alone has {HEADER.size}"
+            raise PackageError(message, Status.DIFFERENCE)
         magic, form, reserved, *fields = HEADER.unpack_from(difference)
         if magic != MAGIC:
             raise PackageError(f"no difference: it begins with {magic!r}, not {MAGIC!r}", Status.DIFFERENCE)
@@ -82,11 +83,13 @@ def make_difference(base: bytes, target: bytes) -> bytes:
     """The difference that makes `target` out of `base`; the same arguments give the same bytes.
 
     Args:
-        base, target: device forms.
+        base: a device form; what a device has.
+        target: a device form; what it is to make.
 
     Raises:
         PackageError: one of them is no package.
     """
+    base, target = _own_bytes(base), _own_bytes(target)
     encoder = _Encoder()
     change = _Changes(encoder)
     for length, source in _segments(base, target):
@@ -96,7 +99,7 @@ def make_difference(base: bytes, target: bytes) -> bytes:
             change.put(new - old & 0xFF)
     body = encoder.finish()
     size = HEADER.size + len(body)
-    words = (MAGIC, FORMAT, 0, size, 0, _hash_of(base), _hash_of(target), len(target), len(base))
+    words = (MAGIC, FORMAT, 0, size, 0, container.hash_of(base), container.hash_of(target), len(target), len(base))
     blank = HEADER.pack(*words) + body
     return blank[:12] + struct.pack("<I", _checksum(blank)) + blank[16:]
 
@@ -113,14 +116,13 @@ def apply_difference(base: bytes, difference: bytes) -> bytes:
             difference is damaged, or was never one.
     """
     header = DifferenceHeader.read(difference)
-    container.section_spans(base)
-    if (header.base_hash, header.base_size) != (_hash_of(base), len(base)):
-        found, wanted = _hash_of(base).hex()[:8], header.base_hash.hex()[:8]
+    base = _own_bytes(base)
+    if (header.base_hash, header.base_size) != (container.hash_of(base), len(base)):
+        found, wanted = container.hash_of(base).hex()[:8], header.base_hash.hex()[:8]
         message = f"the difference starts from package {wanted}... of {header.base_size} bytes, this is {found}... of {len(base)}"
         raise PackageError(message, Status.DIFFERENCE_BASE)
     target = _decode(base, difference[HEADER.size :], header.target_size)
-    container.section_spans(target)
-    if _hash_of(target) != header.target_hash:
+    if _own_bytes(target) != target or container.hash_of(target) != header.target_hash:
         raise PackageError("the difference makes another package than its header says", Status.PACKAGE_HASH)
     return target
 
@@ -129,8 +131,10 @@ def _checksum(difference: bytes) -> int:
     return zlib.crc32(difference[16:], zlib.crc32(difference[:12]))
 
 
-def _hash_of(package: bytes) -> bytes:
-    return package[16 : container.HEADER_BYTES]
+def _own_bytes(package: bytes) -> bytes:
+    """A package without what lies behind it in a slot; PackageError where there is none."""
+    container.section_spans(package)
+    return package[: int.from_bytes(package[8:12], "little")]
 
 
 # ---- segments -------------------------------------------------------------------------------------------------------
@@ -238,7 +242,7 @@ class _Changes:
 
 
 class _Model:
-    """Probabilities (of 65536) that a magnitude has no more bits, and how many bits those of each lane had of late, in sixteenths."""
+    """Probabilities, of 65536, that a magnitude has no more bits; and how many those of each lane had of late, in sixteenths."""
 
     def __init__(self) -> None:
         self._classes = [[_ONE_HALF] * _LENGTHS for _ in range(_CLASSES)]
