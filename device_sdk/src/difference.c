@@ -6,17 +6,18 @@
 #include "little_endian.h"
 
 enum {
-    /* Fields of the header by their offsets. The base's hash lies where a package has its own. */
+    /* Fields of the header by their offsets. */
     SIZE_AT = 8,
-    CRC_AT = 12,
     BASE_HASH_AT = 16,
     TARGET_HASH_AT = 48,
     TARGET_SIZE_AT = 80,
     BASE_SIZE_AT = 84,
     HEADER_BYTES = 88,
-    CODE_BYTES = 4, /* the range coder's first bytes */
+    CODE_BYTES = FEDMOTE_DIFFERENCE_FIRST - HEADER_BYTES, /* the range coder's first ones */
     /* Fields of a package. */
     PACKAGE_SIZE_AT = 8,
+    PACKAGE_HASH_AT = 16,
+    HASH_BYTES = 32,
     /* Of the code. */
     RATE = 5, /* a decision moves its probability by 1/32 of the way */
     SEGMENT_BITS = 64,
@@ -52,40 +53,26 @@ void fedmote_difference_begin(struct fedmote_difference *difference, const uint8
 /* ---- header -------------------------------------------------------------------------------------------------------
  */
 
-static uint8_t byte_of(uint32_t number, uint32_t index) { return (uint8_t)(number >> 8 * index); }
-
-/* What the header has at an offset; what the checksum says is believed. */
-static uint8_t expected(const struct fedmote_difference *difference, uint32_t at, uint8_t found) {
-    if (at < SIZE_AT) {
-        return beginning[at];
+/* Takes the header and the range coder's first bytes, which the first piece holds. The checksum is believed. */
+static int32_t take_header(struct fedmote_difference *difference, struct input *input) {
+    const uint8_t *header = input->bytes + input->at;
+    const uint8_t *base = difference->base;
+    if (input->size - input->at < HEADER_BYTES + CODE_BYTES || memcmp(header, beginning, sizeof beginning) != 0 ||
+        fedmote_load_u32(header + SIZE_AT) != difference->size ||
+        memcmp(header + TARGET_HASH_AT, difference->target_hash, HASH_BYTES) != 0 ||
+        fedmote_load_u32(header + TARGET_SIZE_AT) != difference->target_size) {
+        return FEDMOTE_ERR_DIFFERENCE;
     }
-    if (at < CRC_AT) {
-        return byte_of(difference->size, at - SIZE_AT);
+    if (memcmp(header + BASE_HASH_AT, base + PACKAGE_HASH_AT, HASH_BYTES) != 0 ||
+        fedmote_load_u32(header + BASE_SIZE_AT) != fedmote_load_u32(base + PACKAGE_SIZE_AT)) {
+        return FEDMOTE_ERR_DIFFERENCE_BASE;
     }
-    if (at < BASE_HASH_AT) {
-        return found;
+    for (uint32_t i = 0; i < CODE_BYTES; i++) {
+        difference->code = difference->code << 8 | header[HEADER_BYTES + i];
     }
-    if (at < TARGET_HASH_AT) {
-        return difference->base[at];
-    }
-    if (at < TARGET_SIZE_AT) {
-        return difference->target_hash[at - TARGET_HASH_AT];
-    }
-    return at < BASE_SIZE_AT ? byte_of(difference->target_size, at - TARGET_SIZE_AT)
-                             : difference->base[PACKAGE_SIZE_AT + at - BASE_SIZE_AT];
-}
-
-static int32_t take_header_byte(struct fedmote_difference *difference, uint8_t byte) {
-    const uint32_t at = difference->taken++;
-    if (at >= HEADER_BYTES) {
-        difference->code = difference->code << 8 | byte;
-        return FEDMOTE_OK;
-    }
-    if (byte == expected(difference, at, byte)) {
-        return FEDMOTE_OK;
-    }
-    const bool is_of_base = (at >= BASE_HASH_AT && at < TARGET_HASH_AT) || at >= BASE_SIZE_AT;
-    return is_of_base ? FEDMOTE_ERR_DIFFERENCE_BASE : FEDMOTE_ERR_DIFFERENCE;
+    input->at += HEADER_BYTES + CODE_BYTES;
+    difference->taken = HEADER_BYTES + CODE_BYTES;
+    return FEDMOTE_OK;
 }
 
 /* ---- range coder --------------------------------------------------------------------------------------------------
@@ -235,14 +222,9 @@ int32_t fedmote_difference_decode(struct fedmote_difference *difference, const u
     if (difference->filled == FEDMOTE_DIFFERENCE_PAGE || difference->made == difference->target_size) {
         difference->filled = 0; /* it was written */
     }
-    int32_t status = FEDMOTE_OK;
-    while (status == FEDMOTE_OK && difference->taken < HEADER_BYTES + CODE_BYTES && input.at < size) {
-        status = take_header_byte(difference, bytes[input.at++]);
-    }
-    if (status == FEDMOTE_OK && difference->taken >= HEADER_BYTES + CODE_BYTES) {
+    int32_t status = difference->taken == 0 ? take_header(difference, &input) : FEDMOTE_OK;
+    if (status == FEDMOTE_OK) {
         status = decode_body(difference, &input);
-    } else if (status == FEDMOTE_OK && difference->taken == difference->size) {
-        status = FEDMOTE_ERR_DIFFERENCE; /* shorter than its header */
     }
     *at = input.at;
     return status;

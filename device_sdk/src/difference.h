@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * Decoder of differences (protocol/SPEC.md, section 9): makes a package out of another one and a stream of bytes. It
- * takes the stream in pieces of any size, reads the base in place, hands the target out in pages, in order, and knows
- * nothing of slots and messages. Whatever the stream holds, every byte that it asks for is one of the base, and it
- * makes no more bytes than the target has.
+ * takes the stream in pieces, of any size behind the header, reads the base in place, hands the target out in pages, in
+ * order, and knows nothing of slots and messages. Whatever the stream holds, every byte that it asks for is one of the
+ * base, and it makes no more bytes than the target has.
  *
  * The code is a binary range coder with adaptive probabilities (G. N. N. Martin, Range encoding, 1979; the form with
  * one comparison and a shift per decision is that of LZMA). Each byte is coded as the change against its base: how many
@@ -17,6 +17,7 @@
 
 enum {
     FEDMOTE_DIFFERENCE_FORMAT = 1,
+    FEDMOTE_DIFFERENCE_FIRST = 92,   /* bytes that the first piece of a stream has at least, unless it is all of it */
     FEDMOTE_DIFFERENCE_PAGE = 64,    /* bytes of the target that are handed out at once */
     FEDMOTE_DIFFERENCE_CLASSES = 3,  /* of the size of changes */
     FEDMOTE_DIFFERENCE_LENGTHS = 8,  /* decisions about the bits of a magnitude */
