@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import signal
 from pathlib import Path
@@ -44,7 +45,7 @@ def sent(result: dict[str, Any], device: str) -> list[tuple[int, int]]:
 def assert_differences_after_the_first(stage: Stage, result: dict[str, Any], device: str, board: str) -> None:
     """A package in the first round, differences from then on, and not a chunk more than they have."""
     forms = device_forms(stage, board, len(result["rounds"]))
-    differences = [len(make_difference(old, new)) for old, new in zip(forms, forms[1:], strict=False)]
+    differences = [len(make_difference(old, new)) for old, new in itertools.pairwise(forms)]
     assert sent(result, device) == [(len(forms[0]), 0), *((0, size) for size in differences)]
     assert all(size < len(form) for size, form in zip(differences, forms, strict=False))
     assert result["refusals"] == []
