@@ -43,7 +43,8 @@ def encode(base: bytes, target: bytes, segments: Sequence[tuple[int, int]]) -> b
         fraction.raw(length, 32)
         fraction.raw(source, 32)
         for offset in range(length):
-            change = (target[at] - base[source + offset] + 128) % 256 - 128
+            change = (target[at] - base[source + offset]) % 256
+            change -= 256 * (change > 128)
             size = abs(change).bit_length()
             group = min(means[at % 12] // 32, 2)
             for index in range(8):
