@@ -3,9 +3,9 @@
  * The decoder of differences under AddressSanitizer and UBSan. Base, pieces and target lie in heap blocks of exactly
  * their sizes, with red zones around them.
  *
- *     differences vectors             lines `base difference` in hex: prints `status target`, with the stream in pieces of
- *                                     1, 7, 64 and all bytes behind its first ones
- *     differences mutants N SEED BASE DIFFERENCE     N mutants of a difference; prints how many made a target, were refused
+ *     differences vectors             lines `base difference` in hex: prints `status target`, with the stream in pieces
+ * of 1, 7, 64 and all bytes behind its first ones differences mutants N SEED BASE DIFFERENCE     N mutants of a
+ * difference; prints how many made a target, were refused
  */
 #include <inttypes.h>
 #include <stdio.h>
@@ -124,8 +124,8 @@ static void run_vector(const char *line) {
     for (uint32_t i = 0; i < 4; i++) {
         struct blob target = {0};
         const int32_t status = decode(base, stream, pieces[i], &target);
-        if (i > 0 && (status != first_status ||
-                      (status == FEDMOTE_OK && memcmp(target.bytes, first.bytes, target.size) != 0))) {
+        if (i > 0 &&
+            (status != first_status || (status == FEDMOTE_OK && memcmp(target.bytes, first.bytes, target.size) != 0))) {
             fail("the result depends on the pieces");
         }
         if (i == 0) {

@@ -13,7 +13,7 @@
 /* What FEDMOTE_STATE_FETCH is doing. */
 enum fedmote_fetch {
     FEDMOTE_FETCH_CHOOSE, /* what to fetch */
-    FEDMOTE_FETCH_ERASE, /* for the whole package, after a difference that was of no use */
+    FEDMOTE_FETCH_ERASE,  /* for the whole package, after a difference that was of no use */
     FEDMOTE_FETCH_INSTALL,
     FEDMOTE_FETCH_BEGIN,
     FEDMOTE_FETCH_MODEL, /* from here on chunks are asked for */

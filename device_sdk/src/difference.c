@@ -192,8 +192,8 @@ static int32_t fill_page(struct fedmote_difference *difference, struct input *in
 
 /* The last byte is in: has the target come to its end with it? */
 static int32_t check_end(const struct fedmote_difference *difference) {
-    const bool is_whole = difference->made == difference->target_size && difference->code == 0 &&
-                          difference->range >= SMALLEST_RANGE;
+    const bool is_whole =
+        difference->made == difference->target_size && difference->code == 0 && difference->range >= SMALLEST_RANGE;
     return is_whole ? FEDMOTE_OK : FEDMOTE_ERR_DIFFERENCE;
 }
 

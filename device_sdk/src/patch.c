@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * The arena rests while a package is fetched: behind the link buffers lie the decoder and one window of chunks, as many
- * as there is room for, up to FEDMOTE_LIMIT_WINDOW. Chunks come in any order; when a window is complete it is worked off
- * from its first byte to its last, and the next one is asked for.
+ * as there is room for, up to FEDMOTE_LIMIT_WINDOW. Chunks come in any order; when a window is complete it is worked
+ * off from its first byte to its last, and the next one is asked for.
  */
 #include "patch.h"
 
@@ -92,8 +92,8 @@ static void decode(struct fedmote_client *client, struct patch *patch) {
     const uint32_t window = receiver->window * FEDMOTE_CHUNK_MAX;
     const uint32_t left = receiver->size - receiver->offset;
     uint32_t at = difference->taken - receiver->offset;
-    const int32_t status = fedmote_difference_decode(difference, client->arena + window_at(),
-                                                     left < window ? left : window, &at);
+    const int32_t status =
+        fedmote_difference_decode(difference, client->arena + window_at(), left < window ? left : window, &at);
     if (status < 0) {
         lose(client, status);
     } else if (status == FEDMOTE_BUSY) {

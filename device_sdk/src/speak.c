@@ -77,7 +77,8 @@ static void say_hello(struct fedmote_client *client) {
 }
 
 static bool is_fetching(const struct fedmote_client *client) {
-    return client->state == FEDMOTE_STATE_FETCH && client->receiver.missing != 0 && client->fetch >= FEDMOTE_FETCH_MODEL;
+    return client->state == FEDMOTE_STATE_FETCH && client->receiver.missing != 0 &&
+           client->fetch >= FEDMOTE_FETCH_MODEL;
 }
 
 static void say_get(struct fedmote_client *client) {
