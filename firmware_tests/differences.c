@@ -14,20 +14,9 @@
 
 #include "difference.h"
 #include "little_endian.h"
+#include "mutation.h"
 
 enum { LINE = 1 << 20, TARGET_AT = 48, TARGET_SIZE_AT = 80, HEADER = 88, TARGET_MAX = 1 << 22 };
-
-static uint64_t random_state;
-
-static uint32_t next_random(uint32_t below) {
-    random_state = random_state * UINT64_C(6364136223846793005) + UINT64_C(1442695040888963407);
-    return (uint32_t)(random_state >> 33) % below;
-}
-
-static void fail(const char *what) {
-    fprintf(stderr, "%s\n", what);
-    abort();
-}
 
 struct blob {
     uint8_t *bytes;
