@@ -14,6 +14,8 @@
 
 enum { STATE_ALIGN = 16 };
 
+typedef char fedmote_a_chunk_holds_the_first_bytes[FEDMOTE_CHUNK_MAX >= FEDMOTE_DIFFERENCE_FIRST ? 1 : -1];
+
 struct patch {
     struct fedmote_difference difference;
     bool is_erased;    /* the other slot: not before the header was found to be right */

@@ -127,7 +127,7 @@ struct fedmote {
 FEDMOTE_MUST_CHECK int32_t fedmote_init(struct fedmote *device, const struct fedmote_port *port,
                                         const struct fedmote_identity *identity, uint8_t *arena, uint32_t arena_bytes);
 
-/* Does one bounded piece of work: one frame in, one frame out, one flash operation or at most
+/* Does one bounded piece of work: one frame in, one frame out, one flash operation, one page of a difference or at most
  * FEDMOTE_MACS_PER_STEP multiply-accumulates. Call it for ever. Returns FEDMOTE_BUSY or FEDMOTE_IDLE, and never an
  * error: the device goes on by itself from all of them, and fedmote_status() tells. Three pieces exceed the bound, each
  * at most once per round: ranking (2 n log2 n comparisons; equal losses add up to n^2 / 2 reads of a bit), verifying a
