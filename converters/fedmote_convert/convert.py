@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 FLOAT_TOLERANCE = 1e-4
 
 Progress = Callable[[str], None]
+# The line of progress in front of the last step: what was made is complete, and is compared with the float module.
+COMPARING = "comparing with the float module"
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,7 @@ def convert(
     template, ranges = calibrate(template, captured.tensors, arranged, recipe or Recipe())
     packages = assemble(template, split.head, captured.tensors, ranges, boards, model_id, version, layout)
     _check_boards(packages, boards)
-    progress("comparing with the float module")
+    progress(COMPARING)
     features = run_float(bind(template, captured.tensors), arranged)
     quality = _measure(captured, x, y, features, split.head, next(iter(packages.values())))
     return Conversion(model_id, split, template, split.head, captured.tensors, ranges, packages, quality)
@@ -183,13 +185,13 @@ def _measure(
     deployed_features = run_features(package, x)
     deployed = logits_of(layers, deployed_features).argmax(axis=1)
     chosen = expected.argmax(axis=1)
-    quality = Quality(len(x), difference, _sqnr_db(features, deployed_features), float((deployed == chosen).mean()))
+    quality = Quality(len(x), difference, sqnr_db(features, deployed_features), float((deployed == chosen).mean()))
     if y is None:
         return quality
     return replace(quality, accuracy_float=float((chosen == y).mean()), accuracy_int8=float((deployed == y).mean()))
 
 
-def _sqnr_db(exact: NDArray[np.float32], rounded: NDArray[np.float32]) -> float:
+def sqnr_db(exact: NDArray[np.float32], rounded: NDArray[np.float32]) -> float:
     """Signal to noise ratio in dB; 200 where there is no noise, -200 where there is no signal."""
     signal = float(np.square(exact, dtype=np.float64).sum())
     noise = float(np.square(np.subtract(exact, rounded, dtype=np.float64)).sum())
