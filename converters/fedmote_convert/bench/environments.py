@@ -73,7 +73,7 @@ class Environment:
         if self.is_installed:
             return
         progress(f"installing {', '.join(self.requirements)} into {cache_directory(self.name)}, about {self.megabytes} MB")
-        venv.create(cache_directory(self.name), with_pip=True)
+        venv.create(cache_directory(self.name), symlinks=True, with_pip=True)
         command = [self.python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *self.requirements]
         done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
         if done.returncode != 0:
