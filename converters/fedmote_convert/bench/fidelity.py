@@ -160,7 +160,9 @@ def accuracy_kept(subject: Subject) -> Finding:
 def noise(subject: Subject) -> Finding:
     """F7: of the encoder's features on held-out samples, beside the peer's."""
     ours = sqnr_db(subject.exact_features, subject.kept(subject.outcomes[0]).features)
-    depth = sum(op.kind in (OpKind.CONV_2D, OpKind.DEPTHWISE_CONV_2D, OpKind.FULLY_CONNECTED) for op in subject.forms[0].graph.ops)
+    depth = sum(
+        op.kind in (OpKind.CONV_2D, OpKind.DEPTHWISE_CONV_2D, OpKind.FULLY_CONNECTED) for op in subject.forms[0].graph.ops
+    )
     limit = DEEP_SQNR_DB if depth > DEEP_LAYERS else SQNR_DB
     text, distance = f"{ours:.1f} dB of {limit:.0f}", ours - limit
     peer = subject.outcome(AEQ)
@@ -297,7 +299,9 @@ def _largest(number: str, subject: Subject, run: Callable[[Form], NDArray[np.int
     """The largest difference from TensorFlow Lite Micro over both forms; none is allowed."""
     differences = [largest_difference(run(form), form.judged) for form in subject.forms]
     outputs = sum(form.judged.size for form in subject.forms)
-    return Finding(number, subject.name, f"{max(differences)} LSB in {outputs:,} outputs", max(differences) == 0, max(differences))
+    return Finding(
+        number, subject.name, f"{max(differences)} LSB in {outputs:,} outputs", max(differences) == 0, max(differences)
+    )
 
 
 def _is_tied(ours: Content, theirs: Content) -> bool:

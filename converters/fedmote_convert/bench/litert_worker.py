@@ -55,8 +55,8 @@ def convert_pt2e(module: nn.Module, x: Samples) -> bytes:
     sample = (torch.from_numpy(x[:1]),)
     prepared = prepare_pt2e(torch.export.export(module, sample).module(), chooser)
     with torch.no_grad():
-        for one in torch.from_numpy(x).split(1):
-            prepared(one)
+        for one in torch.from_numpy(x):
+            prepared(one[None])
     quantized = finish(prepared, fold_quantize=False)
     configuration = quant_config.QuantConfig(pt2e_quantizer=chooser)
     return bytes(litert_torch.convert(quantized, sample, quant_config=configuration).model_content())

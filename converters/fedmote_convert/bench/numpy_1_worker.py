@@ -47,4 +47,8 @@ def convert(package: str, checkpoint: str, samples: str, output: str) -> None:
 
 
 if __name__ == "__main__":
-    {"run": run, "convert": convert}[sys.argv[1]](*sys.argv[2:])
+    mode, *paths = sys.argv[1:]
+    if mode == "run":
+        run(*paths)
+    else:
+        convert(*paths)

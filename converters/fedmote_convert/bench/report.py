@@ -11,6 +11,12 @@ from fedmote.cli.table import write_table
 from fedmote_convert.bench.fidelity import MEASURES, Finding, worst_of
 from fedmote_convert.bench.rows import Row, verdicts_of
 
+_ROW_COLUMNS = (
+    *("model", "stack", "seconds", "installs MB", "file B", "metric", "float", "int8", "SQNR dB", "C - TFLM"),
+    "extra operators",
+)
+_VERDICT_KEYS = ("model", "what", "measured", "limit", "aim", "verdict")
+_VERDICT_COLUMNS = {"limit": "at most"}
 _HOLDS = {True: "holds", False: "misses", None: "not measured"}
 
 
@@ -53,15 +59,12 @@ def text_of(report: dict[str, Any], is_detailed: bool) -> str:
     """
     out = io.StringIO()
     out.write("each row: one model by one stack, same weights and calibration samples; seconds of processor time, warm\n\n")
-    columns = ("model", "stack", "seconds", "installs MB", "file B", "metric", "float", "int8", "SQNR dB", "C - TFLM", "extra operators")
-    write_table(columns, [_cells(row) for row in report["rows"]], out)
+    write_table(_ROW_COLUMNS, [_cells(row) for row in report["rows"]], out)
     out.write("\nours against what is required\n\n")
-    columns = ("model", "what", "measured", "at most", "aim", "verdict")
-    keys = ("model", "what", "measured", "limit", "aim", "verdict")
-    write_table(columns, [[_figure(verdict[key]) for key in keys] for verdict in report["verdicts"]], out)
+    verdicts = [[_figure(verdict[key]) for key in _VERDICT_KEYS] for verdict in report["verdicts"]]
+    write_table([_VERDICT_COLUMNS.get(key, key) for key in _VERDICT_KEYS], verdicts, out)
     out.write("\nfidelity: the worst of the models that were measured\n\n")
-    columns = ("", "what", "limit", "measured", "model", "models", "")
-    write_table(columns, [_fidelity_cells(line) for line in report["fidelity"]], out)
+    write_table(("", "what", "limit", "measured", "model", "models", ""), [_line_cells(line) for line in report["fidelity"]], out)
     if is_detailed:
         out.write("\n")
         rows = [(line["number"], *_finding_cells(one)) for line in report["fidelity"] for one in line["findings"]]
@@ -99,7 +102,7 @@ def _figure(value: object) -> object:
     return f"{value:.3f}" if isinstance(value, float) else value
 
 
-def _fidelity_cells(line: dict[str, Any]) -> list[object]:
+def _line_cells(line: dict[str, Any]) -> list[object]:
     return [*(line[key] for key in ("number", "what", "limit", "measured", "model", "models")), _HOLDS[line["holds"]]]
 
 

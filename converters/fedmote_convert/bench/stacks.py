@@ -50,7 +50,8 @@ def run_ours(model: Model, repeats: int, directory: Path) -> Outcome:
     _write_job(model, directory)
     tflite, package = directory / "fedmote.tflite", directory / "fedmote.fmp"
     program = Path(__file__).with_name("fedmote_worker.py")
-    arguments = [model.entry.name, directory / "module.pt", directory / "calibration.npy", str(repeats), tflite, package]
+    files = [directory / "module.pt", directory / "calibration.npy"]
+    arguments = [model.entry.name, *files, str(repeats), tflite, package]
     said = _last_object(run_python(current_python(), program, arguments, our_packages()))
     seconds, checked = (statistics.median(said[key]) for key in ("seconds", "checked_seconds"))
     return Outcome(FEDMOTE, seconds, tflite.read_bytes(), True, checked, package.read_bytes())
@@ -65,7 +66,8 @@ def run_peer(stack: str, model: Model, repeats: int, directory: Path) -> Outcome
     _write_job(model, directory)
     tflite = directory / "peer.tflite"
     program = Path(__file__).with_name("litert_worker.py")
-    arguments = [_QUANTIZERS[stack], directory / "encoder.pt", directory / "calibration.npy", str(repeats), tflite]
+    files = [directory / "encoder.pt", directory / "calibration.npy"]
+    arguments = [_QUANTIZERS[stack], *files, str(repeats), tflite]
     said = _last_object(run_python(litert_torch().python, program, arguments, our_packages()))
     return Outcome(stack, statistics.median(said["seconds"]), tflite.read_bytes(), False)
 

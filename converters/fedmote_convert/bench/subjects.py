@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmote.lab.zoo.networks import without_head
+from fedmote.lab.zoo.networks import head_of, without_head
 from fedmote.lab.zoo.zoo import Model, outputs_of
 from fedmote.package.graph import Graph, OpKind
 from fedmote.package.quantize import dequantize_values, quantize_values
@@ -120,7 +120,9 @@ class Subject:
 
     def _form(self, name: str, graph: Graph, tflite: bytes) -> Form:
         real = channels_last(self.model.data.x_test)[:NUM_REAL]
-        quantized = quantize_values(graph.activations[graph.input], real.reshape(len(real), *graph.activations[graph.input].shape[1:]))
+        quantized = quantize_values(
+            graph.activations[graph.input], real.reshape(len(real), *graph.activations[graph.input].shape[1:])
+        )
         return Form(self.name, name, graph, tflite, int8_inputs(quantized, NUM_REAL, NUM_RANDOM), len(real))
 
     def content(self, outcome: Outcome) -> Content:
@@ -140,7 +142,7 @@ class Subject:
         made = run_tflite_micro(outcome.tflite, self.inputs(outcome)).reshape(len(data.x_test), -1)
         result = self.content(outcome).output
         features = dequantize_values(result.activation, made) if result.type == "INT8" else made.astype(np.float32)
-        head = self.model.module.head
+        head = head_of(self.model.module)
         outputs = features @ head.weight.detach().numpy().T + head.bias.detach().numpy()
         return Kept(
             entry.score(outputs, data.x_test, data.y_test), entry.agreement(self.exact_outputs, outputs, data.x_test), features

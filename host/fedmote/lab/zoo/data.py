@@ -97,7 +97,7 @@ def vibration() -> Data:
     """
     keys = ("x", "y", "scale_g", "load_hp", "class_names")
     content = _load("vibration_cwru_drive_end/windows.npz", keys)
-    x = _log_spectra(content["x"] * content["scale_g"][:, None])
+    x = _log_spectra(content["x"].astype(np.float64) * content["scale_g"].astype(np.float64)[:, None])
     is_normal = content["class_names"][content["y"]] == "normal"
     normal = np.flatnonzero(is_normal)
     train = normal[: 2 * len(normal) // 3]

@@ -2,18 +2,20 @@
 """Networks of the zoo beside `fedmote.lab.models`: those of MLPerf Tiny, and a MobileNetV2 for small images.
 
 Each function builds one module in evaluation mode with seeded parameters. All end with one `nn.Linear` called `head`: what
-is in front of it is the encoder, so that `without_head` gives other tools the same cut. Only torch is imported here: the
-environments of other converters load this file too.
+is in front of it is the encoder, so that `without_head` gives other tools the same cut. Beside torch nothing foreign
+is imported here: the environments of other converters load this file too.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
+from fedmote.errors import ConversionError
 from fedmote.lab.models import seeded
 
 
@@ -63,6 +65,14 @@ def without_head(module: nn.Module) -> nn.Module:
     encoder = copy.deepcopy(module)
     encoder.head = nn.Identity()
     return encoder.eval()
+
+
+def head_of(module: nn.Module) -> nn.Linear:
+    """The last layer of a module of the zoo."""
+    head = module.get_submodule("head")
+    if not isinstance(head, nn.Linear):
+        raise ConversionError(f"the head of {type(module).__name__} is {type(head).__name__}, expected one Linear")
+    return head
 
 
 def _convolution(
@@ -115,9 +125,7 @@ class _Residual(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
-        self.inner = nn.Sequential(
-            *_convolution(inputs, outputs, 3, stride), *_convolution(outputs, outputs, 3, activation=None)
-        )
+        self.inner = nn.Sequential(*_convolution(inputs, outputs, 3, stride), *_convolution(outputs, outputs, 3, activation=None))
         is_same = inputs == outputs and stride == 1
         self.shortcut = nn.Identity() if is_same else nn.Conv2d(inputs, outputs, kernel_size=1, stride=stride)
 
@@ -187,7 +195,7 @@ class _Autoencoder(nn.Module):
         super().__init__()
         sizes = (inputs, *(hidden,) * 4, bottleneck, *(hidden,) * 4)
         layers: list[nn.Module] = []
-        for before, after in zip(sizes[:-1], sizes[1:], strict=True):
+        for before, after in pairwise(sizes):
             layers += [nn.Linear(before, after), nn.BatchNorm1d(after), nn.ReLU()]
         self.layers = nn.Sequential(*layers)
         self.head = nn.Linear(hidden, inputs)

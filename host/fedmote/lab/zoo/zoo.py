@@ -30,6 +30,7 @@ from fedmote.tensors import dump_safetensors, load_safetensors
 
 ACCURACY = "accuracy"
 AUC = "AUC"
+_BLOCK = 100  # samples that are computed at once
 
 Progress = Callable[[str], None]
 
@@ -139,7 +140,8 @@ def load_model(entry: Entry, progress: Progress, is_anew: bool = False) -> Model
         return Model(entry, module, samples, path)
     progress(f"training {entry.name} on {len(samples.x_train)} samples, {entry.training.epochs} epochs")
     train(entry, module, samples)
-    progress(f"{entry.name}: {entry.metric} {entry.score(outputs_of(module, samples.x_test), samples.x_test, samples.y_test):.3f}")
+    score = entry.score(outputs_of(module, samples.x_test), samples.x_test, samples.y_test)
+    progress(f"{entry.name}: {entry.metric} {score:.3f} on {len(samples.x_test)} samples held out")
     staging = path.with_suffix(f".{os.getpid()}")  # two commands may train at once; each leaves a whole file
     staging.write_bytes(dump_safetensors(state_of(module), {"model": entry.name}))
     staging.replace(path)
@@ -162,7 +164,7 @@ def train(entry: Entry, module: nn.Module, samples: Data) -> None:
 def outputs_of(module: nn.Module, x: Samples) -> NDArray[np.float32]:
     """What a module in evaluation mode computes for samples x (N, ...): float32 (N, K)."""
     with torch.no_grad():
-        blocks = [module(block).numpy() for block in torch.from_numpy(x).split(100)]
+        blocks = [module(block).numpy() for block in torch.tensor_split(torch.from_numpy(x), -(-len(x) // _BLOCK))]
     return np.concatenate(blocks)
 
 
@@ -207,7 +209,9 @@ def _moved(images: Tensor, shift: int) -> Tensor:
     mirrored = torch.where(torch.rand(count, 1, 1, 1) < 0.5, images, images.flip(3))
     padded = F.pad(mirrored, (shift,) * 4, mode="replicate")
     corners = torch.randint(0, 2 * shift + 1, (count, 2)).tolist()
-    return torch.stack([one[:, top : top + height, left : left + width] for one, (top, left) in zip(padded, corners, strict=True)])
+    return torch.stack(
+        [one[:, top : top + height, left : left + width] for one, (top, left) in zip(padded, corners, strict=True)]
+    )
 
 
 def _key(entry: Entry, module: nn.Module, samples: Data) -> str:
