@@ -12,7 +12,11 @@ from typing import cast
 from fedmote.errors import ConfigError
 
 SUMMARY = "measure: the converter beside others, instructions of kernels and head, bytes of boards"
-EXAMPLES = "`fedmote bench SUBJECT --help` says more, with examples."
+EXAMPLES = """examples:
+  fedmote bench convert --models ds_cnn    one model by this converter and by others, and its fidelity
+  fedmote bench kernels --json             instructions of one inference, for programs
+  fedmote bench kernels --help             what else there is to say
+"""
 GROUP = "fedmote.benches"
 
 

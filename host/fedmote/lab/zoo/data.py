@@ -127,7 +127,9 @@ def _cut(x: Samples, y: NDArray[np.generic], train: NDArray[np.int64], test: NDA
 
 def _standardised(x: Samples, known: NDArray[np.int64], axes: tuple[int, ...]) -> Samples:
     """Mean 0 and deviation 1 over the known samples and the axes given; the others are kept apart."""
-    mean, deviation = x[known].mean(axis=axes, keepdims=True), x[known].std(axis=axes, keepdims=True)
+    # In float64: sums of a million float32 values lose their third digit.
+    mean = x[known].mean(axis=axes, keepdims=True, dtype=np.float64)
+    deviation = x[known].std(axis=axes, keepdims=True, dtype=np.float64)
     return np.asarray((x - mean) / np.maximum(deviation, 1e-6), np.float32)
 
 
