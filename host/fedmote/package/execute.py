@@ -20,7 +20,8 @@ from fedmote.package.graph import ELEMENTWISE, WEIGHTED, Activation, Graph, Op, 
 
 Observer = Callable[[str, NDArray[np.float32]], None]
 
-_BLOCK_ELEMENTS = 1 << 21  # unfolded window elements per block of samples: 8 MB of float32
+_BLOCK_ELEMENTS = 1 << 20  # unfolded window elements per block of samples: 4 MB of float32
+_SHORT_ROW = 24  # products per row of a kernel below which whole windows are unfolded
 _EXACT_TERMS = 2**24 // (255 * 128)  # products of a centred int8 input and an int8 weight that float32 adds exactly
 
 
@@ -144,23 +145,71 @@ def _windows(x: NDArray[Any], op: Op, window: Window, value: float) -> list[NDAr
 def _convolve(x: NDArray[Any], weights: NDArray[Any], op: Op) -> NDArray[Any]:
     """Sums of products without bias: x (n, h, w, c) in a float type, zero outside -> (n, out_h, out_w, outputs)."""
     window = window_of(op, (1, *x.shape[1:]))
-    if op.kind is OpKind.CONV_2D:
-        channels = weights.shape[3]
-        groups = x.shape[3] // channels
-        outputs = weights.shape[0] // groups
-        parts = []
-        for group in range(groups):
-            views = _windows(x[..., group * channels : (group + 1) * channels], op, window, 0)
-            unfolded = views[0] if len(views) == 1 else np.concatenate(views, axis=-1)
-            flat = weights[group * outputs : (group + 1) * outputs].reshape(outputs, -1).T.astype(x.dtype)
-            parts.append((unfolded.reshape(-1, flat.shape[0]) @ flat).reshape(len(x), window.out_h, window.out_w, outputs))
-        return parts[0] if groups == 1 else np.concatenate(parts, axis=-1)
-    views = _windows(x, op, window, 0)
-    taps = weights.reshape(len(views), -1).astype(x.dtype)
-    total = np.zeros((len(x), window.out_h, window.out_w, taps.shape[1]), x.dtype)
-    for view, tap in zip(views, taps, strict=True):
-        total += (view if op.depth_multiplier == 1 else np.repeat(view, op.depth_multiplier, axis=-1)) * tap
-    return total
+    padded = _pad(x, (window.pad_top, window.pad_bottom, window.pad_left, window.pad_right), 0)
+    weights = weights.astype(x.dtype, copy=False)
+    if op.kind is OpKind.DEPTHWISE_CONV_2D:
+        return _depthwise(padded, weights[0], op, window)
+    channels = weights.shape[3]
+    groups = x.shape[3] // channels
+    outputs = weights.shape[0] // groups
+    parts = [
+        _products(
+            padded[..., group * channels : (group + 1) * channels], weights[group * outputs : (group + 1) * outputs], op, window
+        )
+        for group in range(groups)
+    ]
+    return parts[0] if groups == 1 else np.concatenate(parts, axis=-1)
+
+
+def _products(padded: NDArray[Any], weights: NDArray[Any], op: Op, window: Window) -> NDArray[Any]:
+    """A convolution as matrix products: padded (n, h, w, c), weights (outputs, kernel_h, kernel_w, c).
+
+    Windows are unfolded along the width alone, and products of the kernel's rows added: that writes a kernel_h-th of what whole
+    windows would. Rows that are too short for an efficient product are unfolded whole.
+    """
+    outputs, kernel_h, kernel_w, channels = weights.shape
+    shape = (len(padded), window.out_h, window.out_w, outputs)
+    columns = [_column(padded, z, op, window) for z in range(kernel_w)]
+    unfolded = columns[0] if kernel_w == 1 else np.concatenate(columns, axis=-1)
+    rows = [_row(unfolded, y, op, window) for y in range(kernel_h)]
+    if kernel_h > 1 and kernel_w * channels < _SHORT_ROW:
+        rows, weights = [np.concatenate(rows, axis=-1)], weights.reshape(outputs, 1, -1, channels)
+    total: NDArray[Any] | None = None
+    for y, row in enumerate(rows):
+        product = row.reshape(-1, row.shape[-1]) @ weights[:, y].reshape(outputs, -1).T
+        total = product if total is None else np.add(total, product, out=total)
+    return np.asarray(total).reshape(shape)
+
+
+def _depthwise(padded: NDArray[Any], weights: NDArray[Any], op: Op, window: Window) -> NDArray[Any]:
+    """A depthwise convolution: padded (n, h, w, c), weights (kernel_h, kernel_w, outputs).
+
+    Pixels and channels of a row are one axis, so that NumPy's innermost loop is as long as the row, not as the few channels.
+    """
+    if op.depth_multiplier > 1:
+        padded = np.repeat(padded, op.depth_multiplier, axis=-1)
+    kernel_h, kernel_w, outputs = weights.shape
+    total = np.zeros((len(padded), window.out_h, window.out_w * outputs), padded.dtype)
+    product = np.empty_like(total)
+    for z in range(kernel_w):
+        column = _column(padded, z, op, window)
+        column = column.reshape(*column.shape[:2], -1)
+        for y in range(kernel_h):
+            np.multiply(_row(column, y, op, window), np.tile(weights[y, z], window.out_w), out=product)
+            total += product
+    return total.reshape(len(padded), window.out_h, window.out_w, outputs)
+
+
+def _column(padded: NDArray[Any], z: int, op: Op, window: Window) -> NDArray[Any]:
+    """The pixels (n, h, out_w, c) that column z of the kernel meets."""
+    left = z * op.dilation[1]
+    return padded[:, :, left : left + (window.out_w - 1) * op.stride[1] + 1 : op.stride[1]]
+
+
+def _row(values: NDArray[Any], y: int, op: Op, window: Window) -> NDArray[Any]:
+    """The rows (n, out_h, ...) of values (n, h, ...) that row y of the kernel meets."""
+    top = y * op.dilation[0]
+    return values[:, top : top + (window.out_h - 1) * op.stride[0] + 1 : op.stride[0]]
 
 
 def _aligned(values: NDArray[Any], rank: int) -> NDArray[Any]:
@@ -218,7 +267,9 @@ def _float_op(graph: Graph, op: Op, values: dict[str, NDArray[np.float32]]) -> N
     out: NDArray[Any]
     match op.kind:
         case OpKind.CONV_2D | OpKind.DEPTHWISE_CONV_2D:
-            out = _convolve(x, np.asarray(op.weights), op) + np.asarray(op.bias)
+            out = _convolve(x, np.asarray(op.weights), op)
+            rows = out.reshape(-1, shape[2] * shape[3])  # as long as they can be: NumPy's innermost loop
+            rows += np.tile(np.asarray(op.bias), shape[2])
         case OpKind.FULLY_CONNECTED:
             weights = np.asarray(op.weights)
             out = x.reshape(-1, weights.shape[1]) @ weights.T + np.asarray(op.bias)
@@ -249,7 +300,10 @@ def _float_op(graph: Graph, op: Op, values: dict[str, NDArray[np.float32]]) -> N
 
 def _float_clamp(values: NDArray[Any], activation: Activation) -> NDArray[Any]:
     limits = {Activation.RELU: (0, np.inf), Activation.RELU6: (0, 6), Activation.RELU_N1_TO_1: (-1, 1)}
-    return values if activation is Activation.NONE else np.asarray(np.clip(values, *limits[activation]))
+    if activation is Activation.NONE:
+        return values
+    low, high = limits[activation]
+    return np.asarray(np.maximum(values, low) if high == np.inf else np.clip(values, low, high))
 
 
 def _window_counts(op: Op, window: Window) -> NDArray[np.int64]:
