@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import venv
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,13 +106,13 @@ def our_packages() -> tuple[Path, ...]:
     return Path(fedmote.__file__).parent, Path(__file__).parents[1]
 
 
-def run_python(python: Path, program: Path, arguments: Sequence[str | Path], packages: Sequence[Path]) -> str:
+def run_python(python: Path, program: Path, arguments: Iterable[object], packages: Sequence[Path]) -> str:
     """Run a program of ours with an interpreter, on one thread.
 
     Args:
         python: the interpreter.
         program: path of the program.
-        arguments: of the program.
+        arguments: of the program; what they are is written as text.
         packages: folders of packages that it may import beside those of the interpreter's own environment.
 
     Returns:

@@ -39,7 +39,6 @@ from fedmote_convert.bench.files import Content, payload_bytes
 from fedmote_convert.bench.interpreters import (
     run_device,
     run_litert,
-    run_tflite_micro,
     run_tflite_runtime,
     tflite_micro_arena_bytes,
 )
@@ -188,9 +187,7 @@ def independent_converter(subject: Subject) -> Finding:
     ours, theirs = subject.content(subject.outcomes[0]), subject.content(peer)
     if not _is_tied(ours, theirs):
         return _unmeasured("F8", subject, "the scales of the two files are not the same")
-    x = subject.inputs(peer)
-    made = run_tflite_micro(peer.tflite, x).reshape(len(x), -1)
-    own = run_tflite_micro(subject.outcomes[0].tflite, subject.inputs(subject.outcomes[0])).reshape(len(x), -1)
+    own, made = subject.micro(subject.outcomes[0]), subject.micro(peer)
     difference, share = largest_difference(own, made), float((own != made).mean())
     return Finding("F8", subject.name, f"{difference} LSB, {share:.2%} of outputs", difference <= 1 and share <= TIE_SHARE, share)
 

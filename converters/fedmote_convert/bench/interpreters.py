@@ -72,7 +72,11 @@ def run_litert(tflite: bytes, x: Samples, is_reference: bool) -> NDArray[Any]:
     from ai_edge_litert import interpreter as litert
 
     resolver = litert.OpResolverType.BUILTIN_REF if is_reference else litert.OpResolverType.AUTO
-    interpreter = litert.Interpreter(model_content=tflite, experimental_op_resolver_type=resolver, num_threads=1)
+    return invoke_all(litert.Interpreter(model_content=tflite, experimental_op_resolver_type=resolver, num_threads=1), x)
+
+
+def invoke_all(interpreter: Any, x: Samples) -> NDArray[Any]:  # noqa: ANN401  # of two packages, neither of which has types
+    """Outputs (N, ...) of an interpreter of LiteRT's or tflite-runtime's for samples (N, ...)."""
     interpreter.allocate_tensors()
     source, target = interpreter.get_input_details()[0]["index"], interpreter.get_output_details()[0]["index"]
     outputs = []

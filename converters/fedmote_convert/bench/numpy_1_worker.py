@@ -19,16 +19,11 @@ def run(model: str, samples: str, results: str) -> None:
     """Run every sample."""
     from tflite_runtime import interpreter as runtime
 
+    from fedmote_convert.bench.interpreters import invoke_all
+
     resolver = runtime.OpResolverType.BUILTIN_REF
     interpreter = runtime.Interpreter(model, experimental_op_resolver_type=resolver, num_threads=1)
-    interpreter.allocate_tensors()
-    source, target = interpreter.get_input_details()[0]["index"], interpreter.get_output_details()[0]["index"]
-    outputs = []
-    for sample in np.load(samples):
-        interpreter.set_tensor(source, sample[None])
-        interpreter.invoke()
-        outputs.append(interpreter.get_tensor(target)[0])
-    np.save(results, np.stack(outputs))
+    np.save(results, invoke_all(interpreter, np.load(samples)))
 
 
 def convert(package: str, checkpoint: str, samples: str, output: str) -> None:

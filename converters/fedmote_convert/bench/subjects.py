@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,7 @@ from fedmote_convert.bench.boards import roomy_board
 from fedmote_convert.bench.files import Content, read_content
 from fedmote_convert.bench.interpreters import run_tflite_micro
 from fedmote_convert.bench.measures import channels_last, encoder_file, int8_inputs
-from fedmote_convert.bench.stacks import FEDMOTE, Outcome
+from fedmote_convert.bench.stacks import Outcome
 from fedmote_convert.calibration import Recipe, calibrate
 from fedmote_convert.capture import capture
 from fedmote_convert.convert import Conversion, convert
@@ -86,6 +87,7 @@ class Subject:
     model: Model
     conversion: Conversion
     outcomes: tuple[Outcome, ...]
+    _micro: dict[str, NDArray[Any]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def name(self) -> str:
@@ -136,10 +138,16 @@ class Subject:
         x = x.reshape(len(x), *(entry.shape or ())[1:])
         return quantize_values(entry.activation, x) if entry.type == "INT8" else x
 
+    def micro(self, outcome: Outcome) -> NDArray[Any]:
+        """What TensorFlow Lite Micro makes of all held-out samples with a stack's encoder, in the file's type: (N, D)."""
+        if outcome.stack not in self._micro:
+            self._micro[outcome.stack] = run_tflite_micro(outcome.tflite, self.inputs(outcome))
+        return self._micro[outcome.stack].reshape(len(self.model.data.x_test), -1)
+
     def kept(self, outcome: Outcome) -> Kept:
         """Run a stack's encoder in TensorFlow Lite Micro and the float head behind it."""
         data, entry = self.model.data, self.model.entry
-        made = run_tflite_micro(outcome.tflite, self.inputs(outcome)).reshape(len(data.x_test), -1)
+        made = self.micro(outcome)
         result = self.content(outcome).output
         features = dequantize_values(result.activation, made) if result.type == "INT8" else made.astype(np.float32)
         head = head_of(self.model.module)
@@ -160,8 +168,3 @@ def whole_graph(model: Model) -> tuple[Graph, bytes]:
 def convert_here(model: Model) -> Conversion:
     """Convert in this process, as the timed one does in its own."""
     return convert(model.module, model.data.x_calibration, [roomy_board()], model_id=model.entry.name)
-
-
-def is_ours(outcome: Outcome) -> bool:
-    """Whether fedmote made it."""
-    return outcome.stack == FEDMOTE
