@@ -89,7 +89,7 @@ def images(size: int = 32) -> Data:
 
 
 def vibration() -> Data:
-    """Log spectra (640,) of a bearing's vibration, standardised: 5 frames of 128 frequencies; label 1 is a fault.
+    """Log spectra (640,) of a bearing's vibration, standardised together: 5 frames of 128 frequencies; label 1 is a fault.
 
     Trained on the first two thirds of the normal recording, which exists at load 0 only; held out are its rest, one window of
     overlap left out, and the faults at load 0. Calibration sees the training windows and faults at other loads: what lies
@@ -101,7 +101,7 @@ def vibration() -> Data:
     is_normal = content["class_names"][content["y"]] == "normal"
     normal = np.flatnonzero(is_normal)
     train = normal[: 2 * len(normal) // 3]
-    x = _standardised(x, train, axes=(0,))
+    x = _standardised(x, train, axes=(0, 1))
     generator = np.random.default_rng(_SEED)
     other_loads = generator.permutation(np.flatnonzero(~is_normal & (content["load_hp"] != 0)))[: NUM_CALIBRATION - len(train)]
     test = np.concatenate([normal[len(train) + 1 :], np.flatnonzero(~is_normal & (content["load_hp"] == 0))])
