@@ -231,6 +231,16 @@ def test_a_stack_without_its_environment_is_skipped_with_how_to_get_it(monkeypat
     assert "--install-peers" in skipped[0]
 
 
+def test_what_tflite_micro_cannot_run_is_skipped_with_its_model_and_stack(measured, monkeypatch):
+    monkeypatch.setattr(interpreters, "_ARENA_BYTES", 3072)
+    skipped = []
+
+    subject = measurement._runnable(beside(measured), skipped)
+
+    assert subject.outcomes == measured.outcomes
+    assert skipped == [f"model digits_cnn by {AEQ}: TensorFlow Lite Micro cannot run the file: TFLM failed to allocate tensors"]
+
+
 def test_an_environment_counts_as_installed_with_these_very_requirements_only(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     one = Environment("one", ("a==1",), 1)

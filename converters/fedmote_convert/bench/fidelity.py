@@ -310,7 +310,8 @@ def _is_tied(ours: Content, theirs: Content) -> bool:
     scales = []
     for content in (ours, theirs):
         made = [numbers[0] for name, numbers in zip(content.operators, content.outputs, strict=True) if name in kinds]
-        scales.append([float(content.input.scales[0]), *(float(content.tensors[number].scales[0]) for number in made)])
+        tensors = [content.input, *(content.tensors[number] for number in made)]
+        scales.append([float(tensor.scales[0]) if len(tensor.scales) else np.nan for tensor in tensors])
     return len(scales[0]) == len(scales[1]) and bool(np.allclose(scales[0], scales[1], rtol=1e-6, atol=0))
 
 

@@ -39,10 +39,17 @@ def oracles_missing() -> str | None:
 
 
 def run_tflite_micro(tflite: bytes, x: Samples) -> NDArray[Any]:
-    """Outputs (N, ...) of TensorFlow Lite Micro for samples (N, ...) of the file's input type and shape."""
+    """Outputs (N, ...) of TensorFlow Lite Micro for samples (N, ...) of the file's input type and shape.
+
+    Raises:
+        ConversionError: it cannot run the file.
+    """
     from tflite_micro.python.tflite_micro import runtime
 
-    interpreter = runtime.Interpreter.from_bytes(tflite, arena_size=_ARENA_BYTES)
+    try:
+        interpreter = runtime.Interpreter.from_bytes(tflite, arena_size=_ARENA_BYTES)
+    except RuntimeError as error:  # it has said on standard error why
+        raise ConversionError(f"TensorFlow Lite Micro cannot run the file: {error}") from error
     outputs = []
     for sample in x:
         interpreter.set_input(sample[None], 0)

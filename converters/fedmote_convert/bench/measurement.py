@@ -7,12 +7,13 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from fedmote.cli.table import say, write_json
-from fedmote.errors import ConfigError, FedmoteError
+from fedmote.errors import ConfigError, ConversionError, FedmoteError
 from fedmote.lab.zoo.data import AbsentError
 from fedmote.lab.zoo.zoo import ZOO, Entry, Model, load_model
 from fedmote_convert.bench.environments import litert_torch, numpy_1
@@ -93,7 +94,7 @@ def _converted(entry: Entry, options: argparse.Namespace, directory: Path, skipp
     outcomes = [run_ours(model, options.repeats, directory)]
     if not options.no_peers:
         outcomes += _peers(model, options.repeats, directory, skipped)
-    return Subject(model, convert_here(model), tuple(outcomes))
+    return _runnable(Subject(model, convert_here(model), tuple(outcomes)), skipped)
 
 
 def _peers(model: Model, repeats: int, directory: Path, skipped: list[str]) -> list[Outcome]:
@@ -108,6 +109,19 @@ def _peers(model: Model, repeats: int, directory: Path, skipped: list[str]) -> l
         except FedmoteError as error:
             skipped.append(f"model {model.entry.name} by {stack}: {error}")
     return outcomes
+
+
+def _runnable(subject: Subject, skipped: list[str]) -> Subject:
+    """The subject without what others made that TensorFlow Lite Micro cannot run; that is named in `skipped`."""
+    ours, *others = subject.outcomes
+    kept = [ours]
+    for outcome in others:
+        try:
+            subject.micro(outcome)
+            kept.append(outcome)
+        except ConversionError as error:
+            skipped.append(f"model {subject.name} by {outcome.stack}: {error}")
+    return subject if len(kept) == len(subject.outcomes) else replace(subject, outcomes=tuple(kept))
 
 
 def _rows(subject: Subject, installed: dict[str, int]) -> list[Row]:
