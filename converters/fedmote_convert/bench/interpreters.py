@@ -59,7 +59,10 @@ def run_tflite_micro(tflite: bytes, x: Samples) -> NDArray[Any]:
 
 
 def tflite_micro_arena_bytes(tflite: bytes) -> int:
-    """The smallest arena in which TensorFlow Lite Micro can allocate a file's tensors, found by halving: bytes, to 16."""
+    """The smallest arena in which TensorFlow Lite Micro can allocate a file's tensors, found by halving: bytes, to 16.
+
+    Nothing below half of it is ever tried: in arenas too small for its own records the interpreter crashes.
+    """
     from tflite_micro.python.tflite_micro import runtime
 
     too_small, enough = 0, _ARENA_BYTES // _ARENA_STEP
