@@ -28,8 +28,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from fedmote.errors import FedmoteError
+from fedmote.package import tflite_reader
 from fedmote.package.execute import run_int8
-from fedmote.package.graph import OpKind
+from fedmote.package.graph import Graph, OpKind
 from fedmote.package.partition import assemble, push
 from fedmote.package.quantize import dequantize_values
 from fedmote.tensors import dump_safetensors
@@ -189,7 +190,8 @@ def independent_converter(subject: Subject) -> Finding:
         return _unmeasured("F8", subject, "the scales of the two files are not the same")
     own, made = subject.micro(subject.outcomes[0]), subject.micro(peer)
     difference, share = largest_difference(own, made), float((own != made).mean())
-    return Finding("F8", subject.name, f"{difference} LSB, {share:.2%} of outputs", difference <= 1 and share <= TIE_SHARE, share)
+    text = f"{difference} LSB, {share:.2%} of outputs{_other_weights(subject.forms[0].graph, peer.tflite)}"
+    return Finding("F8", subject.name, text, difference <= 1 and share <= TIE_SHARE, share)
 
 
 def sizes(subject: Subject) -> Finding:
@@ -313,6 +315,28 @@ def _is_tied(ours: Content, theirs: Content) -> bool:
         tensors = [content.input, *(content.tensors[number] for number in made)]
         scales.append([float(tensor.scales[0]) if len(tensor.scales) else np.nan for tensor in tensors])
     return len(scales[0]) == len(scales[1]) and bool(np.allclose(scales[0], scales[1], rtol=1e-6, atol=0))
+
+
+def _other_weights(ours: Graph, tflite: bytes) -> str:
+    """How many int8 weights of a peer's file are not ours: one on the edge of rounding can move every output behind it."""
+    try:
+        theirs = tflite_reader.read(tflite, "the peer's file")
+    except FedmoteError:
+        return ""
+    pairs = list(zip(_weights_of(ours), _weights_of(theirs), strict=False))
+    if any(one.size != other.size for one, other in pairs):
+        return ""
+    count = sum(int((one != other).sum()) for one, other in pairs)
+    return f", {count} of {sum(one.size for one, _ in pairs):,} weights differ"
+
+
+def _weights_of(graph: Graph) -> list[NDArray[np.int8]]:
+    """Int8 weights of each layer in order, output channels first: a convolution of one input channel is a depthwise one too."""
+    return [
+        np.moveaxis(np.asarray(op.weights, np.int8), 3 if op.kind is OpKind.DEPTHWISE_CONV_2D else 0, 0).ravel()
+        for op in graph.ops
+        if op.weights is not None
+    ]
 
 
 def _moved(module: nn.Module) -> nn.Module:
