@@ -29,7 +29,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def materials(tmp_path_factory: pytest.TempPathFactory) -> Materials:
-    return make_materials(tmp_path_factory.mktemp("stage"))
+    return make_materials(tmp_path_factory.mktemp("stage"), boards=("posix", "stm32f405", "lm3s6965", "nrf51822"))
 
 
 class Listener:
@@ -122,6 +122,26 @@ def test_alternating_rounds_on_emulated_boards_keep_the_encoder_then_train_it_an
             assert not [topic for topic, _ in seen[who] if "/device-a/cell/" in topic], who
             assert not holds_samples(seen[who], samples), who
         assert not [topic for topic, _ in seen["coordinator"] if "/cell/" in topic]
+
+
+@pytest.mark.slow
+@pytest.mark.emulator
+@needs_emulator
+def test_small_boards_without_an_fpu_train_the_head_and_feed_their_partners(tmp_path: Path, materials: Materials) -> None:
+    parts = [Part("a", "lm3s6965", "serial", has_partner=True), Part("b", "nrf51822", "mqtt", has_partner=True)]
+    with Stage(tmp_path, materials, parts, {"form": "alternating"}) as stage:
+        stage.start_devices()
+        stage.start_partners()
+        result = stage.finish(stage.serve(rounds=2))
+        phases = [(one["phase"], one["reported"], one["expected"]) for one in result["rounds"]]
+        assert phases == [("device", 2, 2), ("partner", 2, 2)]
+        device_round, partner_round = result["rounds"]
+        assert all(update["trained"] > 0 for update in device_round["updates"])
+        assert all(update["num_examples"] > 0 for update in partner_round["updates"])  # they had the devices' samples
+
+        before, after = (stage.checkpoint(version).tensors for version in (0, 1))
+        head = set(Partition.load(materials.partition).head_tensor_names)
+        assert {name for name in before if not np.array_equal(before[name], after[name])} == head
 
 
 def test_simultaneous_round_merges_heads_of_devices_with_whole_models_of_partners(tmp_path: Path, materials: Materials) -> None:

@@ -125,15 +125,17 @@ def convert(
         raise ConversionError(f"calibration needs samples that are finite; x has shape {x.shape}")
     progress(f"capturing {model_id} with samples of shape {x.shape[1:]}")
     captured = source if isinstance(source, Capture) else _captured(source, x.shape[1:])
+    if captured.sample_shape != x.shape[1:]:
+        raise ConversionError(f"calibration samples have shape {x.shape[1:]}, the model reads {captured.sample_shape}")
     split = cut_at(captured, cut)
     template = run_passes(split.encoder)
     progress(f"cut: {split.reason}")
-    layout = layout_of(x.shape[1:])
-    arranged = arrange(x, layout, graph_shape(x.shape[1:]))
+    layout = captured.input_layout or layout_of(x.shape[1:])
+    arranged = arrange(x, layout, graph_shape(x.shape[1:], layout))
     progress(f"calibrating with {len(x)} samples")
     template, ranges = calibrate(template, captured.tensors, arranged, recipe or Recipe())
     packages = assemble(template, split.head, captured.tensors, ranges, boards, model_id, version, layout)
-    _check_boards(packages, boards)
+    check_boards(packages, boards)
     progress(COMPARING)
     features = run_float(bind(template, captured.tensors), arranged)
     quality = _measure(captured, x, y, features, split.head, next(iter(packages.values())))
@@ -146,7 +148,7 @@ def _captured(module: nn.Module, sample_shape: tuple[int, ...]) -> Capture:
     return capture(module, sample_shape)
 
 
-def _check_boards(packages: dict[str, Package], boards: Sequence[Board]) -> None:
+def check_boards(packages: dict[str, Package], boards: Sequence[Board]) -> None:
     """Refuse if any board is too small, with the numbers of all that are."""
     errors = []
     for board in boards:

@@ -43,12 +43,21 @@ def write(conversion: Conversion, boards: Sequence[Board], directory: Path) -> d
     contents = _contents(conversion)
     report = report_of(conversion, boards, {name: len(content) for name, content in contents.items()})
     contents[REPORT] = to_json(report).encode()
+    write_files(contents, directory)
+    return report
+
+
+def write_files(contents: Mapping[str, bytes], directory: Path) -> None:
+    """Write files by name, a report among them; what `write` says of earlier ones and of failures holds for all.
+
+    Raises:
+        ConfigError: the directory cannot be written.
+    """
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
         _replace(contents, directory)
     except OSError as error:
         raise ConfigError(f"-o {directory}: cannot be written ({error.strerror}); expected a directory of yours") from error
-    return report
 
 
 def _contents(conversion: Conversion) -> dict[str, bytes]:
@@ -64,21 +73,26 @@ def _contents(conversion: Conversion) -> dict[str, bytes]:
 
 
 def _replace(contents: Mapping[str, bytes], directory: Path) -> None:
-    staging = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
+    """Write everything beside the directory, then let it appear: at once where there was none, else file by file."""
+    holder = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
+    staging = holder / directory.name  # a directory of its own, with the rights that the user's mask gives
     try:
+        staging.mkdir()
         for name, content in contents.items():
             with (staging / name).open("wb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
+        if not directory.exists():
+            staging.rename(directory)
+            return
         outdated = _written_before(directory) - contents.keys()
-        directory.mkdir(exist_ok=True)
         for name in contents:
             (staging / name).replace(directory / name)
         for name in outdated:
             (directory / name).unlink(missing_ok=True)
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        shutil.rmtree(holder, ignore_errors=True)
 
 
 def _written_before(directory: Path) -> set[str]:

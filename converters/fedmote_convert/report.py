@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedmote.package.boards import Board
+from fedmote.package.graph import Graph
 from fedmote_convert.convert import Conversion
 
 
@@ -33,7 +34,7 @@ def report_of(conversion: Conversion, boards: Sequence[Board], files: Mapping[st
             "features": conversion.cut.features,
             "candidates": candidates,
         },
-        "encoder": {"macs": header.macs, "arena_bytes": header.encoder_bytes, "operators": _operators(conversion)},
+        "encoder": {"macs": header.macs, "arena_bytes": header.encoder_bytes, "operators": operators_of(conversion.template)},
         "head": [vars(layer) for layer in conversion.head],
         "boards": {board.name: _board(conversion, board) for board in boards},
         "quality": {name: value for name, value in vars(conversion.quality).items() if value is not None},
@@ -42,17 +43,17 @@ def report_of(conversion: Conversion, boards: Sequence[Board], files: Mapping[st
     }
 
 
-def _operators(conversion: Conversion) -> list[dict[str, Any]]:
-    template = conversion.template
+def operators_of(graph: Graph) -> list[dict[str, Any]]:
+    """What the report says of each operator."""
     return [
         {
             "operator": op.kind.value,
             "name": op.name,
             "activation": op.activation.value,
             "output": op.output,
-            "shape": list(template.activations[op.output].shape),
+            "shape": list(graph.activations[op.output].shape),
         }
-        for op in template.ops
+        for op in graph.ops
     ]
 
 

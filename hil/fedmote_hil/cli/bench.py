@@ -58,7 +58,8 @@ def _measure_kernels(options: argparse.Namespace) -> int:
 
 def _measure_head(options: argparse.Namespace) -> int:
     board = Board.load(options.board)
-    _print_rows([_head_row(board, counts) for counts in count_head(board)], "head", options, [])
+    skipped: list[str] = []
+    _print_rows([_head_row(board, counts) for counts in count_head(board, skipped)], "head", options, skipped)
     return 0
 
 

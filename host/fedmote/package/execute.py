@@ -7,7 +7,7 @@ use floating-point matrix products: sums of integers below 2^24 (float32) or 2^5
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -45,7 +45,7 @@ def run_float(graph: Graph, x: NDArray[np.float32], observe: Observer | None = N
         if observe is not None:
             observe(graph.input, values[graph.input])
         for op in graph.ops:
-            values[op.output] = _float_op(graph, op, values)
+            values[op.output] = float_op(graph, op, values)
             if observe is not None:
                 observe(op.output, values[op.output])
         blocks.append(values[graph.output])
@@ -217,14 +217,14 @@ def _aligned(values: NDArray[Any], rank: int) -> NDArray[Any]:
     return values.reshape(len(values), *(1,) * (rank - values.ndim), *values.shape[1:])
 
 
-def _second_operand(op: Op, values: dict[str, NDArray[Any]], rank: int) -> NDArray[Any]:
+def _second_operand(op: Op, values: Mapping[str, NDArray[Any]], rank: int) -> NDArray[Any]:
     """The second operand of ADD or MUL, with as many axes as the output or fewer."""
     if op.constant is None:
         return _aligned(values[op.inputs[1]], rank)
     return op.constant.reshape(op.constant.shape[max(0, op.constant.ndim - rank) :])
 
 
-def _moved(op: Op, values: dict[str, NDArray[Any]], shape: tuple[int, ...]) -> NDArray[Any]:
+def _moved(op: Op, values: Mapping[str, NDArray[Any]], shape: tuple[int, ...]) -> NDArray[Any]:
     """Operators that only move values; `shape` is the output's."""
     x = values[op.inputs[0]]
     match op.kind:
@@ -259,7 +259,20 @@ def _float_function(op: Op, x: NDArray[np.float32]) -> NDArray[Any]:
     return x
 
 
-def _float_op(graph: Graph, op: Op, values: dict[str, NDArray[np.float32]]) -> NDArray[np.float32]:
+def float_op(graph: Graph, op: Op, values: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+    """Runs one operator.
+
+    Args:
+        graph: whose activations have the shapes; the operator need not be in it.
+        op: with float weights, if it has any.
+        values: of its inputs, float32 or float64 (N, ...), by name.
+
+    Returns:
+        Its output (N, ...), in the type of its first input.
+
+    Raises:
+        ConversionError: the operator has no weights, or is no float one.
+    """
     x = values[op.inputs[0]]
     shape = (len(x), *graph.activations[op.output].shape[1:])
     if op.kind in WEIGHTED and (op.weights is None or op.bias is None):
@@ -285,9 +298,9 @@ def _float_op(graph: Graph, op: Op, values: dict[str, NDArray[np.float32]]) -> N
         case OpKind.MEAN:
             out = x.mean(axis=(1, 2), dtype=np.float64)
         case OpKind.PAD:
-            if op.pad_value is not None:
-                raise ConversionError(f"{op.name}: a float graph pads with zeros")
-            out = _pad(x, op.pads, 0)
+            if op.pad_value not in (None, fixed_point.INT8_MIN):
+                raise ConversionError(f"{op.name}: a float graph pads with zeros or with what a maximum never takes")
+            out = _pad(x, op.pads, 0 if op.pad_value is None else float(x.min()))
         case OpKind.SOFTMAX:
             powers = np.exp(np.float32(op.beta) * (x - x.max(axis=-1, keepdims=True)))
             out = powers / powers.sum(axis=-1, keepdims=True)
@@ -295,7 +308,7 @@ def _float_op(graph: Graph, op: Op, values: dict[str, NDArray[np.float32]]) -> N
             out = _float_function(op, x)
         case _:
             out = _moved(op, values, shape)
-    return _float_clamp(out, op.activation).astype(np.float32, copy=False).reshape(shape)
+    return _float_clamp(out, op.activation).astype(x.dtype, copy=False).reshape(shape)
 
 
 def _float_clamp(values: NDArray[Any], activation: Activation) -> NDArray[Any]:

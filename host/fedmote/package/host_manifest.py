@@ -21,9 +21,9 @@ from fedmote.package.graph import Activation, Activations, BatchNormRef, Graph, 
 from fedmote.wire.schema import Status
 
 FORMAT: Final = 1
-# How samples (N, ...) of data files become the graph's channels-last input: "nchw" and "ncw" from torch's order, "nf" flat
-# features, "as_is" already in the graph's shape.
-INPUT_LAYOUTS: Final = ("as_is", "nchw", "ncw", "nf")
+# How samples (N, ...) of data files become the graph's channels-last input: "nchw" and "ncw" from torch's order, "nwc" steps
+# with their channels behind, "nf" flat features, "as_is" already in the graph's shape.
+INPUT_LAYOUTS: Final = ("as_is", "nchw", "ncw", "nwc", "nf")
 # Fields of Op that a template keeps; values that equal the default are left out.
 _OP_FIELDS: Final = (
     *("stride", "dilation", "padding", "kernel", "pads", "depth_multiplier", "weight_bits"),
@@ -117,6 +117,8 @@ def _dump_op(op: Op) -> dict[str, Any]:
         value = getattr(op, name)
         if value != _DEFAULTS[name]:
             content[name] = list(value) if isinstance(value, tuple) else value
+    if op.pad_value is not None:
+        content["pad_value"] = op.pad_value
     if op.constant is not None:
         content["constant"] = {"shape": list(op.constant.shape), "values": [float(value) for value in op.constant.reshape(-1)]}
     if op.source is not None:
@@ -128,6 +130,10 @@ def _dump_op(op: Op) -> dict[str, Any]:
             "layout": source.layout,
             "chw": None if source.chw is None else list(source.chw),
         }
+        if source.input_norm:
+            content["source"]["input_norm"] = [vars(norm) for norm in source.input_norm]
+        if source.axes:
+            content["source"] |= {"axes": list(source.axes), "order": list(source.order)}
     return content
 
 
@@ -160,6 +166,7 @@ def _load_op(content: Mapping[str, Any]) -> Op:
         activation=Activation(content.get("activation", Activation.NONE.value)),
         source=_load_source(content["source"]) if "source" in content else None,
         constant=_load_constant(content["constant"]) if "constant" in content else None,
+        pad_value=_integer(content["pad_value"]) if "pad_value" in content else None,
         **values,
     )
 
@@ -190,11 +197,15 @@ def _load_source(content: Mapping[str, Any]) -> WeightRef:
         batch_norm=tuple(_load_norm(norm) for norm in content["batch_norm"]),
         layout=_text(content["layout"]),
         chw=_load_chw(content["chw"]),
+        input_norm=tuple(_load_norm(norm) for norm in content.get("input_norm", ())),
+        axes=tuple(_count(length) for length in content.get("axes", ())),
+        order=tuple(_count(axis) for axis in content.get("order", ())),
     )
 
 
 def _load_norm(content: Mapping[str, Any]) -> BatchNormRef:
-    weight, bias, mean, variance = (_text(content[name]) for name in ("weight", "bias", "running_mean", "running_var"))
+    weight, bias = (None if content[name] is None else _text(content[name]) for name in ("weight", "bias"))
+    mean, variance = (_text(content[name]) for name in ("running_mean", "running_var"))
     return BatchNormRef(weight, bias, mean, variance, float(content["eps"]))
 
 
