@@ -10,7 +10,7 @@ from fedmote.package.quantize import quantize_values
 from fedmote_convert.bench.boards import roomy_board
 from fedmote_convert.bench.files import read_content
 from fedmote_convert.bench.interpreters import oracles_missing, run_device, run_litert, run_tflite_micro
-from fedmote_convert.bench.measures import channels_last, int8_inputs, largest_difference
+from fedmote_convert.bench.measures import arranged, int8_inputs, largest_difference
 from fedmote_convert.convert import convert
 
 SHAPES = {
@@ -33,7 +33,7 @@ def converted(request):
     print("seed", seed)
     x = np.random.default_rng(seed).standard_normal((12, *SHAPES[entry.name])).astype(np.float32)
     package = convert(entry.build(), x, [roomy_board()], model_id=entry.name).package
-    real = channels_last(x)
+    real = arranged(x, package.host.input_layout)
     graph = package.graph
     quantized = quantize_values(graph.activations[graph.input], real.reshape(len(x), *graph.activations[graph.input].shape[1:]))
     return package, int8_inputs(quantized, 6, 6)

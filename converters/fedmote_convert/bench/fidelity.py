@@ -43,7 +43,7 @@ from fedmote_convert.bench.interpreters import (
     run_tflite_runtime,
     tflite_micro_arena_bytes,
 )
-from fedmote_convert.bench.measures import channels_last, largest_difference
+from fedmote_convert.bench.measures import arranged, largest_difference
 from fedmote_convert.bench.processor_time import processor_seconds
 from fedmote_convert.bench.stacks import AEQ
 from fedmote_convert.bench.subjects import WHOLE, Form, Subject
@@ -361,7 +361,7 @@ def _converted_with_numpy_1(subject: Subject) -> bytes:
         package, checkpoint, samples, output = (Path(directory) / name for name in names)
         package.write_bytes(made[board.name].to_bytes())
         checkpoint.write_bytes(dump_safetensors(captured.tensors))
-        np.save(samples, channels_last(subject.model.data.x_calibration))
+        np.save(samples, arranged(subject.model.data.x_calibration, layout))
         program = Path(__file__).with_name("numpy_1_worker.py")
         run_python(numpy_1().python, program, ["convert", package, checkpoint, samples, output], our_packages())
         return output.read_bytes()

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from fedmote.package import tflite_writer
 from fedmote.package.fold import bind
 from fedmote.package.graph import Graph, Ranges, Tensors
-from fedmote.package.inputs import arrange, graph_shape, layout_of
+from fedmote.package.inputs import arrange, graph_shape
 from fedmote.package.quantize import observation_points, quantize
 
 
@@ -20,9 +20,9 @@ def encoder_file(template: Graph, tensors: Tensors, ranges: Ranges) -> tuple[Gra
     return graph, tflite_writer.write(graph)
 
 
-def channels_last(x: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Samples (N, ...) in torch's order of axes as a graph reads them."""
-    return np.asarray(arrange(x, layout_of(x.shape[1:]), graph_shape(x.shape[1:])), np.float32)
+def arranged(x: NDArray[np.float32], layout: str) -> NDArray[np.float32]:
+    """Samples (N, ...) as a graph reads them; `layout` is one of `fedmote.package.inputs.layouts_of` their shape."""
+    return np.asarray(arrange(x, layout, graph_shape(x.shape[1:], layout)), np.float32)
 
 
 def largest_difference(one: NDArray[np.int8], other: NDArray[np.int8]) -> int:

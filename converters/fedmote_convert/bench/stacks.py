@@ -33,14 +33,14 @@ class Outcome:
         seconds: processor time, user and system, of one conversion from module and samples to the files; median.
         checked_seconds: with the comparison with the float module, where the stack makes one.
         tflite: the int8 encoder.
-        is_channels_last: how it reads samples: (N, H, W, C), or in torch's order of axes.
+        is_arranged: whether it reads samples in the layout of our package; else in torch's order of axes.
         package: the `.fmp`, of ours alone.
     """
 
     stack: str
     seconds: float
     tflite: bytes
-    is_channels_last: bool
+    is_arranged: bool
     checked_seconds: float | None = None
     package: bytes | None = None
 

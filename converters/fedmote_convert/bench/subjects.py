@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 from fedmote.lab.zoo.networks import head_of, without_head
 from fedmote.lab.zoo.zoo import Model, outputs_of
 from fedmote.package.graph import Graph, OpKind
+from fedmote.package.inputs import layout_of
 from fedmote.package.quantize import dequantize_values, quantize_values
 from fedmote_convert.bench.boards import roomy_board
 from fedmote_convert.bench.files import Content, read_content
 from fedmote_convert.bench.interpreters import run_tflite_micro
-from fedmote_convert.bench.measures import channels_last, encoder_file, int8_inputs
+from fedmote_convert.bench.measures import arranged, encoder_file, int8_inputs
 from fedmote_convert.bench.stacks import Outcome
 from fedmote_convert.calibration import Recipe, calibrate
 from fedmote_convert.capture import capture
@@ -94,6 +95,11 @@ class Subject:
         """The model's."""
         return self.model.entry.name
 
+    @property
+    def layout(self) -> str:
+        """Of the samples that our graphs read."""
+        return self.conversion.package.host.input_layout
+
     def outcome(self, stack: str) -> Outcome | None:
         """What a stack made, if it did."""
         return next((outcome for outcome in self.outcomes if outcome.stack == stack), None)
@@ -121,7 +127,7 @@ class Subject:
         return self._form(ENCODER, package.graph, package.encoder_tflite), self._form(WHOLE, *whole)
 
     def _form(self, name: str, graph: Graph, tflite: bytes) -> Form:
-        real = channels_last(self.model.data.x_test)[:NUM_REAL]
+        real = arranged(self.model.data.x_test[:NUM_REAL], self.layout)
         quantized = quantize_values(
             graph.activations[graph.input], real.reshape(len(real), *graph.activations[graph.input].shape[1:])
         )
@@ -134,7 +140,7 @@ class Subject:
     def inputs(self, outcome: Outcome) -> NDArray[np.int8] | NDArray[np.float32]:
         """Held-out samples as a stack's file reads them: order of axes, shape, type, quantization."""
         entry = self.content(outcome).input
-        x = channels_last(self.model.data.x_test) if outcome.is_channels_last else self.model.data.x_test
+        x = arranged(self.model.data.x_test, self.layout) if outcome.is_arranged else self.model.data.x_test
         x = x.reshape(len(x), *(entry.shape or ())[1:])
         return quantize_values(entry.activation, x) if entry.type == "INT8" else x
 
@@ -160,8 +166,9 @@ class Subject:
 def whole_graph(model: Model) -> tuple[Graph, bytes]:
     """The whole model in int8, head and all, and its file."""
     captured = capture(model.module, model.data.x_test.shape[1:])
+    layout = captured.input_layout or layout_of(captured.sample_shape)
     template = run_passes(captured.graph)
-    template, ranges = calibrate(template, captured.tensors, channels_last(model.data.x_calibration), Recipe())
+    template, ranges = calibrate(template, captured.tensors, arranged(model.data.x_calibration, layout), Recipe())
     return encoder_file(template, captured.tensors, ranges)
 
 
