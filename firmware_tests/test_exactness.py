@@ -125,8 +125,8 @@ def test_a_wrong_byte_is_found_and_told(monkeypatch, capsys) -> None:
 
     monkeypatch.setattr(exactness, "run_jobs", with_a_wrong_byte)
     parser = argparse.ArgumentParser()
-    bench_verb.add_arguments(parser)
-    assert bench_verb.run(parser.parse_args(["exactness", "--graphs", "3", "--board", "posix", "--json"])) == 1
+    bench_verb.exactness.add_arguments(parser)
+    assert bench_verb.exactness.run(parser.parse_args(["--graphs", "3", "--board", "posix", "--json"])) == 1
     (row,) = json.loads(capsys.readouterr().out)["rows"]
     assert (row["graphs"], row["differing_bytes"], row["differences"]) == (3, 1, [[2, "output", 1]])
 

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 FLOAT_TOLERANCE = 1e-4
 
 Progress = Callable[[str], None]
+# The line of progress in front of the last step: what was made is complete, and is compared with the float module.
+COMPARING = "comparing with the float module"
 
 
 @dataclass(frozen=True)
@@ -143,7 +145,7 @@ def convert(
     check_boards(packages, boards)
     for package in packages.values():
         package.verify()  # a push repeats this chain unverified
-    progress("comparing with the float module")
+    progress(COMPARING)
     features = run_float(bind(template, captured.tensors), arranged)
     quality = _measure(captured, x, y, features, split.head, next(iter(packages.values())))
     return Conversion(model_id, split, template, split.head, captured.tensors, ranges, packages, quality, table)
@@ -194,13 +196,13 @@ def _measure(
     deployed_features = run_features(package, x)
     deployed = logits_of(layers, deployed_features).argmax(axis=1)
     chosen = expected.argmax(axis=1)
-    quality = Quality(len(x), difference, _sqnr_db(features, deployed_features), float((deployed == chosen).mean()))
+    quality = Quality(len(x), difference, sqnr_db(features, deployed_features), float((deployed == chosen).mean()))
     if y is None:
         return quality
     return replace(quality, accuracy_float=float((chosen == y).mean()), accuracy_int8=float((deployed == y).mean()))
 
 
-def _sqnr_db(exact: NDArray[np.float32], rounded: NDArray[np.float32]) -> float:
+def sqnr_db(exact: NDArray[np.float32], rounded: NDArray[np.float32]) -> float:
     """Signal to noise ratio in dB; 200 where there is no noise, -200 where there is no signal."""
     signal = float(np.square(exact, dtype=np.float64).sum())
     noise = float(np.square(np.subtract(exact, rounded, dtype=np.float64)).sum())

@@ -27,10 +27,10 @@ def _package(seed=3):
     return encoder_package(random_int8_graph(seed), Board.load(BOARD), "specimen")
 
 
-def _said(*arguments):
+def _said(subject, *arguments):
     parser = argparse.ArgumentParser()
-    bench_verb.add_arguments(parser)
-    return bench_verb.run(parser.parse_args(list(arguments)))
+    subject.add_arguments(parser)
+    return subject.run(parser.parse_args(list(arguments)))
 
 
 @emulator_test
@@ -196,7 +196,7 @@ def test_absent_and_too_large_models_are_named_and_the_rest_is_counted(monkeypat
         return bench.count_kernels(board, package)
 
     monkeypatch.setattr(bench_verb, "count_kernels", refuse_windows)
-    assert _said("kernels", "--json") == 0
+    assert _said(bench_verb.kernels, "--json") == 0
     said = json.loads(capsys.readouterr().out)
     assert [row["model"] for row in said["rows"]] == ["digits_cnn"]
     assert [reason.split(":")[0] for reason in said["skipped"]] == [*REFERENCE_MODELS, "har_cnn", "mobilenet_v1_025_96"]
@@ -205,7 +205,7 @@ def test_absent_and_too_large_models_are_named_and_the_rest_is_counted(monkeypat
 @emulator_test
 def test_one_model_is_counted_by_operator_and_printed(tmp_path, capsys):
     (tmp_path / "digits.fmp").write_bytes(encoder_package(example_encoders()["digits_cnn"], Board.load(BOARD), "d").to_bytes())
-    assert _said("kernels", "--model", str(tmp_path / "digits.fmp"), "--per-op") == 0
+    assert _said(bench_verb.kernels, "--model", str(tmp_path / "digits.fmp"), "--per-op") == 0
     said = capsys.readouterr().out
     assert "max_pool_2d" in said
     assert said.startswith(f"board {BOARD}")
