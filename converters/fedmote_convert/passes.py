@@ -31,14 +31,19 @@ def run_passes(graph: Graph) -> Graph:
 
 
 def drop_identities(graph: Graph) -> Graph:
-    """Remove what changes nothing: dropout, identity, views to the same shape.
+    """Remove what changes nothing: dropout, identity, views to the same shape, slices of the whole.
 
-    Before: a -> RESHAPE -> b of one shape. After: readers of b read a.
+    Before: a -> RESHAPE | STRIDED_SLICE in steps of one -> b of one shape. After: readers of b read a.
     """
-    identities = [op for op in graph.ops if op.kind is OpKind.RESHAPE and _shape(graph, op.output) == _shape(graph, op.inputs[0])]
+    identities = [op for op in graph.ops if _is_identity(op) and _shape(graph, op.output) == _shape(graph, op.inputs[0])]
     for op in identities:
         graph = _without(graph, op)
     return graph
+
+
+def _is_identity(op: Op) -> bool:
+    """Whether an operator changes nothing if it keeps the shape; a slice in steps of -1 turns an axis round."""
+    return op.kind is OpKind.RESHAPE or (op.kind is OpKind.STRIDED_SLICE and set(op.steps) == {1})
 
 
 def join_reshapes(graph: Graph) -> Graph:

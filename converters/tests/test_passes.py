@@ -57,6 +57,14 @@ def test_dropping_identities_keeps_a_flatten():
     assert kinds(drop_identities(captured(nn.Flatten(), (2, 3, 3)))) == [OpKind.RESHAPE]
 
 
+def test_a_slice_of_the_whole_goes_and_one_of_a_part_stays():
+    class Slices(nn.Module):
+        def forward(self, x):
+            return torch.relu(x[:, :, 0:5])[:, :, 1:5]
+
+    assert kinds(drop_identities(captured(Slices(), (2, 5)))) == [OpKind.RELU, OpKind.STRIDED_SLICE]
+
+
 def test_folded_norms_are_named_in_order_of_application():
     module = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2, eps=0.5), nn.BatchNorm2d(2))
 
