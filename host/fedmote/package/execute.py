@@ -347,9 +347,9 @@ def run_int8_op(graph: Graph, op: Op, values: Mapping[str, NDArray[np.int8]]) ->
             out = np.maximum.reduce(_windows(x, op, window_of(op, (1, *x.shape[1:])), fixed_point.INT8_MIN)).astype(np.int64)
         case OpKind.MEAN:
             count = x.shape[1] * x.shape[2]
-            total = np.subtract(x.sum(axis=(1, 2), dtype=np.int64), int(source.zero_point[0]) * count)
-            multiplier, shift = fixed_point.mean_requantization(source, target, count)
-            out = fixed_point.requantize(total, multiplier, shift) + int(target.zero_point[0])
+            total = np.asarray(x.sum(axis=(1, 2), dtype=np.int64) - int(source.zero_point[0]) * count)
+            numbers_of_mean = fixed_point.mean_requantization(source, target, count)
+            out = fixed_point.requantize(total, *numbers_of_mean) + int(target.zero_point[0])
         case OpKind.PAD:
             out = _pad(x, op.pads, int(source.zero_point[0]) if op.pad_value is None else op.pad_value)
         case OpKind.SOFTMAX:
