@@ -60,7 +60,7 @@ class Part:
         return CellConfig(self.cell, devices, f"partner-{self.cell}" if self.has_partner else None)
 
 
-def make_materials(directory: Path, model: ModelChoice | None = None, cut: str = "auto") -> Materials:
+def make_materials(directory: Path, model: ModelChoice | None = None, cut: str = "last") -> Materials:
     """Digits, a first model that has seen five classes, packages for both boards; small, so that a round takes seconds."""
     settings = DemoSettings(
         split=SplitSettings(majority_samples=12, minority_samples=4, pretraining_samples=20, test_samples=10),

@@ -13,6 +13,8 @@ from fedmote.package.boards import Board, board_names
 
 SUMMARY = "convert a torch model into an int8 encoder, a float head and a package for each board"
 EXAMPLES = """examples:
+  fedmote convert mypackage.nets:build --calibration samples.npz --boards stm32f405,lm3s6965,nrf51822 --widths 1,0.5,0.25 -o out
+  fedmote convert mypackage.nets:build --calibration calibration.npz --boards stm32f405 --cut features.3 -o out
   fedmote convert mypackage.nets:build --calibration calibration.npz --boards stm32f405,posix -o converted
   fedmote convert fedmote.lab.models:digits_cnn --weights trained.safetensors --calibration digits.npz --boards posix -o out
 """
@@ -23,9 +25,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="pkg.module:build", help="function that returns the module in evaluation mode")
     parser.add_argument("--weights", type=Path, metavar="F.safetensors", help="state of the module; else as it is built")
     parser.add_argument(
-        "--calibration", type=Path, required=True, metavar="X.npz", help="x (N, ...) as the module reads it; y (N,) for accuracy"
+        "--calibration",
+        type=Path,
+        required=True,
+        metavar="X.npz",
+        help="x (N, ...) as the module reads it; y (N,) for accuracies and new heads; subject, writer, speaker or record (N,)",
     )
-    parser.add_argument("--cut", default="auto", metavar="auto|NAME", help="module behind which the frozen encoder ends")
+    parser.add_argument(
+        "--cut",
+        default="auto",
+        metavar="auto|last|NAME",
+        help="module behind which the frozen encoder ends; auto: the best that fits each board; last: before the last Linear",
+    )
+    parser.add_argument("--widths", default="1", metavar="W[,W]", help="shares of the channels to try, in (0, 1]; default 1")
     parser.add_argument("--boards", required=True, metavar="B[,B]", help=", ".join(board_names()))
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="directory that is written")
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
@@ -34,10 +46,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Convert, write, tell."""
     boards = _boards(options.boards)
+    widths = _widths(options.widths)
     if options.model.endswith(".onnx"):
         raise ConfigError(f"model {options.model}: ONNX files are not read by this version; expected pkg.module:build")
     try:
-        from fedmote_convert import convert, output, report, sources
+        from fedmote_convert import output, report, sources, tiers
     except ModuleNotFoundError as error:
         if error.name != "torch":
             raise
@@ -48,10 +61,18 @@ def run(options: argparse.Namespace) -> int:
     module, model_id = sources.load_module(options.model)
     if options.weights is not None:
         sources.load_weights(module, options.weights)
-    conversion = convert.convert(
-        module, calibration.x, boards, model_id=model_id, cut=options.cut, y=calibration.y, progress=_say
+    result = tiers.convert_tiers(
+        module,
+        calibration.x,
+        boards,
+        model_id=model_id,
+        cut=options.cut,
+        widths=widths,
+        y=calibration.y,
+        owners=calibration.owners,
+        progress=_say,
     )
-    content = output.write(conversion, boards, options.output)
+    content = output.write(result, options.output)
     _say(f"written to {options.output}")
     sys.stdout.write(json.dumps(content) + "\n" if options.json else report.table(content))
     return 0
@@ -62,6 +83,18 @@ def _boards(text: str) -> list[Board]:
     if not names:
         raise ConfigError(f"--boards {text!r}: expected names, separated by commas, of {', '.join(board_names())}")
     return [Board.load(name) for name in names]
+
+
+def _widths(text: str) -> list[float]:
+    try:
+        widths = [float(part) for part in text.split(",")]
+    except ValueError:
+        widths = []
+    if not widths or not all(0 < width <= 1 for width in widths):
+        raise ConfigError(
+            f"--widths {text!r}: expected shares of the channels in (0, 1], separated by commas, such as 1,0.5,0.25"
+        )
+    return widths
 
 
 def _say(text: str) -> None:

@@ -20,6 +20,10 @@ from torch import nn
 
 from fedmote.arrays import load_npz
 from fedmote.errors import ConfigError
+from fedmote_convert.early_exit import Owners
+
+# Keys of data files that say whose each sample is; the first that is there counts.
+OWNER_KEYS = ("subject", "writer", "speaker", "record")
 
 
 @dataclass(frozen=True)
@@ -29,10 +33,12 @@ class Calibration:
     Attributes:
         x: float32 (N, ...), in the module's own order of axes.
         y: class indices int64 (N,), or None.
+        owners: whose each sample is, or None.
     """
 
     x: NDArray[np.float32]
     y: NDArray[np.int64] | None
+    owners: Owners | None = None
 
 
 def load_module(target: str) -> tuple[nn.Module, str]:
@@ -96,7 +102,7 @@ def load_calibration(path: Path) -> Calibration:
     Raises:
         ConfigError: no such file, no `x`, or arrays of an unsuitable type or length.
     """
-    arrays = load_npz(path, ("x",), ("y",), "--calibration")
+    arrays = load_npz(path, ("x",), ("y", *OWNER_KEYS), "--calibration")
     x = arrays["x"]
     if x.ndim < 2 or not len(x) or not np.issubdtype(x.dtype, np.floating):
         raise ConfigError(f"--calibration {path}: x is {x.dtype} {x.shape}; expected floats (N, ...), as the module reads them")
@@ -109,4 +115,15 @@ def load_calibration(path: Path) -> Calibration:
     y = arrays["y"]
     if y.shape != (len(x),) or not np.issubdtype(y.dtype, np.integer):
         raise ConfigError(f"--calibration {path}: y is {y.dtype} {y.shape}; expected integers ({len(x)},), one for each of x")
-    return Calibration(x, y.astype(np.int64))
+    return Calibration(x, y.astype(np.int64), _owners(arrays, len(x), path))
+
+
+def _owners(arrays: dict[str, NDArray[Any]], count: int, path: Path) -> Owners | None:
+    for key in OWNER_KEYS:
+        if key not in arrays:
+            continue
+        ids = arrays[key]
+        if ids.shape != (count,) or not np.issubdtype(ids.dtype, np.integer):
+            raise ConfigError(f"--calibration {path}: {key} is {ids.dtype} {ids.shape}; expected integers ({count},)")
+        return Owners(key, ids.astype(np.int64))
+    return None

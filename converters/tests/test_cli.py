@@ -170,7 +170,7 @@ def test_a_failure_changes_nothing_that_was_there(run, tmp_path, monkeypatch):
     monkeypatch.setattr(Board, "load", classmethod(lambda cls, name: tiny))
 
     with pytest.raises(DoesNotFitError):
-        run(boards="stm32f405")
+        run(boards="stm32f405", cut="last")
 
     assert contents(tmp_path / "out") == before
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
@@ -285,8 +285,11 @@ def test_unknown_boards_and_cuts_are_usage_errors_with_the_names_there_are(run):
 
 
 def test_a_cut_that_leaves_more_than_the_head_is_refused(run, tmp_path):
-    with pytest.raises(UnsupportedOpError, match=r"bn3: .*one Linear, or two") as caught:
-        run(cut="bn3")
+    path = tmp_path / "unlabelled.npz"
+    np.savez(path, x=np.random.default_rng(5).random((20, 1, 8, 8), dtype=np.float32))
+
+    with pytest.raises(UnsupportedOpError, match=r"bn3: .*one Linear, or two.*or give labels") as caught:
+        run(cut="bn3", calibration=path)
 
     assert caught.value.exit_code == 1
     assert not (tmp_path / "out").exists()

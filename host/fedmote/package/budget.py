@@ -78,6 +78,12 @@ def _scratch(header: PlanHeader, head: HeadShape, arithmetic: Arithmetic) -> tup
     return start, max(header.encoder_bytes, start + _WORD_BYTES * words)
 
 
+def run_arena_bytes(encoder_bytes: int, features: int, head: HeadShape) -> int:
+    """What the inference image takes: encoder, hidden values with the logits, one result (device_sdk/examples/run/run.c)."""
+    results = _WORD_BYTES * head.outputs
+    return round_up(encoder_bytes) + round_up(_WORD_BYTES * head.hidden + results) + features + results
+
+
 @dataclass(frozen=True)
 class Cost:
     """Bytes that a package needs on one board.
@@ -88,6 +94,7 @@ class Cost:
         arena_bytes, arena_available: with all of the board's samples, without cached embeddings.
         cached_samples: embeddings that fit into the rest of the arena.
         run_arena_bytes, run_arena_available: of the inference image.
+        package_bytes, package_available: the device form in the inference image's region; None where a file stands for it.
     """
 
     board: str
@@ -98,11 +105,19 @@ class Cost:
     cached_samples: int
     run_arena_bytes: int
     run_arena_available: int
+    package_bytes: int
+    package_available: int | None
 
     @property
     def fits(self) -> bool:
         """Whether the board can train with this package."""
         return self.slot_bytes <= self.slot_available and self.arena_bytes <= self.arena_available
+
+    @property
+    def runs(self) -> bool:
+        """Whether the board's inference image can run it."""
+        has_room = self.package_available is None or self.package_bytes <= self.package_available
+        return has_room and self.run_arena_bytes <= self.run_arena_available
 
 
 def cost(package_bytes: int, header: PlanHeader, head: HeadShape, board: Board) -> Cost:
@@ -123,8 +138,10 @@ def cost(package_bytes: int, header: PlanHeader, head: HeadShape, board: Board) 
         arena_bytes=arena.required,
         arena_available=board.arena_bytes,
         cached_samples=min(board.max_samples, max(0, left) // head.inputs),
-        run_arena_bytes=header.encoder_bytes,
+        run_arena_bytes=run_arena_bytes(header.encoder_bytes, header.feature_count, head),
         run_arena_available=board.run_arena_bytes,
+        package_bytes=package_bytes,
+        package_available=board.regions["package"].bytes if "package" in board.regions else None,
     )
 
 

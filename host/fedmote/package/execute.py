@@ -51,6 +51,11 @@ def run_float(graph: Graph, x: NDArray[np.float32], observe: Observer | None = N
     return np.concatenate(blocks)
 
 
+def run_float_op(graph: Graph, op: Op, values: dict[str, NDArray[np.float32]]) -> NDArray[np.float32]:
+    """Output (n, ...) of one operator of a float graph, from the values (n, ...) of its inputs by name."""
+    return _float_op(graph, op, values)
+
+
 def observe(graph: Graph, x: NDArray[np.float32]) -> Ranges:
     """True minimum and maximum of every activation over all samples of x (N, ...), in order of execution.
 

@@ -4,6 +4,8 @@
 A batch normalisation `y = (x - mean) / sqrt(var + eps) * gamma + beta` behind a linear operator scales its output channels and
 shifts its bias, so it costs nothing on the device. Folding is done in float64 and rounded once: the result is a pure
 function of the tensors, on which the bytes of every later stage depend.
+
+A narrower model has the same tensors; it takes rows and columns of them, after the folding.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmote.errors import ConversionError
-from fedmote.package.graph import BatchNormRef, Graph, Op, Tensors, WeightRef
+from fedmote.package.graph import BatchNormRef, Graph, Op, OpKind, Tensors, WeightRef
 
 # Permutations of torch weights, by WeightRef.layout; None inserts an axis of length 1.
 _PERMUTATIONS: dict[str, tuple[int | None, ...]] = {
@@ -65,7 +67,7 @@ def _bind_op(op: Op, tensors: Tensors) -> Op:
     bias = np.zeros(outputs) if source.bias is None else _lookup(tensors, source.bias, op, outputs)
     for norm in source.batch_norm:
         weight, bias = _fold(weight, bias, norm, tensors, op)
-    arranged = _arrange(weight, source, op)
+    arranged, bias = _select(_arrange(weight, source, op), bias, source, op)
     with np.errstate(over="ignore"):
         result = replace(op, weights=arranged.astype(np.float32), bias=bias.astype(np.float32))
     if not (np.isfinite(result.weights).all() and np.isfinite(result.bias).all()):  # type: ignore[arg-type]
@@ -95,6 +97,27 @@ def _fold(
         raise ConversionError(f"{op.name}: tensor {norm.running_var!r} plus epsilon is not positive")
     factor = gamma / np.sqrt(variance + norm.eps)
     return weight * factor.reshape(-1, *[1] * (weight.ndim - 1)), (bias - mean) * factor + beta
+
+
+def _select(
+    weight: NDArray[np.float64], bias: NDArray[np.float64], source: WeightRef, op: Op
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """What a narrower model keeps of weights in the graph's order and of biases, with its own statistics."""
+    axis = 3 if op.kind is OpKind.DEPTHWISE_CONV_2D else 0
+    try:
+        if source.rows is not None:
+            weight, bias = np.take(weight, source.rows, axis), np.take(bias, source.rows)
+        if source.columns is not None:
+            weight = np.take(weight, source.columns, -1)
+    except IndexError as error:
+        raise ConversionError(f"{op.name}: {source.weight} has fewer channels than the narrower model keeps ({error})") from error
+    if source.norm_scale:
+        scale, shift = np.array(source.norm_scale), np.array(source.norm_shift)
+        if scale.shape != bias.shape or shift.shape != bias.shape:
+            raise ConversionError(f"{op.name}: {len(scale)} and {len(shift)} corrections for {len(bias)} channels")
+        weight = weight * scale.reshape([-1 if i == axis else 1 for i in range(weight.ndim)])
+        bias = bias * scale + shift
+    return weight, bias
 
 
 def _arrange(weight: NDArray[np.float64], source: WeightRef, op: Op) -> NDArray[np.float64]:

@@ -118,6 +118,10 @@ class WeightRef:
             "depthwise2d" (O,1,H,W)->(1,H,W,O), "depthwise1d" (O,1,W)->(1,1,W,O), "linear" (O,I) as it is,
             "linear_chw" (O,I) with I regrouped from channels-first to channels-last order of `chw`.
         chw: (channels, height, width) of the flattened activation, for "linear_chw".
+        rows: output channels that a narrower model keeps, ascending; None: all.
+        columns: inputs of each output that it keeps, in the graph's order, ascending; None: all.
+        norm_scale, norm_shift: factor and summand of each kept output channel behind the folded normalisations: what their
+            statistics would be in the narrower model. Empty: 1 and 0.
     """
 
     weight: str
@@ -125,6 +129,10 @@ class WeightRef:
     batch_norm: tuple[BatchNormRef, ...] = ()
     layout: str = "conv2d"
     chw: tuple[int, int, int] | None = None
+    rows: tuple[int, ...] | None = None
+    columns: tuple[int, ...] | None = None
+    norm_scale: tuple[float, ...] = ()
+    norm_shift: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,8 @@ _OP_FIELDS: Final = (
     *("stride", "dilation", "padding", "kernel", "pads", "depth_multiplier", "weight_bits"),
     *("axis", "permutation", "starts", "steps", "alpha", "beta"),
 )
+# Fields of WeightRef that only narrower models have.
+_NARROWING: Final = ("rows", "columns", "norm_scale", "norm_shift")
 _DEFAULTS: Final = {f.name: f.default for f in fields(Op)}
 
 
@@ -127,6 +129,7 @@ def _dump_op(op: Op) -> dict[str, Any]:
             "batch_norm": [vars(norm) for norm in source.batch_norm],
             "layout": source.layout,
             "chw": None if source.chw is None else list(source.chw),
+            **{name: list(value) for name in _NARROWING if (value := getattr(source, name))},
         }
     return content
 
@@ -190,7 +193,22 @@ def _load_source(content: Mapping[str, Any]) -> WeightRef:
         batch_norm=tuple(_load_norm(norm) for norm in content["batch_norm"]),
         layout=_text(content["layout"]),
         chw=_load_chw(content["chw"]),
+        rows=_load_indices(content.get("rows")),
+        columns=_load_indices(content.get("columns")),
+        norm_scale=_load_numbers(content.get("norm_scale", ())),
+        norm_shift=_load_numbers(content.get("norm_shift", ())),
     )
+
+
+def _load_indices(content: Sequence[object] | None) -> tuple[int, ...] | None:
+    return None if content is None else tuple(_count(index) for index in content)
+
+
+def _load_numbers(content: Sequence[float]) -> tuple[float, ...]:
+    numbers = tuple(float(number) for number in content)
+    if not all(math.isfinite(number) for number in numbers):
+        raise ValueError("a correction is not finite")
+    return numbers
 
 
 def _load_norm(content: Mapping[str, Any]) -> BatchNormRef:

@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every form of a model costs on every board, and how well it classifies: before any package is made.
+
+One calibration and one int8 run of the whole network give the features of all its edges; bytes, arena, MACs and instructions
+come from compiling the beginning of the network up to each edge, which takes milliseconds. The bytes are those of the package
+that a conversion then makes.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedmote.package.boards import Board
+from fedmote.package.budget import Cost, cost
+from fedmote.package.compile import Plan, compile_graph
+from fedmote.package.execute import run_float, run_int8
+from fedmote.package.file import device_form_bytes
+from fedmote.package.fold import bind
+from fedmote.package.graph import Graph, HeadLayer, Ranges, Tensors
+from fedmote.package.head import HeadShape, dense_layers, logits_of, parameter_count
+from fedmote.package.importer import cut_graph
+from fedmote.package.quantize import dequantize_values, quantize, quantize_input
+from fedmote_convert.calibration import Recipe, calibrate
+from fedmote_convert.early_exit import Labels, train_head
+from fedmote_convert.forms import Form, averaged
+
+Progress = Callable[[str], None]
+_DEVICE = "fedmote-device"  # the program that trains
+_FLOAT_BYTES = 4
+
+
+@dataclass(frozen=True)
+class Needs:
+    """A form on one board.
+
+    Attributes:
+        cost: bytes needed and available.
+        instructions: predicted for the encoder and one sample; None where the board has no table.
+        missing: operators that the board's device image lacks.
+        has_device: whether there is a device program for the board, the one that trains.
+    """
+
+    cost: Cost
+    instructions: int | None
+    missing: tuple[str, ...]
+    has_device: bool
+
+    @property
+    def trains(self) -> bool:
+        """Whether the board can take part in rounds with it."""
+        return self.has_device and self.cost.fits and not self.missing
+
+    @property
+    def runs(self) -> bool:
+        """Whether the board can at least run it."""
+        return self.trains or self.cost.runs
+
+    @property
+    def refusal(self) -> str:
+        """Why the board cannot train it; empty if it can."""
+        if not self.has_device:
+            return "no device program"
+        if self.missing:
+            return f"no operator {', '.join(self.missing)}"
+        parts = (
+            ("slot", self.cost.slot_bytes, self.cost.slot_available),
+            ("arena", self.cost.arena_bytes, self.cost.arena_available),
+        )
+        return ", ".join(f"{name} {needed - room:,} bytes too large" for name, needed, room in parts if needed > room)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A form with its costs.
+
+    Attributes:
+        form: what was measured.
+        macs: multiply-accumulates of the encoder for one sample.
+        encoder_bytes: arena of the encoder alone.
+        embedding_bytes: int8 features of one sample.
+        update_bytes: head update, float32.
+        boards: by name.
+        accuracy: on the samples held out, of int8 encoder and one dense layer trained alone on the others; None without labels,
+            for heads of two layers, and where no board can run the form.
+        own_accuracy: on the same samples with the model's own head as it is; None for forms that have none.
+        correct: which of the samples held out are classified rightly by the better of the two; None without either.
+    """
+
+    form: Form
+    macs: int
+    encoder_bytes: int
+    embedding_bytes: int
+    update_bytes: int
+    boards: dict[str, Needs]
+    accuracy: float | None = None
+    own_accuracy: float | None = None
+    correct: NDArray[np.bool_] | None = None
+
+    @property
+    def best_accuracy(self) -> float | None:
+        """What its head is known to reach: as it is, or trained alone."""
+        return None if self.correct is None else float(self.correct.mean())
+
+
+def measure_forms(
+    forms: Sequence[Form],
+    trunk: Graph,
+    tensors: Tensors,
+    x: NDArray[np.float32],
+    labels: Labels | None,
+    boards: Sequence[Board],
+    recipe: Recipe,
+    model_id: str,
+    progress: Progress,
+) -> tuple[Measured, ...]:
+    """Measure forms whose encoders are beginnings of one template.
+
+    Args:
+        forms: of one model and width.
+        trunk: template of the whole network, of that width.
+        tensors: the whole float state.
+        x: calibration samples float32 (N, ...), channels last.
+        labels: of these samples, or None: accuracies are left out then.
+        boards: to compile for.
+        recipe: of the quantization.
+        model_id: name of the model, which is part of a package.
+        progress: called with a line before long steps.
+    """
+    last = max((op.output for op in trunk.ops), key=lambda name: _reach(forms, trunk, name))
+    template, ranges = calibrate(cut_graph(trunk, last), tensors, x, recipe)
+    bound = bind(template, tensors)
+    ranges = ranges | _mean_ranges(bound, x, {form.edge for form in forms if form.is_averaged})
+    measured = [_costs(form, _quantized(bound, form, ranges), boards, model_id) for form in forms]
+    if labels is None:
+        return tuple(measured)
+    wanted = [one for one in measured if any(needs.runs for needs in one.boards.values())]
+    progress(f"measuring {len(wanted)} of {len(forms)} forms on {len(labels.held_out)} samples held out")
+    features = _features(quantize(bound, ranges), x, {one.form.edge for one in wanted})
+    by_name = {id(one): _judged(one, features[one.form.edge], bound, ranges, tensors, labels) for one in wanted}
+    return tuple(by_name.get(id(one), one) for one in measured)
+
+
+def _reach(forms: Sequence[Form], trunk: Graph, name: str) -> int:
+    """Position of an activation if a form ends there, else -1."""
+    is_end = any(form.edge == name for form in forms)
+    return next(index for index, op in enumerate(trunk.ops) if op.output == name) if is_end else -1
+
+
+def _mean_ranges(graph: Graph, x: NDArray[np.float32], edges: set[str]) -> Ranges:
+    """Ranges of the means over height and width, by the names that `averaged` gives them."""
+    seen: Ranges = {}
+
+    def widen(name: str, values: NDArray[np.float32]) -> None:
+        if name in edges:
+            means = values.mean(axis=(1, 2), dtype=np.float64).astype(np.float32)
+            low, high = seen.get(name, (np.inf, -np.inf))
+            seen[name] = (min(low, float(means.min())), max(high, float(means.max())))
+
+    if edges:
+        run_float(graph, x, widen)
+    return {averaged(cut_graph(graph, name)).output: limits for name, limits in seen.items()}
+
+
+def _quantized(bound: Graph, form: Form, ranges: Ranges) -> Graph:
+    """The int8 encoder of a form."""
+    encoder = cut_graph(bound, form.edge)
+    return quantize(averaged(encoder) if form.is_averaged else encoder, ranges)
+
+
+def _costs(form: Form, graph: Graph, boards: Sequence[Board], model_id: str) -> Measured:
+    plans = {arrangement: compile_graph(graph, arrangement) for arrangement in {board.arrangement for board in boards}}
+    header = next(iter(plans.values())).header
+    needs = {board.name: _needs(form.head, graph, plans[board.arrangement], board, model_id) for board in boards}
+    update_bytes = _FLOAT_BYTES * parameter_count(form.head)
+    return Measured(form, header.macs, header.encoder_bytes, header.feature_count, update_bytes, needs)
+
+
+def _needs(head: Sequence[HeadLayer], graph: Graph, plan: Plan, board: Board, model_id: str) -> Needs:
+    size = device_form_bytes(graph, plan, head, board, model_id, 0)
+    shape = HeadShape.of([(layer.inputs, layer.outputs) for layer in head])
+    opcodes = dict.fromkeys(opcode for _, opcode, _, _ in plan.units)
+    missing = tuple(opcode.name.lower() for opcode in opcodes if not board.has_operator(opcode))
+    return Needs(cost(size, plan.header, shape, board), predicted(plan, board), missing, _DEVICE in board.programs)
+
+
+def predicted(plan: Plan, board: Board) -> int | None:
+    """Predicted instructions of an encoder for one sample; None where the board has no table."""
+    if importlib.util.find_spec("fedmote.package.instructions") is None:
+        return None
+    instructions: Any = importlib.import_module("fedmote.package.instructions")
+    return int(instructions.predict(plan, board).total) if instructions.has_table(board) else None
+
+
+def _features(graph: Graph, x: NDArray[np.float32], edges: set[str]) -> dict[str, NDArray[np.int8]]:
+    """int8 values (N, ...) of some activations of the whole network."""
+    blocks: dict[str, list[NDArray[np.int8]]] = {name: [] for name in edges}
+
+    def keep(name: str, values: NDArray[np.int8]) -> None:
+        if name in blocks:
+            blocks[name].append(values)
+
+    if edges:
+        run_int8(graph, quantize_input(graph, x), keep)
+    return {name: np.concatenate(parts) for name, parts in blocks.items()}
+
+
+def _judged(one: Measured, values: NDArray[np.int8], bound: Graph, ranges: Ranges, tensors: Tensors, labels: Labels) -> Measured:
+    """The form with its accuracies, from the int8 values of its edge."""
+    form = one.form
+    graph = _quantized(bound, form, ranges)
+    if form.is_averaged:
+        mean = replace(graph, input=form.edge, ops=graph.ops[-1:])
+        values = run_int8(mean, values)
+    features = dequantize_values(graph.activations[graph.output], values).reshape(len(values), -1)
+    train, test = labels.training, labels.held_out
+    judged, hits = one, []
+    if not form.is_early:
+        logits = logits_of(dense_layers(form.head, tensors), features[test])
+        hits.append(logits.argmax(axis=1) == labels.y[test])
+        judged = replace(judged, own_accuracy=float(hits[-1].mean()))
+    if len(form.head) == 1:
+        weights, bias = train_head(features[train], labels.y[train], labels.classes)
+        hits.append((features[test] @ weights.T + bias).argmax(axis=1) == labels.y[test])
+        judged = replace(judged, accuracy=float(hits[-1].mean()))
+    return replace(judged, correct=max(hits, key=lambda hit: int(hit.sum())))
