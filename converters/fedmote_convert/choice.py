@@ -14,8 +14,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from fedmote.errors import ConversionError, DoesNotFitError
 from fedmote_convert.measure import Measured
 
@@ -79,10 +77,13 @@ def _cheapness(one: Measured, board: str) -> tuple[int, int]:
 
 
 def _is_equal(one: Measured, best: Measured) -> bool:
-    """Whether the best is better by no more than the standard error of the difference."""
+    """Whether the best is better by no more than the standard error of the difference.
+
+    Of the samples that one of them alone classifies rightly, each is a fair coin if the two are equally good: the difference
+    of their hits has a variance of as many samples.
+    """
     assert one.correct is not None and best.correct is not None  # judged
-    difference = best.correct.astype(np.float64) - one.correct
-    return bool(difference.mean() <= difference.std() / np.sqrt(len(difference)))
+    return (_hits(best) - _hits(one)) ** 2 <= int((best.correct != one.correct).sum())
 
 
 def _refused(measured: Sequence[Measured], board: str) -> ConversionError:

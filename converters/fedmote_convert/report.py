@@ -197,8 +197,8 @@ def _form_line(form: Mapping[str, Any], board: str, got: str, best: Sequence[str
     marks = (">" if form["form"] == got else " ") + ("*" if form["form"] in best else " ")
     accuracy = accuracy_of(form)
     words = "-" if accuracy is None else f"{accuracy:.1%}"
-    line = f"{marks}{form['form']:<30}{words:>9}{needs['slot_bytes']:>9,}{needs['arena_bytes']:>9,}{_number(needs['instructions']):>13}"
-    line += f"{form['macs']:>11,}{form['embedding_bytes']:>9,}{form['update_bytes']:>8,}"
+    line = f"{marks}{form['form']:<30}{words:>9}{needs['slot_bytes']:>9,}{needs['arena_bytes']:>9,}"
+    line += f"{_number(needs['instructions']):>13}{form['macs']:>11,}{form['embedding_bytes']:>9,}{form['update_bytes']:>8,}"
     return line if needs["is_training"] else f"{line}  {needs['refusal']}"
 
 
