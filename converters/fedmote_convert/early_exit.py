@@ -26,7 +26,7 @@ HELD_OUT = 0.25
 PENALTY = 1e-2
 _SEED = 20211108
 _STEPS = 300
-_TOLERANCE = 1e-4  # of the mean loss's gradient, per weight
+_TOLERANCE = 1e-5  # of the mean loss's gradient, per weight
 _LEAST_SPREAD = 1e-2  # of a feature's standard deviation, relative to the mean one: what hardly moves must not be blown up
 
 Floats = NDArray[np.float64]

@@ -34,14 +34,15 @@ _LARGEST_SCALE = 10.0  # of a correction: a channel that hardly moves any more m
 Numbers = NDArray[np.int64]
 
 
-def narrow(template: Graph, tensors: Tensors, x: NDArray[np.float32], width: float) -> Graph:
-    """Keep a share of the channels of every layer; the input and the output keep all of theirs.
+def narrow(template: Graph, tensors: Tensors, x: NDArray[np.float32], width: float, *, is_encoder: bool = False) -> Graph:
+    """Keep a share of the channels of every layer; the input keeps all of its own.
 
     Args:
         template: after all passes.
         tensors: the whole float state.
         x: calibration samples float32 (N, ...), channels last.
         width: share of the channels, in (0, 1]; at least one of each layer stays.
+        is_encoder: whether the output is features, which get fewer too; else it is logits, which all stay.
 
     Returns:
         The template with smaller activations, whose operators take rows and columns of their tensors.
@@ -50,7 +51,8 @@ def narrow(template: Graph, tensors: Tensors, x: NDArray[np.float32], width: flo
     channels = _Channels()
     for op in (None, *bound.ops):
         channels.enter(bound, op)
-    channels.fix(channels.of[bound.output])
+    if not is_encoder:
+        channels.fix(channels.of[bound.output])
     kept = {name: np.flatnonzero(channels.kept(width)[channels.roots(numbers)]) for name, numbers in channels.of.items()}
     ops = tuple(_narrowed(bound, op, kept) for op in template.ops)
     activations = {

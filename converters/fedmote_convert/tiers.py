@@ -132,7 +132,7 @@ def _forms(captured: Capture, samples: Samples, cut: str, width: float) -> tuple
         if width == 1.0:
             return trunk, forms
         assert labels is not None  # checked by the caller
-        trunk = narrow(trunk, captured.tensors, samples.arranged, width)
+        trunk = narrow(trunk, captured.tensors, samples.arranged, width, is_encoder=True)
         return trunk, early_forms_at(captured, trunk, forms[0].edge, labels.classes, width)
     trunk = run_passes(captured.graph)
     if width != 1.0:

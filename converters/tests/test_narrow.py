@@ -141,7 +141,7 @@ def test_new_weights_of_the_whole_model_are_pushed_into_a_narrow_package():
     captured = capture(module, (1, 8, 8))
     x = samples_channels_last(np.random.default_rng(SEED).standard_normal((60, 1, 8, 8)).astype(np.float32))
     encoder = cut_graph(run_passes(captured.graph), "flatten")
-    template, ranges = calibrate(narrow(encoder, captured.tensors, x, 0.5), captured.tensors, x, Recipe())
+    template, ranges = calibrate(narrow(encoder, captured.tensors, x, 0.5, is_encoder=True), captured.tensors, x, Recipe())
     head = (HeadLayer("new.weight", "new.bias", 24, 10),)
     tensors = captured.tensors | {"new.weight": np.ones((10, 24), np.float32), "new.bias": np.zeros(10, np.float32)}
     package = assemble(template, head, tensors, ranges, [Board.load("posix")], "narrow", 0, "nchw")["posix"]

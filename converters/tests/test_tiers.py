@@ -159,6 +159,18 @@ def test_a_board_that_cannot_train_gets_what_it_can_run_and_it_is_said(digits, l
         convert_tiers(digits.module, labelled[0], [tiny], model_id="d", cut="last")
 
 
+def test_an_edge_that_is_named_is_narrowed_with_all_before_it(digits, labelled):
+    made = convert_tiers(digits.module, labelled[0], boards("posix"), model_id="d", cut="pool", y=labelled[1], widths=(0.5,))
+
+    assert [(one.form.name, one.form.cut.features) for one in made.measured] == [
+        ("max_pool2d_1-x0.5", 96),
+        ("max_pool2d_1-mean-x0.5", 24),
+    ]
+    (tier,) = made.tiers
+    assert tier.conversion.quality.accuracy_int8 > 0.7
+    assert tier.conversion.head[0].weight.endswith(".x0.5.weight")
+
+
 def test_narrow_widths_without_labels_are_refused(digits):
     with pytest.raises(ConversionError, match=r"--widths below 1 need labels"):
         convert_tiers(digits.module, digits.x, boards("posix"), model_id="d", widths=(1.0, 0.5))
