@@ -50,7 +50,7 @@ def run(options: argparse.Namespace) -> int:
     if options.model.endswith(".onnx"):
         raise ConfigError(f"model {options.model}: ONNX files are not read by this version; expected pkg.module:build")
     try:
-        from fedmote_convert import output, report, sources, tiers
+        from fedmote_convert import output, pareto, report, sources, tiers
     except ModuleNotFoundError as error:
         if error.name != "torch":
             raise
@@ -73,6 +73,8 @@ def run(options: argparse.Namespace) -> int:
         progress=_say,
     )
     content = output.write(result, options.output)
+    if output.is_plotted(content) and not pareto.has_matplotlib():
+        _say("pareto.png is left out: matplotlib is not installed; report.html has the same pictures")
     _say(f"written to {options.output}")
     sys.stdout.write(json.dumps(content) + "\n" if options.json else report.table(content))
     return 0

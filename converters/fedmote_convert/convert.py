@@ -261,11 +261,11 @@ def _measure(
     logits = logits_of(layers, features)
     difference = check_capture(expected, _whole(captured, samples.arranged) if form.is_early else logits)
     deployed_features = run_features(package, samples.x)
-    sqnr_db = _sqnr_db(features, deployed_features)
+    ratio = _sqnr_of(features, deployed_features)
     chosen, rounded = expected.argmax(axis=1), logits_of(layers, deployed_features).argmax(axis=1)
     labels = samples.labels if form.is_early else None
     judged = np.arange(len(samples.x)) if labels is None else labels.held_out
-    quality = Quality(len(judged), difference, sqnr_db, float((rounded == chosen)[judged].mean()))
+    quality = Quality(len(judged), difference, ratio, float((rounded == chosen)[judged].mean()))
     if samples.y is None:
         return quality
     is_right = [float((classes == samples.y)[judged].mean()) for classes in (chosen, rounded, logits.argmax(axis=1))]
@@ -294,10 +294,14 @@ def check_capture(expected: NDArray[np.float32], logits: NDArray[np.float32]) ->
     return difference
 
 
-def _sqnr_db(exact: NDArray[np.float32], rounded: NDArray[np.float32]) -> float:
-    """Signal to noise ratio in dB; 200 where there is no noise, -200 where there is no signal."""
-    signal = float(np.square(exact, dtype=np.float64).sum())
-    noise = float(np.square(np.subtract(exact, rounded, dtype=np.float64)).sum())
+def _sqnr_of(exact: NDArray[np.float32], rounded: NDArray[np.float32]) -> float:
+    """Signal to noise ratio in dB of rounded values."""
+    noise = np.square(np.subtract(exact, rounded, dtype=np.float64)).sum()
+    return sqnr_db(float(np.square(exact, dtype=np.float64).sum()), float(noise))
+
+
+def sqnr_db(signal: float, noise: float) -> float:
+    """Signal to noise ratio in dB of two energies; 200 where there is no noise, -200 where there is no signal."""
     if signal == 0 or noise == 0:
         return 200.0 if noise == 0 else -200.0
     return 10 * float(np.log10(signal / noise))

@@ -187,15 +187,17 @@ def _needs(head: Sequence[HeadLayer], graph: Graph, plan: Plan, board: Board, mo
     shape = HeadShape.of([(layer.inputs, layer.outputs) for layer in head])
     opcodes = dict.fromkeys(opcode for _, opcode, _, _ in plan.units)
     missing = tuple(opcode.name.lower() for opcode in opcodes if not board.has_operator(opcode))
-    return Needs(cost(size, plan.header, shape, board), predicted(plan, board), missing, _DEVICE in board.programs)
+    prediction = predicted(plan, board)
+    instructions = None if prediction is None else prediction.total
+    return Needs(cost(size, plan.header, shape, board), instructions, missing, _DEVICE in board.programs)
 
 
-def predicted(plan: Plan, board: Board) -> int | None:
+def predicted(plan: Plan, board: Board) -> Any:  # noqa: ANN401
     """Predicted instructions of an encoder for one sample; None where the board has no table."""
     if importlib.util.find_spec("fedmote.package.instructions") is None:
         return None
     instructions: Any = importlib.import_module("fedmote.package.instructions")
-    return int(instructions.predict(plan, board).total) if instructions.has_table(board) else None
+    return instructions.predict(plan, board) if instructions.has_table(board) else None
 
 
 def _features(graph: Graph, x: NDArray[np.float32], edges: set[str]) -> dict[str, NDArray[np.int8]]:

@@ -6,7 +6,9 @@
                              follow a flatten of (channels, height, width), the encoder's features (height, width, channels)
     checkpoint.safetensors   the whole float state: checkpoint number one of a task
     <model>-<board>.fmp      a package for each board
-    report.json              what was converted, what it costs, what it keeps
+    report.json              what was converted, what it costs, what it keeps, and all forms that there were
+    report.html              the same for a browser
+    pareto.png               accuracy of all forms against what they cost, where accuracies are known and matplotlib is installed
 
 Where boards get different forms of the model, each form has these files in a directory of its own, named after it, that can be
 used alone; the report beside them covers all.
@@ -27,11 +29,14 @@ from typing import Any
 
 from fedmote.errors import ConfigError
 from fedmote.tensors import dump_safetensors
+from fedmote_convert import page, pareto
 from fedmote_convert.convert import Conversion
-from fedmote_convert.report import report_of, to_json
+from fedmote_convert.report import report_of, tier_reports, to_json
 from fedmote_convert.tiers import Tiers
 
 REPORT = "report.json"
+PAGE = "report.html"
+PLOT = "pareto.png"
 
 
 def write(result: Tiers, directory: Path) -> dict[str, Any]:
@@ -48,13 +53,25 @@ def write(result: Tiers, directory: Path) -> dict[str, Any]:
         prefix = f"{tier.name}/" if len(result.tiers) > 1 else ""
         contents |= {prefix + name: content for name, content in contents_of(tier.conversion).items()}
     report = report_of(result, {name: len(content) for name, content in contents.items()})
-    contents[REPORT] = to_json(report).encode()
+    contents |= _views(report)
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
         _replace(contents, directory)
     except OSError as error:
         raise ConfigError(f"-o {directory}: cannot be written ({error.strerror}); expected a directory of yours") from error
     return report
+
+
+def is_plotted(report: Mapping[str, Any]) -> bool:
+    """Whether a report has accuracies to plot."""
+    return bool(pareto.panels_of(report))
+
+
+def _views(report: Mapping[str, Any]) -> dict[str, bytes]:
+    """The report and what shows it."""
+    views = {REPORT: to_json(report).encode(), PAGE: page.page(report, tier_reports(report)).encode()}
+    panels = pareto.panels_of(report)
+    return views | {PLOT: pareto.png(panels)} if panels and pareto.has_matplotlib() else views
 
 
 def contents_of(conversion: Conversion) -> dict[str, bytes]:
@@ -79,7 +96,7 @@ def _replace(contents: Mapping[str, bytes], directory: Path) -> None:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-        outdated = _written_before(directory) - contents.keys()
+        outdated = _written_before(directory) - contents.keys()  # the plot too, which needs labels
         directory.mkdir(exist_ok=True)
         for name in contents:
             (directory / name).parent.mkdir(exist_ok=True)
@@ -98,7 +115,7 @@ def _written_before(directory: Path) -> set[str]:
     names: set[str] = set()
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         report = json.loads((directory / REPORT).read_text(encoding="utf-8"))
-        names = {str(name) for name in report["files"] if _is_inside(str(name))}
+        names = {str(name) for name in (*report["files"], PLOT) if _is_inside(str(name))}
     return names
 
 

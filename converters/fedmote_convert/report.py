@@ -9,8 +9,10 @@ from typing import Any
 
 from fedmote.package.boards import Board
 from fedmote_convert.choice import pareto
-from fedmote_convert.convert import Conversion
+from fedmote_convert.convert import Samples
 from fedmote_convert.measure import Measured, Needs
+from fedmote_convert.pareto import accuracy_of
+from fedmote_convert.profile import profile_of, to_dict
 from fedmote_convert.tiers import Tier, Tiers
 
 
@@ -23,7 +25,7 @@ def report_of(result: Tiers, files: Mapping[str, int]) -> dict[str, Any]:
         result: the conversion for all boards.
         files: sizes in bytes by name, the report itself left out.
     """
-    tiers = {tier.name: tier_report(tier) for tier in result.tiers}
+    tiers = {tier.name: tier_report(tier, result.samples) for tier in result.tiers}
     only = next(iter(tiers.values())) if len(tiers) == 1 else {"tiers": tiers}
     boards = [(tier, board) for tier in result.tiers for board in tier.boards]
     return {
@@ -38,10 +40,11 @@ def report_of(result: Tiers, files: Mapping[str, int]) -> dict[str, Any]:
     }
 
 
-def tier_report(tier: Tier) -> dict[str, Any]:
+def tier_report(tier: Tier, samples: Samples) -> dict[str, Any]:
     """What the report says of one tier."""
     conversion = tier.conversion
     header = conversion.package.header
+    profile = to_dict(profile_of(conversion, samples, tier.boards))
     candidates = [
         {"cut": c.name, "module": c.module, "features": c.features, "refusal": c.refusal or None}
         for c in conversion.cut.candidates
@@ -55,30 +58,17 @@ def tier_report(tier: Tier) -> dict[str, Any]:
             "is_early_exit": conversion.form.is_early,
             "candidates": candidates,
         },
-        "encoder": {"macs": header.macs, "arena_bytes": header.encoder_bytes, "operators": _operators(conversion)},
+        "encoder": {"macs": header.macs, "arena_bytes": header.encoder_bytes, "operators": profile.pop("operators")},
         "head": [vars(layer) for layer in conversion.head],
         "quality": {name: value for name, value in vars(conversion.quality).items() if value is not None},
         "ranges": {name: list(limits) for name, limits in conversion.ranges.items()},
+        **profile,
     }
 
 
 def tier_reports(report: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """The tiers of a report by name; the name of the only one is empty."""
     return dict(report["tiers"]) if "tiers" in report else {"": report}
-
-
-def _operators(conversion: Conversion) -> list[dict[str, Any]]:
-    template = conversion.template
-    return [
-        {
-            "operator": op.kind.value,
-            "name": op.name,
-            "activation": op.activation.value,
-            "output": op.output,
-            "shape": list(template.activations[op.output].shape),
-        }
-        for op in template.ops
-    ]
 
 
 def _board(tier: Tier, board: Board) -> dict[str, Any]:
@@ -200,12 +190,6 @@ def _form_line(form: Mapping[str, Any], board: str, got: str, best: Sequence[str
     line = f"{marks}{form['form']:<30}{words:>9}{needs['slot_bytes']:>9,}{needs['arena_bytes']:>9,}"
     line += f"{_number(needs['instructions']):>13}{form['macs']:>11,}{form['embedding_bytes']:>9,}{form['update_bytes']:>8,}"
     return line if needs["is_training"] else f"{line}  {needs['refusal']}"
-
-
-def accuracy_of(form: Mapping[str, Any]) -> float | None:
-    """What the head of a form is known to reach, as it is or trained alone; None without labels."""
-    known = [value for value in (form["accuracy"], form["own_head_accuracy"]) if value is not None]
-    return max(known, default=None)
 
 
 def _of(needed: int, available: int) -> str:

@@ -61,13 +61,18 @@ class Tiers:
         model_id: name of the model.
         tiers: in the order of their first boards.
         measured: all forms with their costs, in the order of the network, wide before narrow.
-        labels: which samples judged them, or None.
+        samples: that they were calibrated with; its labels say which of them judged the forms.
     """
 
     model_id: str
     tiers: tuple[Tier, ...]
     measured: tuple[Measured, ...]
-    labels: Labels | None
+    samples: Samples
+
+    @property
+    def labels(self) -> Labels | None:
+        """Which samples judged the forms, or None."""
+        return self.samples.labels
 
 
 def convert_tiers(
@@ -120,7 +125,7 @@ def convert_tiers(
         raise ConversionError(f"{model_id}: no edge of the model can be cut; give it a layer before its last one")
     choices = {board.name: choose(measured, board.name) for board in boards}
     tiers = _tiers(captured, samples, boards, choices, cut == AUTO, model_id, recipe, version, progress)
-    return Tiers(model_id, tiers, tuple(measured), labels)
+    return Tiers(model_id, tiers, tuple(measured), samples)
 
 
 def _forms(captured: Capture, samples: Samples, cut: str, width: float) -> tuple[Graph, tuple[Form, ...]]:
