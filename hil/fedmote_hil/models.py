@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -64,6 +65,18 @@ def example_encoders() -> dict[str, Graph]:
     for outputs in (16, 32, 64):
         windows = windows.conv(outputs, (1, 5)).pool((1, 2))
     return {"digits_cnn": digits.averaged(), "har_cnn": windows.averaged(), "mobilenet_v1_025_96": mobilenet()}
+
+
+def measured_models(board: Board, skipped: list[str]) -> Iterator[tuple[str, Package]]:
+    """Names and packages of all models that are measured; files that are absent are named in `skipped`."""
+    for name in REFERENCE_MODELS:
+        path = reference_directory() / f"{name}.tflite"
+        if path.is_file():
+            yield name, whole_encoder(path, board)
+        else:
+            skipped.append(f"{name}: there is no {path}")
+    for name, graph in example_encoders().items():
+        yield name, encoder_package(graph, board, name)
 
 
 def mobilenet() -> Graph:

@@ -130,7 +130,7 @@ def _starts(board: Board, jobs: Sequence[Job]) -> Iterator[list[tuple[int, Job]]
     start: list[tuple[int, Job]] = []
     package_room, samples_room = rooms
     for job in jobs:
-        _check_fit(board, job, *rooms)
+        check_fit(board, job)
     for index, job in enumerate(jobs):
         done = 0
         while done < len(job.samples):
@@ -148,8 +148,13 @@ def _starts(board: Board, jobs: Sequence[Job]) -> Iterator[list[tuple[int, Job]]
         yield start
 
 
-def _check_fit(board: Board, job: Job, package_room: int, samples_room: int) -> None:
-    """Refuses a job of which not even one sample fits an empty board."""
+def check_fit(board: Board, job: Job) -> None:
+    """Refuses a job of which not even one sample fits the empty regions of an emulated board.
+
+    Raises:
+        DoesNotFitError: needed and available bytes are in it.
+    """
+    package_room, samples_room = board.region("package").bytes, board.region("samples").bytes
     if len(job.package) > package_room:
         raise DoesNotFitError(board.name, "flash", len(job.package), package_room)
     if _samples_in(samples_room, job) == 0:

@@ -35,7 +35,7 @@ def _emulated(name: str):
 
 
 # One parameter per kind of virtual board: those that can be federated devices.
-BOARDS = ("posix", _emulated("stm32f405"))
+BOARDS = ("posix", *(_emulated(name) for name in boards_with("fedmote-device") if name != "posix"))
 # Those that run and count packages alone.
 EMULATED_BOARDS = tuple(_emulated(name) for name in board_names() if name not in boards_with("fedmote-device"))
 

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`fedmote bench`: instruction counts of kernels and of the head, beside those of others; and whether boards compute right."""
+"""`fedmote bench`: instruction counts of kernels and of the head, beside those of others; whether boards compute right; and the
+tables by which instructions are predicted.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +12,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from fedmote.errors import DoesNotFitError
+from fedmote.errors import ConfigError, DoesNotFitError
 from fedmote.package.boards import Board, boards_with
 from fedmote.package.file import Package
+from fedmote.package.instructions import is_stale
 from fedmote_hil.bench import HeadCounts, KernelCounts, count_head, count_kernels, counting_boards
 from fedmote_hil.exactness import compare
-from fedmote_hil.models import REFERENCE_MODELS, encoder_package, example_encoders, reference_directory, whole_encoder
+from fedmote_hil.instructions import LIMIT, Comparison, compare_models, refresh
+from fedmote_hil.models import measured_models, whole_encoder
 from fedmote_hil.peers import HEAD, KERNELS, NO_FIGURE, Figure
 
 SUMMARY = "count instructions of the kernels or of the head on an emulated board, or compare its bytes"
@@ -23,6 +27,7 @@ EXAMPLES = """examples:
   fedmote bench kernels                                 the MLPerf Tiny and example models
   fedmote bench kernels --model model.fmp --per-op      one model, operator by operator
   fedmote bench head --json                             training steps, for programs
+  fedmote bench instructions --board all --check        predicted instructions beside counted ones
   fedmote bench exactness --graphs 200 --board all      every tensor of random graphs against TensorFlow Lite Micro
 """
 _DEFAULT_BOARD = "stm32f405"
@@ -32,7 +37,7 @@ Row = dict[str, Any]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments of the verb."""
-    subjects = parser.add_subparsers(dest="subject", required=True, metavar="kernels|head|exactness")
+    subjects = parser.add_subparsers(dest="subject", required=True, metavar="kernels|head|instructions|exactness")
     kernels = subjects.add_parser("kernels", help="one inference of MLPerf Tiny and example models, or of one model")
     kernels.add_argument("--model", type=Path, metavar="FILE.tflite|X.fmp", help="this model alone")
     kernels.add_argument("--per-op", action="store_true", help="the operators of each model as well")
@@ -40,6 +45,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for subject in (kernels, head):
         subject.add_argument("--board", default=_DEFAULT_BOARD, metavar="BOARD", help=", ".join(counting_boards()))
         subject.add_argument("--json", action="store_true", help="one JSON object on standard output")
+    instructions = subjects.add_parser(
+        "instructions", help="measure the tables that predict instructions; exit status 1 if they are off"
+    )
+    instructions.add_argument("--board", default=_DEFAULT_BOARD, metavar="BOARD|all", help=", ".join(counting_boards()))
+    instructions.add_argument("--check", action="store_true", help="write nothing: compare the tables that are there")
+    instructions.add_argument("--json", action="store_true", help="one JSON object on standard output")
     exactness = subjects.add_parser("exactness", help="bytes of random graphs; exit status 1 if one differs")
     exactness.add_argument("--graphs", type=int, default=200, metavar="N", help="how many (default: 200)")
     exactness.add_argument("--board", default="all", metavar="BOARD|all", help=", ".join(boards_with("fedmote-run")))
@@ -50,10 +61,12 @@ def run(options: argparse.Namespace) -> int:
     """Counts and prints."""
     if options.subject == "exactness":
         return _compare_boards(options)
+    if options.subject == "instructions":
+        return _predict_models(options)
     board = Board.load(options.board)
     skipped: list[str] = []
     if options.subject == "head":
-        rows = [_head_row(board, counts) for counts in count_head(board)]
+        rows = [_head_row(board, counts) for counts in count_head(board, skipped)]
     else:
         rows = [_kernel_row(board, name, counts) for name, counts in _count_models(options.model, board, skipped)]
     if options.json:
@@ -83,28 +96,46 @@ def _compare_boards(options: argparse.Namespace) -> int:
     return int(any(row["differing_bytes"] for row in rows))
 
 
+def _predict_models(options: argparse.Namespace) -> int:
+    """The tables of boards, measured unless they are only checked, and whole models as they are predicted and as counted."""
+    rows: list[Row] = []
+    skipped: list[str] = []
+    for name in counting_boards() if options.board == "all" else [options.board]:
+        board = Board.load(name)
+        if not options.check:
+            refresh(board)
+        elif is_stale(board):
+            raise ConfigError(
+                f"board {name}: its kernels have changed since they were counted; run: fedmote bench instructions --board {name}"
+            )
+        found = [_prediction_row(board, comparison) for comparison in compare_models(board, skipped)]
+        if not options.json:
+            columns = ("board", "model", "predicted", "counted", "error_percent", "worst_operator", "worst_difference")
+            sys.stdout.write("\n".join(_table(columns, found)) + "\n\n")
+            sys.stdout.flush()
+        rows += found
+    if options.json:
+        sys.stdout.write(json.dumps({"limit_percent": 100 * LIMIT, "rows": rows, "skipped": skipped}) + "\n")
+    else:
+        sys.stdout.write("".join(f"skipped: {reason}\n" for reason in skipped))
+    return int(any(abs(row["error_percent"]) > 100 * LIMIT for row in rows))
+
+
+def _prediction_row(board: Board, comparison: Comparison) -> Row:
+    return {"board": board.name, **vars(comparison), "error_percent": round(100 * comparison.error, 3)}
+
+
 def _count_models(model: Path | None, board: Board, skipped: list[str]) -> Iterator[tuple[str, KernelCounts]]:
     """Names and counts of one model or of all; those that are absent or too large are named in `skipped`."""
     if model is not None:
         package = Package.read(model) if model.suffix == ".fmp" else whole_encoder(model, board)
         yield model.stem, count_kernels(board, package)
         return
-    for name, package in _default_models(board, skipped):
+    for name, package in measured_models(board, skipped):
         try:
             yield name, count_kernels(board, package)
         except DoesNotFitError as error:
             skipped.append(f"{name}: {error}")
-
-
-def _default_models(board: Board, skipped: list[str]) -> Iterator[tuple[str, Package]]:
-    for name in REFERENCE_MODELS:
-        path = reference_directory() / f"{name}.tflite"
-        if path.is_file():
-            yield name, whole_encoder(path, board)
-        else:
-            skipped.append(f"{name}: there is no {path}")
-    for name, graph in example_encoders().items():
-        yield name, encoder_package(graph, board, name)
 
 
 def _kernel_row(board: Board, model: str, counts: KernelCounts) -> Row:
