@@ -8,15 +8,13 @@ that a conversion then makes.
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedmote.errors import ConfigError
 from fedmote.package.boards import Board
 from fedmote.package.budget import Cost, cost
 from fedmote.package.compile import Plan, compile_graph
@@ -26,6 +24,7 @@ from fedmote.package.fold import bind
 from fedmote.package.graph import Graph, HeadLayer, Ranges, Tensors
 from fedmote.package.head import HeadShape, dense_layers, logits_of, parameter_count
 from fedmote.package.importer import cut_graph
+from fedmote.package.instructions import Prediction, has_table, image_bytes, predict
 from fedmote.package.quantize import dequantize_values, quantize, quantize_input
 from fedmote_convert.calibration import Recipe, calibrate
 from fedmote_convert.early_exit import Labels, train_head
@@ -43,14 +42,21 @@ class Needs:
     Attributes:
         cost: bytes needed and available.
         instructions: predicted for the encoder and one sample; None where the board has no table.
+        image_bytes: flash of the board's device image, or of its inference image where it has no other; None where unknown.
         missing: operators that the board's device image lacks.
         has_device: whether there is a device program for the board, the one that trains.
     """
 
     cost: Cost
     instructions: int | None
+    image_bytes: int | None
     missing: tuple[str, ...]
     has_device: bool
+
+    @property
+    def flash_bytes(self) -> int | None:
+        """Image and package together; None where the image has not been measured."""
+        return None if self.image_bytes is None else self.image_bytes + self.cost.slot_bytes
 
     @property
     def trains(self) -> bool:
@@ -73,7 +79,8 @@ class Needs:
             ("slot", self.cost.slot_bytes, self.cost.slot_available),
             ("arena", self.cost.arena_bytes, self.cost.arena_available),
         )
-        return ", ".join(f"{name} {needed - room:,} bytes too large" for name, needed, room in parts if needed > room)
+        lacking = [f"{name} {needed - room:,} bytes too large" for name, needed, room in parts if needed > room]
+        return ", ".join(lacking) if self.cost.samples else "no room for a sample"
 
 
 @dataclass(frozen=True)
@@ -137,7 +144,8 @@ def measure_forms(
     template, ranges = calibrate(cut_graph(trunk, last), tensors, x, recipe)
     bound = bind(template, tensors)
     ranges = ranges | _mean_ranges(bound, x, {form.edge for form in forms if form.is_averaged})
-    measured = [_costs(form, _quantized(bound, form, ranges), boards, model_id) for form in forms]
+    said = _once(progress)
+    measured = [_costs(form, _quantized(bound, form, ranges), boards, model_id, said) for form in forms]
     if labels is None:
         return tuple(measured)
     wanted = [one for one in measured if any(needs.runs for needs in one.boards.values())]
@@ -145,6 +153,18 @@ def measure_forms(
     features = _features(quantize(bound, ranges), x, {one.form.edge for one in wanted})
     by_name = {id(one): _judged(one, features[one.form.edge], bound, ranges, tensors, labels) for one in wanted}
     return tuple(by_name.get(id(one), one) for one in measured)
+
+
+def _once(progress: Progress) -> Progress:
+    """Passes each line on once."""
+    known: set[str] = set()
+
+    def say(text: str) -> None:
+        if text not in known:
+            known.add(text)
+            progress(text)
+
+    return say
 
 
 def _reach(forms: Sequence[Form], trunk: Graph, name: str) -> int:
@@ -174,30 +194,43 @@ def _quantized(bound: Graph, form: Form, ranges: Ranges) -> Graph:
     return quantize(averaged(encoder) if form.is_averaged else encoder, ranges)
 
 
-def _costs(form: Form, graph: Graph, boards: Sequence[Board], model_id: str) -> Measured:
+def _costs(form: Form, graph: Graph, boards: Sequence[Board], model_id: str, progress: Progress) -> Measured:
     plans = {arrangement: compile_graph(graph, arrangement) for arrangement in {board.arrangement for board in boards}}
     header = next(iter(plans.values())).header
-    needs = {board.name: _needs(form.head, graph, plans[board.arrangement], board, model_id) for board in boards}
+    needs = {board.name: _needs(form.head, graph, plans[board.arrangement], board, model_id, progress) for board in boards}
     update_bytes = _FLOAT_BYTES * parameter_count(form.head)
     return Measured(form, header.macs, header.encoder_bytes, header.feature_count, update_bytes, needs)
 
 
-def _needs(head: Sequence[HeadLayer], graph: Graph, plan: Plan, board: Board, model_id: str) -> Needs:
+def _needs(head: Sequence[HeadLayer], graph: Graph, plan: Plan, board: Board, model_id: str, progress: Progress) -> Needs:
     size = device_form_bytes(graph, plan, head, board, model_id, 0)
     shape = HeadShape.of([(layer.inputs, layer.outputs) for layer in head])
     opcodes = dict.fromkeys(opcode for _, opcode, _, _ in plan.units)
     missing = tuple(opcode.name.lower() for opcode in opcodes if not board.has_operator(opcode))
-    prediction = predicted(plan, board)
-    instructions = None if prediction is None else prediction.total
-    return Needs(cost(size, plan.header, shape, board), instructions, missing, _DEVICE in board.programs)
+    prediction = predicted(plan, board, progress)
+    has_device = _DEVICE in board.programs
+    images = image_bytes(board)
+    return Needs(
+        cost(size, plan.header, shape, board),
+        None if prediction is None else prediction.total,
+        None if images is None else images.device if has_device else images.run,
+        missing,
+        has_device,
+    )
 
 
-def predicted(plan: Plan, board: Board) -> Any:  # noqa: ANN401
-    """Predicted instructions of an encoder for one sample; None where the board has no table."""
-    if importlib.util.find_spec("fedmote.package.instructions") is None:
+def predicted(plan: Plan, board: Board, progress: Progress = lambda text: None) -> Prediction | None:
+    """Predicted instructions of an encoder for one sample.
+
+    None where the board has no table, or where its table has nothing for a loop of the plan; the latter is said.
+    """
+    if not has_table(board):
         return None
-    instructions: Any = importlib.import_module("fedmote.package.instructions")
-    return instructions.predict(plan, board) if instructions.has_table(board) else None
+    try:
+        return predict(plan, board)
+    except ConfigError as error:
+        progress(f"no prediction of instructions: {error}")
+        return None
 
 
 def _features(graph: Graph, x: NDArray[np.float32], edges: set[str]) -> dict[str, NDArray[np.int8]]:

@@ -10,6 +10,7 @@ from typing import Any
 from fedmote_convert import arena_map, pareto
 from fedmote_convert.pareto import accuracy_of
 
+_UNKNOWN = "\u2013"
 _STYLE = """
 :root { color-scheme: light dark; --page: #f8fafc; --card: #fff; --text: #0f172a; --quiet: #5b6678; --line: #dfe5ec;
   --accent: #2563eb; --amber: #c26a05; --green: #047857; --red: #b91c1c; --shade: #eef2f7;
@@ -20,7 +21,7 @@ _STYLE = """
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--page); color: var(--text); font: 15px/1.5 system-ui, sans-serif; }
 main { max-width: 1120px; margin: 0 auto; padding: 32px 20px 64px; }
-h1 { font-size: 28px; margin: 0; } h2 { font-size: 20px; margin: 40px 0 12px; } h3 { font-size: 16px; margin: 24px 0 8px; }
+h1 { font-size: 28px; margin: 0; } h2 { font-size: 20px; margin: 40px 0 12px; } h3 { font-size: 16px; margin: 2px 0 10px; }
 p { margin: 6px 0; max-width: 80ch; } .quiet { color: var(--quiet); }
 section.card { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 16px 20px; margin: 12px 0; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 12px; margin: 16px 0; }
@@ -80,7 +81,7 @@ def _head(report: Mapping[str, Any]) -> str:
 
 
 def _boards(report: Mapping[str, Any]) -> str:
-    head = ("board", "form", "", "slot", "arena", "inference arena", "cached samples", "instructions per sample")
+    head = ("board", "form", "", "slot", "arena", "arena to run", "cached samples", "flash", "instructions")
     rows = []
     for name, needs in report["boards"].items():
         badge = ("yes", "trains") if needs["is_training"] else ("no", "runs, does not train")
@@ -92,10 +93,15 @@ def _boards(report: Mapping[str, Any]) -> str:
             _room(needs["arena_bytes"], needs["arena_available"]),
             _room(needs["run_arena_bytes"], needs["run_arena_available"]),
             _number(needs["cached_samples"]),
+            _number(needs["flash_bytes"]),
             _number(needs["instructions"]),
         ]
-        rows += [_row(cells), f"<tr><td></td><td class='text quiet' colspan='7'>{escape(needs['reason'])}</td></tr>"]
-    return f"<h2>Boards</h2><section class='card'>{_table(head, rows, texts=3)}</section>"
+        rows += [_row(cells), f"<tr><td></td><td class='text quiet' colspan='8'>{escape(needs['reason'])}</td></tr>"]
+    note = (
+        "<p class='quiet'>Bytes everywhere. Flash: image and package in its slot, where the image has been measured. "
+        "Instructions: of the encoder for one sample, predicted, where the board's kernels have been counted.</p>"
+    )
+    return f"<h2>Boards</h2><section class='card'>{_table(head, rows, texts=3)}{note}</section>"
 
 
 def _room(needed: int, available: int) -> str:
@@ -262,8 +268,8 @@ def _text(value: str) -> str:
 
 
 def _number(value: float | None) -> str:
-    return f"<td>{'' if value is None else format(value, ',')}</td>"
+    return f"<td>{_UNKNOWN if value is None else format(value, ',')}</td>"
 
 
 def _percent(value: float | None) -> str:
-    return f"<td>{'' if value is None else format(value, '.1%')}</td>"
+    return f"<td>{_UNKNOWN if value is None else format(value, '.1%')}</td>"

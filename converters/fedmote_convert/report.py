@@ -80,6 +80,7 @@ def _board(tier: Tier, board: Board) -> dict[str, Any]:
         "is_training": choice.trains,
         "reason": choice.reason,
         **needs,
+        "flash_bytes": choice.measured.boards[board.name].flash_bytes,
         "instructions": choice.measured.boards[board.name].instructions,
     }
 
@@ -116,6 +117,7 @@ def _needs(needs: Needs) -> dict[str, Any]:
         "slot_bytes": cost.slot_bytes,
         "arena_bytes": cost.arena_bytes,
         "run_arena_bytes": cost.run_arena_bytes,
+        "flash_bytes": needs.flash_bytes,
         "instructions": needs.instructions,
         "is_training": needs.trains,
         "is_running": needs.runs,

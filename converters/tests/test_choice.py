@@ -20,11 +20,11 @@ ENCODER = Graph("x", "x", {"x": Activations("x", (1, 2))})
 
 def measured(name, hits, slot=100, arena=100, macs=1000, *, instructions=None, count=200, is_early=True, run_arena=50, **needs):
     """A form that classifies the first `hits` of `count` samples; budgets are 1000 bytes each."""
-    cost = Cost(BOARD, slot, 1000, arena, 1000, 0, run_arena, 1000, slot, 1000)
+    cost = Cost(BOARD, slot, 1000, arena, 1000, 1, 0, run_arena, 1000, slot, 1000)
     form = Form(Cut(ENCODER, (), 2, name, "", ()), ENCODER, name, name, is_early=is_early)
     correct = None if hits is None else np.arange(count) < hits
     fields = {"missing": (), "has_device": True} | needs
-    return Measured(form, macs, 0, 2, 8, {BOARD: Needs(cost, instructions, **fields)}, None, None, correct)
+    return Measured(form, macs, 0, 2, 8, {BOARD: Needs(cost, instructions, None, **fields)}, None, None, correct)
 
 
 def chosen(*forms):

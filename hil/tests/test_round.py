@@ -127,7 +127,9 @@ def _data(board):
 def _check(board, package, x, y, report, delta):
     assert (report["trained"], report["num_examples"], report["discarded"]) == (_SAMPLES * _EPOCHS, _SAMPLES, 0)
     expected = _reference(package, x, y)
-    if Board.load(board).arithmetic == "int16":  # 16 bits for a weight, rounded at random: as near as the tests of the head demand
+    if (
+        Board.load(board).arithmetic == "int16"
+    ):  # 16 bits for a weight, rounded at random: as near as the tests of the head demand
         assert np.linalg.norm(delta - expected) <= 0.05 * np.linalg.norm(expected)
     else:
         np.testing.assert_allclose(delta, expected, rtol=2e-4, atol=2e-5)
