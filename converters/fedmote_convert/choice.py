@@ -42,14 +42,19 @@ def choose(measured: Sequence[Measured], board: str) -> Choice:
         DoesNotFitError: no form can be run; of all, the one that lacks fewest bytes is named.
         ConversionError: no form can be run for another reason.
     """
-    training = [one for one in measured if one.boards[board].trains]
-    running = [one for one in measured if one.boards[board].runs]
-    if not running:
+    fitting = fitting_forms(measured, board)
+    if not fitting:
         raise _refused(measured, board)
-    fitting = training or running
     best, reason = _best(fitting, board)
-    what = "train" if training else "run, not train"
-    return Choice(best, bool(training), f"{reason} of {len(fitting)} forms that {board} can {what}")
+    trains = best.boards[board].trains
+    what = "train" if trains else "run, not train"
+    return Choice(best, trains, f"{reason} of {len(fitting)} forms that {board} can {what}")
+
+
+def fitting_forms(measured: Sequence[Measured], board: str) -> list[Measured]:
+    """The forms that a board can train; where there is none, those that it can run."""
+    training = [one for one in measured if one.boards[board].trains]
+    return training or [one for one in measured if one.boards[board].runs]
 
 
 def _best(fitting: Sequence[Measured], board: str) -> tuple[Measured, str]:
@@ -70,10 +75,11 @@ def _hits(one: Measured) -> int:
     return 0 if one.correct is None else int(one.correct.sum())
 
 
-def _cheapness(one: Measured, board: str) -> tuple[int, int]:
-    """Larger is cheaper."""
+def _cheapness(one: Measured, board: str) -> tuple[int, int, bool]:
+    """Larger is cheaper; at equal costs the model's own head is better than a new one."""
     needs = one.boards[board]
-    return -(one.macs if needs.instructions is None else needs.instructions), -needs.cost.slot_bytes
+    work = one.macs if needs.instructions is None else needs.instructions
+    return -work, -needs.cost.slot_bytes, not one.form.is_early
 
 
 def _is_equal(one: Measured, best: Measured) -> bool:
@@ -101,18 +107,20 @@ def _refused(measured: Sequence[Measured], board: str) -> ConversionError:
 
 
 def pareto(measured: Sequence[Measured], board: str) -> tuple[Measured, ...]:
-    """The forms that no other one beats: none is at least as accurate and needs no more slot, arena, and instructions.
+    """Of the forms that a board can train, or else run, those that no other one of them beats.
 
-    Without labels all accuracies count as equal.
+    One beats another if it is at least as accurate and needs no more slot, arena and instructions. Without labels all
+    accuracies count as equal.
     """
 
     def scores(one: Measured) -> tuple[float, ...]:
         cost = one.boards[board].cost
         work = -_cheapness(one, board)[0]
-        return (one.best_accuracy or 0.0, -cost.slot_bytes, -cost.arena_bytes, -work)
+        arena = cost.arena_bytes if one.boards[board].trains else cost.run_arena_bytes
+        return (one.best_accuracy or 0.0, -cost.slot_bytes, -arena, -work)
 
-    runnable = [one for one in measured if one.boards[board].runs]
-    return tuple(one for one in runnable if not any(_beats(scores(other), scores(one)) for other in runnable))
+    fitting = fitting_forms(measured, board)
+    return tuple(one for one in fitting if not any(_beats(scores(other), scores(one)) for other in fitting))
 
 
 def _beats(one: tuple[float, ...], other: tuple[float, ...]) -> bool:

@@ -87,17 +87,20 @@ def early_forms(captured: Capture, trunk: Graph, classes: int, width: float = 1.
         # A reshape holds the features of the edge before it; explicit padding has no module.
         if op.kind is OpKind.RESHAPE or op.output not in captured.modules or live(trunk, position) != [op.output]:
             continue
-        is_head = width == 1.0 and _is_one_dense(trunk.ops[position + 1 :])
-        forms += early_forms_at(captured, trunk, op.output, classes, width, is_averaged_only=is_head)
+        found = early_forms_at(captured, trunk, op.output, classes, width)
+        behind = trunk.ops[position + 1 :]
+        if width == 1.0 and _is_one_dense(behind):
+            found = tuple(form for form in found if form.is_averaged)
+        if behind[0].kind is OpKind.MEAN:  # the mean that the network itself takes is an edge of its own
+            found = tuple(form for form in found if not form.is_averaged)
+        forms += found
     return tuple(forms)
 
 
-def early_forms_at(
-    captured: Capture, trunk: Graph, edge: str, classes: int, width: float = 1.0, *, is_averaged_only: bool = False
-) -> tuple[Form, ...]:
+def early_forms_at(captured: Capture, trunk: Graph, edge: str, classes: int, width: float = 1.0) -> tuple[Form, ...]:
     """The forms that leave a template at one of its activations: with the features as they are, and averaged."""
     encoder = cut_graph(trunk, edge)
-    encoders = [] if is_averaged_only else [(encoder, False)]
+    encoders = [(encoder, False)]
     shape = trunk.activations[edge].shape
     if len(shape) == 4 and shape[1] * shape[2] > 1:
         encoders.append((averaged(encoder), True))

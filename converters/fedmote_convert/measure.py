@@ -33,6 +33,7 @@ from fedmote_convert.forms import Form, averaged
 Progress = Callable[[str], None]
 _DEVICE = "fedmote-device"  # the program that trains
 _FLOAT_BYTES = 4
+_CHEAP_FEATURES = 512
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ class Measured:
         update_bytes: head update, float32.
         boards: by name.
         accuracy: on the samples held out, of int8 encoder and one dense layer trained alone on the others; None without labels,
-            for heads of two layers, and where no board can run the form.
+            for heads of two layers, and for many features that no board has room for.
         own_accuracy: on the same samples with the model's own head as it is; None for forms that have none.
         correct: which of the samples held out are classified rightly by the better of the two; None without either.
     """
@@ -148,11 +149,18 @@ def measure_forms(
     measured = [_costs(form, _quantized(bound, form, ranges), boards, model_id, said) for form in forms]
     if labels is None:
         return tuple(measured)
-    wanted = [one for one in measured if any(needs.runs for needs in one.boards.values())]
+    wanted = [one for one in measured if _is_worth_judging(one, measured)]
     progress(f"measuring {len(wanted)} of {len(forms)} forms on {len(labels.held_out)} samples held out")
     features = _features(quantize(bound, ranges), x, {one.form.edge for one in wanted})
     by_name = {id(one): _judged(one, features[one.form.edge], bound, ranges, tensors, labels) for one in wanted}
     return tuple(by_name.get(id(one), one) for one in measured)
+
+
+def _is_worth_judging(one: Measured, measured: Sequence[Measured]) -> bool:
+    """Whether a head for a form is cheap to train, or a board can use it: train it, or run it where it can train none."""
+    if one.embedding_bytes <= _CHEAP_FEATURES or any(needs.trains for needs in one.boards.values()):
+        return True
+    return any(needs.runs and not any(other.boards[name].trains for other in measured) for name, needs in one.boards.items())
 
 
 def _once(progress: Progress) -> Progress:

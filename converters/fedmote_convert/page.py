@@ -20,16 +20,16 @@ _STYLE = """
   --c1: #34518f; --c2: #7b5a1f; --c3: #22614a; --c4: #5d3a75; --c5: #7c3c3c; --c6: #225e6b; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--page); color: var(--text); font: 15px/1.5 system-ui, sans-serif; }
-main { max-width: 1120px; margin: 0 auto; padding: 32px 20px 64px; }
+main { max-width: 1240px; margin: 0 auto; padding: 32px 20px 64px; }
 h1 { font-size: 28px; margin: 0; } h2 { font-size: 20px; margin: 40px 0 12px; } h3 { font-size: 16px; margin: 2px 0 10px; }
 p { margin: 6px 0; max-width: 80ch; } .quiet { color: var(--quiet); }
 section.card { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 16px 20px; margin: 12px 0; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 12px; margin: 16px 0; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(140px, 1fr)); gap: 12px; margin: 16px 0; }
 .tile { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 10px 14px; }
 .tile b { display: block; font-size: 22px; font-weight: 600; } .tile span { color: var(--quiet); font-size: 13px; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-size: 14px; font-variant-numeric: tabular-nums; }
-th, td { padding: 5px 10px; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th, td { padding: 5px 9px; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th { color: var(--quiet); font-weight: 500; } td.text, th.text { text-align: left; } tr.chosen td { background: var(--shade); }
 td.bar { position: relative; } td.bar i { position: absolute; right: 0; bottom: 0; height: 3px; background: var(--accent); }
 td.hit { background: color-mix(in srgb, var(--accent) var(--share), transparent); }
@@ -116,7 +116,7 @@ def _forms(report: Mapping[str, Any]) -> str:
         parts.append(
             "<p class='quiet'>Every cut of the network: with the model's own head, or left early with a new one. Filled: no "
             "other form is as accurate and needs as little. Ringed: what the board got. Dashed: its budget. Colour: width, "
-            "blue whole, amber half, green less.</p>"
+            "blue whole, amber half or more, green less.</p>"
         )
     for board in report["boards"]:
         drawn = "".join(f"<div>{pareto.svg(panel)}</div>" for panel in panels if panel.board == board)

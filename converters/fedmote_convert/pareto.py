@@ -105,15 +105,15 @@ def _limits(panel: Panel) -> tuple[float, float, float]:
     if panel.budget is not None and panel.budget < 3 * largest:
         largest = max(largest, panel.budget)
     low = min(point.accuracy for point in panel.points)
-    return 1.05 * largest, max(0.0, math.floor(low * 20 - 0.5) / 20), 1.0
+    return 1.05 * largest, max(0.0, math.floor(low * 10 - 0.2) / 10), 1.0
 
 
 def _rounded(limit: float) -> list[float]:
-    """Round numbers from zero to a limit, about _TICKS of them."""
+    """Round numbers from zero to a limit, at most _TICKS + 1 of them."""
     raw = limit / _TICKS
     power = 10.0 ** math.floor(math.log10(raw)) if raw > 0 else 1.0
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= raw)
-    return [step * index for index in range(int(limit / step) + 1)]
+    return [step * index for index in range(int(limit / step + 1e-9) + 1)]
 
 
 def short(value: float) -> str:
@@ -139,7 +139,8 @@ def svg(panel: Panel) -> str:
     parts = [
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(f"{panel.board}: accuracy by {panel.cost}")}">'
     ]
-    for accuracy in (low + (high - low) * index / _TICKS for index in range(_TICKS + 1)):
+    for drop in _rounded(high - low):
+        accuracy = high - drop
         _, y = place(0, accuracy)
         parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(f'<text class="tick" x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{100 * accuracy:.3g}%</text>')
@@ -165,8 +166,8 @@ def _mark(point: Point, x: float, y: float) -> str:
 
 
 def width_class(width: float) -> int:
-    """Number of a width's colour: whole, half, less."""
-    return 1 if width > 0.75 else 2 if width > 0.375 else 3
+    """Number of a width's colour: whole, half or more, less."""
+    return 1 if width == 1.0 else 2 if width >= 0.5 else 3
 
 
 # --- PNG -------------------------------------------------------------------------------------------------------------
@@ -183,22 +184,30 @@ def png(panels: Sequence[Panel]) -> bytes:
     from matplotlib.figure import Figure
 
     rows = -(-len(panels) // 3)
-    figure = Figure(figsize=(12, 3.4 * rows), dpi=100, layout="constrained")
+    figure = Figure(figsize=(12, 3.4 * rows), dpi=100)
     FigureCanvasAgg(figure)
     axes = figure.subplots(rows, 3, squeeze=False).ravel()
-    for panel, axis in zip(panels, axes, strict=False):
-        right, low, high = _limits(panel)
-        for point in sorted(panel.points, key=lambda one: (one.is_chosen, one.is_best)):
-            colour = ("#2563eb", "#d97706", "#059669")[width_class(point.width) - 1]
-            face = colour if point.is_best else "none"
-            axis.scatter(point.cost, 100 * point.accuracy, s=28, facecolors=face, edgecolors=colour, linewidths=1.2)
-            if point.is_chosen:
-                axis.scatter(point.cost, 100 * point.accuracy, s=170, facecolors="none", edgecolors="#111827", linewidths=1.5)
-                axis.annotate(point.name, (point.cost, 100 * point.accuracy), (8, -12), textcoords="offset points", fontsize=7)
-        if panel.budget is not None and panel.budget <= right:
-            axis.axvline(panel.budget, color="#b91c1c", linestyle="--", linewidth=1)
-        axis.set(xlim=(0, right), ylim=(100 * low, 100 * high + 1), xlabel=panel.cost, ylabel="accuracy, %", title=panel.board)
-        axis.grid(alpha=0.3)
+    figure.subplots_adjust(0.06, 0.6 / (3.4 * rows), 0.99, 1 - 0.35 / (3.4 * rows), wspace=0.22, hspace=0.5)
+    for panel, axis in zip(panels, axes, strict=True):
+        _draw(panel, axis)
     file = io.BytesIO()
     figure.savefig(file, format="png", metadata={"Software": None})
     return file.getvalue()
+
+
+def _draw(panel: Panel, axis: Any) -> None:  # noqa: ANN401  # matplotlib has no types
+    right, low, high = _limits(panel)
+    for colour, width in zip(("#2563eb", "#d97706", "#059669"), (1, 2, 3), strict=True):
+        for face, is_best in (("none", False), (colour, True)):
+            points = [one for one in panel.points if (width_class(one.width), one.is_best) == (width, is_best)]
+            places = [one.cost for one in points], [100 * one.accuracy for one in points]
+            axis.scatter(*places, s=28, facecolors=face, edgecolors=colour, linewidths=1.2)
+    for point in panel.points:
+        if point.is_chosen:
+            place = (point.cost, 100 * point.accuracy)
+            axis.scatter(*place, s=170, facecolors="none", edgecolors="#111827", linewidths=1.5)
+            axis.annotate(point.name, place, (8, -12), textcoords="offset points", fontsize=7)
+    if panel.budget is not None and panel.budget <= right:
+        axis.axvline(panel.budget, color="#b91c1c", linestyle="--", linewidth=1)
+    axis.set(xlim=(0, right), ylim=(100 * low, 100 * high + 1), xlabel=panel.cost, ylabel="accuracy, %", title=panel.board)
+    axis.grid(alpha=0.3)

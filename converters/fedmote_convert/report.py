@@ -178,7 +178,7 @@ def _form_lines(report: Mapping[str, Any]) -> list[str]:
         shown = [form for form in report["forms"] if form["form"] in (got, *best) or not form["is_early_exit"]]
         lines += ["", f"{board}: {len(shown)} of {len(report['forms'])} forms; * beaten by none, > chosen; report.html has all"]
         lines.append(
-            f"  {'form':<30}{'accuracy':>9}{'slot':>9}{'arena':>9}{'instructions':>13}{'MACs':>11}{'features':>9}{'update':>8}"
+            f"  {'form':<30}{'accuracy':>9}{'slot':>11}{'arena':>11}{'instructions':>14}{'MACs':>13}{'features':>9}{'update':>9}"
         )
         lines += [_form_line(form, board, got, best) for form in shown]
     return lines
@@ -189,8 +189,8 @@ def _form_line(form: Mapping[str, Any], board: str, got: str, best: Sequence[str
     marks = (">" if form["form"] == got else " ") + ("*" if form["form"] in best else " ")
     accuracy = accuracy_of(form)
     words = "-" if accuracy is None else f"{accuracy:.1%}"
-    line = f"{marks}{form['form']:<30}{words:>9}{needs['slot_bytes']:>9,}{needs['arena_bytes']:>9,}"
-    line += f"{_number(needs['instructions']):>13}{form['macs']:>11,}{form['embedding_bytes']:>9,}{form['update_bytes']:>8,}"
+    line = f"{marks}{form['form']:<30}{words:>9}{needs['slot_bytes']:>11,}{needs['arena_bytes']:>11,}"
+    line += f"{_number(needs['instructions']):>14}{form['macs']:>13,}{form['embedding_bytes']:>9,}{form['update_bytes']:>9,}"
     return line if needs["is_training"] else f"{line}  {needs['refusal']}"
 
 

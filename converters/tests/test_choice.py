@@ -53,6 +53,10 @@ def test_predicted_instructions_come_before_macs_where_there_are_some():
     assert chosen(measured("a", 180, macs=10, instructions=900), measured("b", 180, macs=90, instructions=800)) == ("b", True)
 
 
+def test_at_equal_costs_the_model_keeps_its_own_head():
+    assert chosen(measured("early", 180), measured("own", 180, is_early=False)) == ("own", True)
+
+
 @pytest.mark.parametrize("hits, count", [(None, 0), (40, LEAST_HELD_OUT - 1)])
 def test_without_labels_enough_the_model_keeps_its_own_head_at_the_last_edge_that_fits(hits, count):
     forms = [

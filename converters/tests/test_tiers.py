@@ -56,7 +56,6 @@ def test_forms_are_the_edges_of_the_network_as_they_are_and_averaged():
         ("relu_2", 768, True),
         ("relu_2-mean", 48, True),
         ("max_pool2d_1", 192, True),
-        ("max_pool2d_1-mean", 48, True),
         ("flatten", 48, False),
     ]
     assert forms[2].head[0].weight == "early_exit.relu_1.weight"
@@ -94,7 +93,7 @@ def test_costs_and_accuracies_of_all_forms_are_those_of_their_packages(digits, l
     x, y = labelled[0][held_out], labelled[1][held_out]
     both = boards("posix", "stm32f405")
 
-    assert len(result.measured) == 22
+    assert len(result.measured) == 20
     for one in result.measured:
         made = convert_form(captured, one.form, samples, both, "digits_cnn", Recipe(), only_running=("posix", "stm32f405"))
         for board in both:
@@ -137,7 +136,7 @@ def test_boards_of_different_size_get_tiers_in_directories_of_their_own(digits, 
     assert set(report["tiers"]) == {tier.name for tier in made.tiers}
     assert report == json.loads((tmp_path / "out" / "report.json").read_text())
     files = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*") if path.is_file()}
-    assert files == {*report["files"], "report.json"}
+    assert files - {"pareto.png"} == {*report["files"], "report.json", "report.html"}
 
 
 def test_one_tier_after_several_leaves_no_directory_behind(digits, labelled, tmp_path):
