@@ -28,6 +28,7 @@ from fedmote_convert.calibration import Recipe, calibrate
 from fedmote_convert.cut import LAST, Cut, cut_at
 from fedmote_convert.early_exit import Labels, train_head
 from fedmote_convert.forms import Form, of_cut
+from fedmote_convert.mixed_precision import Sensitivity, allot_bits
 from fedmote_convert.passes import run_passes
 from fedmote_convert.sketch import Capture
 
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 FLOAT_TOLERANCE = 1e-4
 
 Progress = Callable[[str], None]
+# The line of progress in front of the last step: what was made is complete, and is compared with the float module.
+COMPARING = "comparing with the float module"
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,7 @@ class Conversion:
         ranges: observed for every activation of the template.
         packages: by board name; the first is used where only the model is meant.
         quality: measured on the calibration samples.
+        sensitivities: what 4 bits cost in each layer, and the bits it got; empty without a budget of weights.
     """
 
     model_id: str
@@ -85,6 +89,7 @@ class Conversion:
     ranges: Ranges
     packages: dict[str, Package]
     quality: Quality
+    sensitivities: tuple[Sensitivity, ...] = ()
 
     @property
     def cut(self) -> Cut:
@@ -154,7 +159,7 @@ def convert(
     """
     captured = captured_from(source, x, model_id, progress)
     form = of_cut(captured, cut_at(captured, cut))
-    return convert_form(captured, form, samples_of(x, y), boards, model_id, recipe or Recipe(), version, progress)
+    return convert_form(captured, form, samples_of(captured, x, y), boards, model_id, recipe or Recipe(), version, progress)
 
 
 def captured_from(source: nn.Module | Capture, x: NDArray[np.float32], model_id: str, progress: Progress) -> Capture:
@@ -166,13 +171,16 @@ def captured_from(source: nn.Module | Capture, x: NDArray[np.float32], model_id:
     if not len(x) or not np.isfinite(x).all():
         raise ConversionError(f"calibration needs samples that are finite; x has shape {x.shape}")
     progress(f"capturing {model_id} with samples of shape {x.shape[1:]}")
-    return source if isinstance(source, Capture) else _captured(source, x.shape[1:])
+    captured = source if isinstance(source, Capture) else _captured(source, x.shape[1:])
+    if captured.sample_shape != x.shape[1:]:
+        raise ConversionError(f"calibration samples have shape {x.shape[1:]}, the model reads {captured.sample_shape}")
+    return captured
 
 
-def samples_of(x: NDArray[np.float32], y: NDArray[np.int64] | None, labels: Labels | None = None) -> Samples:
+def samples_of(captured: Capture, x: NDArray[np.float32], y: NDArray[np.int64] | None, labels: Labels | None = None) -> Samples:
     """Calibration samples x (N, ...) with the same channels last."""
-    layout = layout_of(x.shape[1:])
-    return Samples(x, arrange(x, layout, graph_shape(x.shape[1:])), layout, y, labels)
+    layout = captured.input_layout or layout_of(x.shape[1:])
+    return Samples(x, arrange(x, layout, graph_shape(x.shape[1:], layout)), layout, y, labels)
 
 
 def convert_form(
@@ -201,16 +209,21 @@ def convert_form(
     """
     progress(f"cut: {form.cut.reason}")
     progress(f"calibrating with {len(samples.x)} samples")
-    template, ranges = calibrate(form.template, captured.tensors, samples.arranged, recipe)
-    tensors = captured.tensors
+    tensors, template = captured.tensors, form.template
+    table: tuple[Sensitivity, ...] = ()
+    if recipe.weight_budget_bytes is not None:
+        template, table = allot_bits(template, tensors, samples.arranged, recipe.weight_budget_bytes)
+    template, ranges = calibrate(template, tensors, samples.arranged, recipe)
     if form.is_early:
         tensors = tensors | _new_head(form, quantize(bind(template, tensors), ranges), samples)
     packages = assemble(template, form.head, tensors, ranges, boards, model_id, version, samples.layout)
     check_boards(packages, [board for board in boards if board.name not in only_running])
-    progress("comparing with the float module")
+    for package in packages.values():
+        package.verify()  # a push repeats this chain unverified
+    progress(COMPARING)
     features = run_float(bind(template, tensors), samples.arranged).reshape(len(samples.x), -1)
     quality = _measure(captured, form, tensors, samples, features, next(iter(packages.values())))
-    return Conversion(model_id, form, template, tensors, ranges, packages, quality)
+    return Conversion(model_id, form, template, tensors, ranges, packages, quality, table)
 
 
 def _captured(module: nn.Module, sample_shape: tuple[int, ...]) -> Capture:
@@ -261,7 +274,7 @@ def _measure(
     logits = logits_of(layers, features)
     difference = check_capture(expected, _whole(captured, samples.arranged) if form.is_early else logits)
     deployed_features = run_features(package, samples.x)
-    ratio = _sqnr_of(features, deployed_features)
+    ratio = sqnr_db(features, deployed_features)
     chosen, rounded = expected.argmax(axis=1), logits_of(layers, deployed_features).argmax(axis=1)
     labels = samples.labels if form.is_early else None
     judged = np.arange(len(samples.x)) if labels is None else labels.held_out
@@ -294,13 +307,13 @@ def check_capture(expected: NDArray[np.float32], logits: NDArray[np.float32]) ->
     return difference
 
 
-def _sqnr_of(exact: NDArray[np.float32], rounded: NDArray[np.float32]) -> float:
-    """Signal to noise ratio in dB of rounded values."""
+def sqnr_db(exact: NDArray[np.float32], rounded: NDArray[np.float32]) -> float:
+    """Signal to noise ratio in dB of rounded values; see `decibels`."""
     noise = np.square(np.subtract(exact, rounded, dtype=np.float64)).sum()
-    return sqnr_db(float(np.square(exact, dtype=np.float64).sum()), float(noise))
+    return decibels(float(np.square(exact, dtype=np.float64).sum()), float(noise))
 
 
-def sqnr_db(signal: float, noise: float) -> float:
+def decibels(signal: float, noise: float) -> float:
     """Signal to noise ratio in dB of two energies; 200 where there is no noise, -200 where there is no signal."""
     if signal == 0 or noise == 0:
         return 200.0 if noise == 0 else -200.0

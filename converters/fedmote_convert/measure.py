@@ -3,7 +3,8 @@
 
 One calibration and one int8 run of the whole network give the features of all its edges; bytes, arena, MACs and instructions
 come from compiling the beginning of the network up to each edge, which takes milliseconds. The bytes are those of the package
-that a conversion then makes.
+that a conversion then makes. The accuracy is that of the package but for rounding: layers behind the edge, which the package does
+not have, take part in this calibration's equalisation.
 """
 
 from __future__ import annotations

@@ -182,10 +182,12 @@ def _row_axis(op: Op) -> int:
 def _narrowed(bound: Graph, op: Op, kept: dict[str, Numbers]) -> Op:
     """The operator with what is left of its weights or constants; `bound` has the shapes of before."""
     before, after = bound.activations[op.inputs[0]].shape, kept[op.inputs[0]]
-    if op.source is not None:
-        full = next(one for one in bound.ops if one.output == op.output)
+    full = next(one for one in bound.ops if one.output == op.output)
+    if full.kind in WEIGHTED and op.source is not None:
         return replace(op, source=_selected(op.source, full, before, kept))
-    if op.constant is not None and op.constant.ndim and op.constant.shape[-1] == before[-1] > 1:
+    if full.constant is not None and full.constant.ndim and full.constant.shape[-1] == before[-1] > len(after):
+        if op.source is not None:
+            return replace(op, source=replace(op.source, columns=tuple(after.tolist())))
         return replace(op, constant=np.take(np.asarray(op.constant, np.float32), after, -1))
     if op.kind is OpKind.STRIDED_SLICE:
         return replace(op, starts=(*op.starts[:-1], int(np.searchsorted(after, op.starts[-1]))))
@@ -214,15 +216,21 @@ def _with_statistics(template: Graph, tensors: Tensors, x: NDArray[np.float32]) 
     changed: set[str] = set()
     ops: list[Op] = []
     for op in template.ops:
-        is_changed = (op.source is not None and op.source.columns is not None) or not changed.isdisjoint(op.inputs)
+        loses_inputs = op.kind in WEIGHTED and op.source is not None and op.source.columns is not None
+        is_changed = loses_inputs or not changed.isdisjoint(op.inputs)
         if is_changed:
             changed.add(op.output)
-        if is_changed and op.source is not None and op.source.batch_norm:
+        if is_changed and op.source is not None and op.source.batch_norm and not _is_regrouped(op.source):
             plain = _run(template, replace(op, activation=Activation.NONE), tensors, values)
             op = replace(op, source=_corrected(op.source, tensors, plain))
         values[op.output] = _run(template, op, tensors, values)
         ops.append(op)
     return replace(template, ops=tuple(ops))
+
+
+def _is_regrouped(source: WeightRef) -> bool:
+    """Whether the graph has the channels of a normalisation in another order than its tensors: it keeps their statistics."""
+    return source.layout == "batch_norm" and source.chw is not None
 
 
 def _run(template: Graph, op: Op, tensors: Tensors, values: dict[str, NDArray[np.float32]]) -> NDArray[np.float32]:
@@ -242,7 +250,9 @@ def _corrected(source: WeightRef, tensors: Tensors, plain: NDArray[np.float32]) 
     """
     norm = source.batch_norm[-1]
     rows = slice(None) if source.rows is None else list(source.rows)
-    gamma, beta, variance = (np.asarray(tensors[name], np.float64)[rows] for name in (norm.weight, norm.bias, norm.running_var))
+    variance = np.asarray(tensors[norm.running_var], np.float64)[rows]
+    gamma = np.ones(len(variance)) if norm.weight is None else np.asarray(tensors[norm.weight], np.float64)[rows]
+    beta = np.zeros(len(variance)) if norm.bias is None else np.asarray(tensors[norm.bias], np.float64)[rows]
     flat = plain.reshape(-1, plain.shape[-1]).astype(np.float64)
     mean = flat.mean(axis=0)
     deviation = np.sqrt(flat.var(axis=0) + np.square(gamma) / (variance + norm.eps) * norm.eps)

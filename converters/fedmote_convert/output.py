@@ -53,13 +53,21 @@ def write(result: Tiers, directory: Path) -> dict[str, Any]:
         prefix = f"{tier.name}/" if len(result.tiers) > 1 else ""
         contents |= {prefix + name: content for name, content in contents_of(tier.conversion).items()}
     report = report_of(result, {name: len(content) for name, content in contents.items()})
-    contents |= _views(report)
+    write_files(contents | _views(report), directory)
+    return report
+
+
+def write_files(contents: Mapping[str, bytes], directory: Path) -> None:
+    """Write files by name, a report among them; what `write` says of earlier ones and of failures holds for all.
+
+    Raises:
+        ConfigError: the directory cannot be written.
+    """
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
         _replace(contents, directory)
     except OSError as error:
         raise ConfigError(f"-o {directory}: cannot be written ({error.strerror}); expected a directory of yours") from error
-    return report
 
 
 def is_plotted(report: Mapping[str, Any]) -> bool:
@@ -88,16 +96,21 @@ def contents_of(conversion: Conversion) -> dict[str, bytes]:
 
 
 def _replace(contents: Mapping[str, bytes], directory: Path) -> None:
-    staging = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
+    """Write everything beside the directory, then let it appear: at once where there was none, else file by file."""
+    holder = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
+    staging = holder / directory.name  # a directory of its own, with the rights that the user's mask gives
     try:
+        staging.mkdir()
         for name, content in contents.items():
             (staging / name).parent.mkdir(exist_ok=True)
             with (staging / name).open("wb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-        outdated = _written_before(directory) - contents.keys()  # the plot too, which needs labels
-        directory.mkdir(exist_ok=True)
+        if not directory.exists():
+            staging.rename(directory)
+            return
+        outdated = _written_before(directory) - contents.keys()
         for name in contents:
             (directory / name).parent.mkdir(exist_ok=True)
             (staging / name).replace(directory / name)
@@ -107,7 +120,7 @@ def _replace(contents: Mapping[str, bytes], directory: Path) -> None:
             with contextlib.suppress(OSError):  # whatever else is in it stays, and the directory with it
                 tier.rmdir()
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        shutil.rmtree(holder, ignore_errors=True)
 
 
 def _written_before(directory: Path) -> set[str]:

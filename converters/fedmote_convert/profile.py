@@ -24,7 +24,7 @@ from fedmote.package.partition import run_features
 from fedmote.package.planner import MemoryPlan
 from fedmote.package.quantize import dequantize_values, quantize, quantize_input
 from fedmote.wire.schema import Section
-from fedmote_convert.convert import Conversion, Samples, sqnr_db
+from fedmote_convert.convert import Conversion, Samples, decibels
 from fedmote_convert.measure import predicted
 
 _SAMPLES = 256
@@ -167,7 +167,7 @@ def _errors(exact: Graph, graph: Graph, x: NDArray[np.float32]) -> dict[str, tup
             total = sums.setdefault(name, np.zeros(3))
             total[:2] += np.square(truth).sum(), np.square(error).sum()
             total[2] = max(total[2], np.abs(error).max())
-    return {name: (sqnr_db(signal, noise), largest) for name, (signal, noise, largest) in sums.items()}
+    return {name: (decibels(signal, noise), largest) for name, (signal, noise, largest) in sums.items()}
 
 
 def _keeper(store: dict[str, list[NDArray[Any]]]) -> Callable[[str, NDArray[Any]], None]:

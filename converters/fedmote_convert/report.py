@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedmote.package.boards import Board
+from fedmote.package.graph import Graph
 from fedmote_convert.choice import pareto
 from fedmote_convert.convert import Samples
 from fedmote_convert.measure import Measured, Needs
@@ -61,6 +63,7 @@ def tier_report(tier: Tier, samples: Samples) -> dict[str, Any]:
         "encoder": {"macs": header.macs, "arena_bytes": header.encoder_bytes, "operators": profile.pop("operators")},
         "head": [vars(layer) for layer in conversion.head],
         "quality": {name: value for name, value in vars(conversion.quality).items() if value is not None},
+        "sensitivities": [vars(layer) for layer in conversion.sensitivities],
         "ranges": {name: list(limits) for name, limits in conversion.ranges.items()},
         **profile,
     }
@@ -69,6 +72,21 @@ def tier_report(tier: Tier, samples: Samples) -> dict[str, Any]:
 def tier_reports(report: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """The tiers of a report by name; the name of the only one is empty."""
     return dict(report["tiers"]) if "tiers" in report else {"": report}
+
+
+def operators_of(graph: Graph) -> list[dict[str, Any]]:
+    """What the report says of each operator."""
+    return [
+        {
+            "operator": op.kind.value,
+            "name": op.name,
+            "activation": op.activation.value,
+            **({} if op.source is None else {"weight_bits": op.weight_bits}),
+            "output": op.output,
+            "shape": list(graph.activations[op.output].shape),
+        }
+        for op in graph.ops
+    ]
 
 
 def _board(tier: Tier, board: Board) -> dict[str, Any]:
@@ -155,6 +173,8 @@ def _tier_lines(tier: Mapping[str, Any]) -> list[str]:
         lines.append(f"accuracy  {quality['accuracy_float']:.1%} float, {quality['accuracy_int8']:.1%} with the int8 encoder")
         if "accuracy_head_float" in quality:
             lines[-1] += f" and a new head, {quality['accuracy_head_float']:.1%} with that head in float; on samples held out"
+    if tier["sensitivities"]:
+        lines += _bits_lines(tier["sensitivities"])
     return lines
 
 
@@ -200,3 +220,13 @@ def _of(needed: int, available: int) -> str:
 
 def _number(value: int | None) -> str:
     return "-" if value is None else f"{value:,}"
+
+
+def _bits_lines(layers: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A layer a line: its bits, bytes, and how far 4 bits in it alone leave the features' error below the features."""
+    lines = ["", f"{'layer':<36}{'bits':>6}{'bytes':>12}{'4 bits alone':>16}"]
+    for layer in layers:
+        count = layer["bytes_4"] if layer["bits"] == 4 else layer["bytes_8"]
+        alone = -10 * math.log10(layer["error"]) if layer["error"] > 0 else math.inf
+        lines.append(f"{layer['operator']:<36}{layer['bits']:>6}{count:>12,}{alone:>13.1f} dB")
+    return lines

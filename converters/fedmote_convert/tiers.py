@@ -22,10 +22,11 @@ from fedmote.package.importer import cut_graph
 from fedmote_convert.calibration import Recipe
 from fedmote_convert.choice import Choice, choose
 from fedmote_convert.convert import Conversion, Progress, Samples, captured_from, convert_form, samples_of
-from fedmote_convert.cut import cut_at
+from fedmote_convert.cut import LAST, cut_at
 from fedmote_convert.early_exit import Labels, Owners, split_labels
 from fedmote_convert.forms import Form, early_forms, early_forms_at, forms_at, own_forms
 from fedmote_convert.measure import Measured, measure_forms
+from fedmote_convert.mixed_precision import allot_bits
 from fedmote_convert.narrow import narrow
 from fedmote_convert.passes import run_passes
 from fedmote_convert.sketch import Capture
@@ -96,7 +97,8 @@ def convert_tiers(
         x: calibration samples float32 (N, C, H, W), (N, C, W) or (N, F), as the model reads them.
         boards: at least one.
         model_id: name of the model, part of file names.
-        cut: "auto": all edges; "last", or the name of a module or activation: that one, and every board must be able to train.
+        cut: "auto": all edges, unless the recipe holds what is of one encoder; "last", or the name of a module or activation:
+            that one, and every board must be able to train.
         widths: shares of the channels, each in (0, 1]; below 1 labels are needed.
         recipe: of the quantization; None is the default one.
         y: class indices (N,).
@@ -109,15 +111,20 @@ def convert_tiers(
         UnsupportedOpError, ConfigError: as `convert`.
     """
     recipe = recipe or Recipe()
+    if cut == AUTO and _is_of_one_network(recipe):
+        progress("cut last instead of auto: given ranges, bits and budgets of weights are of one encoder")
+        cut = LAST
     captured = captured_from(source, x, model_id, progress)
     classes = math.prod(captured.graph.activations[captured.graph.output].shape)
     labels = None if y is None else split_labels(y, classes, owners)
     if labels is None and any(width != 1.0 for width in widths):
         raise ConversionError("--widths below 1 need labels (y) with the calibration samples: a narrow encoder needs a new head")
-    samples = samples_of(x, y, labels)
+    samples = samples_of(captured, x, y, labels)
     measured: list[Measured] = []
     for width in sorted(set(widths), reverse=True):
         trunk, forms = _forms(captured, samples, cut, width)
+        if recipe.weight_budget_bytes is not None:
+            trunk, _ = allot_bits(trunk, captured.tensors, samples.arranged, recipe.weight_budget_bytes)
         arguments = (trunk, captured.tensors, samples.arranged, labels, boards, recipe, model_id, progress)
         measured += measure_forms(forms, *arguments)
     if not measured:
@@ -126,6 +133,11 @@ def convert_tiers(
     choices = {board.name: choose(measured, board.name) for board in boards}
     tiers = _tiers(captured, samples, boards, choices, cut == AUTO, model_id, recipe, version, progress)
     return Tiers(model_id, tiers, tuple(measured), samples)
+
+
+def _is_of_one_network(recipe: Recipe) -> bool:
+    """Whether a recipe names activations or weights, or has a sum of bytes, that suit one encoder and no shorter one."""
+    return recipe.weight_budget_bytes is not None or recipe.ranges is not None or bool(recipe.weight_bits or recipe.template)
 
 
 def _forms(captured: Capture, samples: Samples, cut: str, width: float) -> tuple[Graph, tuple[Form, ...]]:

@@ -215,8 +215,8 @@ def test_an_output_that_is_a_file_is_refused(run, tmp_path):
         ("fedmote.lab.models:no_such_function", r"no_such_function.*expected a function of that name"),
         ("fedmote.lab.models:__name__", r"__name__ is str, expected a function"),
         ("os:getcwd", r"getcwd\(\) returned str, expected a torch\.nn\.Module"),
-        ("fedmote.lab.models:_seeded", r"_seeded\(\) raised TypeError"),
-        ("model.onnx", r"ONNX files are not read by this version"),
+        ("fedmote.lab.models:seeded", r"seeded\(\) raised TypeError"),
+        ("model.onnx", r"cannot be read \(No such file or directory\); expected an \.onnx file"),
     ],
 )
 def test_a_model_that_cannot_be_built_is_a_usage_error_that_names_it(run, tmp_path, model, message):

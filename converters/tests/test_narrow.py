@@ -149,7 +149,11 @@ def test_new_weights_of_the_whole_model_are_pushed_into_a_narrow_package():
 
     pushed = push(package, newer, None, 1)
 
-    assert HostManifest.from_bytes(package.sections[Section.HOST_MANIFEST]).template == template
+    manifest = package.sections[Section.HOST_MANIFEST]
+    assert HostManifest.from_bytes(manifest).to_bytes() == manifest
+    kept = [(op.source.rows, op.source.norm_scale) for op in template.ops if op.source is not None]
+    assert kept == [(op.source.rows, op.source.norm_scale) for op in package.host.template.ops if op.source is not None]
+    assert len(kept[1][0]) == len(kept[1][1]) == 8
     expected = assemble(template, head, newer, ranges, [Board.load("posix")], "narrow", 1, "nchw")["posix"]
     assert pushed.to_bytes() == expected.to_bytes()
     assert pushed.sections[Section.WEIGHTS] != package.sections[Section.WEIGHTS]

@@ -67,6 +67,8 @@ function(fedmote_cortex_m_programs)
         if(program STREQUAL "fedmote-device")
             fedmote_image(${program} HAS_SLOTS "${port_INCLUDE}" ${program_sources} ${port_DEVICE}
                           ports/cortex_m/device_main.c ports/cortex_m/entropy.c ports/cortex_m/slots.c)
+            # Size where the drivers are, as in the library; programs that count instructions stay as they were.
+            target_compile_options(${program} PRIVATE "$<$<CONFIG:Release>:-Os>")
         elseif(program STREQUAL "fedmote-run")
             fedmote_image(${program} NO_SLOTS "${port_INCLUDE};examples/run" ${results_sources} ports/cortex_m/run_main.c
                           examples/run/run.c)

@@ -107,11 +107,16 @@ class Emulator(Child):
         """
         partial = directory / "region.partial"
         self._monitor.execute(("stop", {}))
-        for name in names:
-            region = self._board.region(name)
-            # As the core sees it: the memory of some chips is no part of QEMU's system memory.
-            self._monitor.execute(("memsave", {"val": region.address, "size": region.bytes, "filename": str(partial)}))
-            partial.replace(directory / f"{name}.bin")
+        try:
+            for name in names:
+                region = self._board.region(name)
+                # As the core sees it: the memory of some chips is no part of QEMU's system memory.
+                self._monitor.execute(
+                    ("memsave", {"val": region.address, "size": region.bytes, "filename": str(partial.resolve())})
+                )
+                partial.replace(directory / f"{name}.bin")
+        finally:
+            partial.unlink(missing_ok=True)
 
     def kill(self) -> None:
         """Ends it at once; see `Child`."""

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,12 +12,13 @@ import numpy as np
 
 from fedmote.errors import ConfigError
 from fedmote.package import tflite_reader
-from fedmote.package.boards import Board, sdk_root
+from fedmote.package.boards import Board
 from fedmote.package.execute import observe
 from fedmote.package.file import Package, build_package
 from fedmote.package.geometry import output_shape
 from fedmote.package.graph import Activation, Activations, Graph, HeadLayer, Op, OpKind
 from fedmote.package.quantize import quantize
+from fedmote.places import shared_directory
 
 # The MLPerf Tiny models that are measured, by the names of their files.
 REFERENCE_MODELS = ("kws_ref_model", "pretrainedResnet_quant", "ad01_int8")
@@ -26,7 +26,7 @@ REFERENCE_MODELS = ("kws_ref_model", "pretrainedResnet_quant", "ad01_int8")
 
 def reference_directory() -> Path:
     """Where the MLPerf Tiny models are looked for: below FEDMOTE_SHARED, or below `shared` beside the checkout."""
-    return Path(os.environ.get("FEDMOTE_SHARED", sdk_root().parents[1] / "shared")) / "models" / "mlperf_tiny"
+    return shared_directory() / "models" / "mlperf_tiny"
 
 
 def read_model(path: Path) -> bytes:

@@ -8,7 +8,7 @@ import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from fedmote.errors import RigError
 
@@ -59,7 +59,7 @@ class Monitor:
                 return connection
 
 
-def _take_answer(stream: Any, name: str) -> None:
+def _take_answer(stream: TextIO, name: str) -> None:
     """Reads up to the answer of a command; events may come before it."""
     while line := stream.readline():
         answer = json.loads(line)

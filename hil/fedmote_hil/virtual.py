@@ -103,11 +103,17 @@ class VirtualDevice:
 
     def kill(self) -> None:
         """Ends it at once, as a power cut does. Harmless where it does not run."""
-        if self._child is not None:
-            if isinstance(self._child, Emulator) and self._child.is_running and self._has_flash:
-                self._child.save(_SLOTS, self.directory)
-            self._child.kill()
-            self._child = None
+        child, self._child = self._child, None
+        if child is None:
+            return
+        try:
+            if isinstance(child, Emulator) and child.is_running and self._has_flash:
+                child.save(_SLOTS, self.directory)
+        except RigError:
+            if child.is_running:  # else it ended by itself meanwhile, and its flash with it
+                raise
+        finally:
+            child.kill()
 
     def stop(self) -> None:
         """Ends it. A device has no orderly end: it must survive any."""
@@ -129,6 +135,18 @@ class VirtualDevice:
         if self._child.is_loaded(_slot_regions(self.board)):
             raise RigError(f"device {self.id} began with slots from files, which a reset would load again; restart it instead")
         self._child.reset()
+
+    def halt_and_read(self, region: str) -> bytes:
+        """What a region of an emulated board holds at this instant; the core stands still from then on.
+
+        Raises:
+            RigError: it does not run, or is no emulated board.
+            ConfigError: the board has no such region.
+        """
+        if not isinstance(self._child, Emulator):
+            raise RigError(f"device {self.id} is no emulated board that runs; only these can be read")
+        self._child.save([region], self.directory)
+        return self._path(region).read_bytes()
 
     @property
     def is_running(self) -> bool:

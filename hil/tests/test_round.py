@@ -24,7 +24,7 @@ from fedmote.wire.schema import Channel, Kind, Phase
 from fedmote.wire.transfer import BlobSink, BlobSource
 from fedmote_hil.virtual import VirtualDevice
 
-from .rig import BOARDS, small_package
+from .rig import BOARDS, small_package, stack_used
 
 _RUN = b"testrun1"
 _SAMPLES, _CLASSES, _EPOCHS, _BATCH, _RATE, _MOMENTUM = 40, 3, 3, 8, 0.05, 0.9
@@ -127,12 +127,31 @@ def _data(board):
 def _check(board, package, x, y, report, delta):
     assert (report["trained"], report["num_examples"], report["discarded"]) == (_SAMPLES * _EPOCHS, _SAMPLES, 0)
     expected = _reference(package, x, y)
-    if (
-        Board.load(board).arithmetic == "int16"
-    ):  # 16 bits for a weight, rounded at random: as near as the tests of the head demand
+    if Board.load(board).arithmetic == "int16":  # weights of 16 bits, rounded at random: as near as the tests of the head demand
         assert np.linalg.norm(delta - expected) <= 0.05 * np.linalg.norm(expected)
     else:
         np.testing.assert_allclose(delta, expected, rtol=2e-4, atol=2e-5)
+
+
+def _check_stack(device):
+    """An emulated board has kept to the stack that board.toml reserves."""
+    if device.board.emulator is not None:
+        used = stack_used(device)
+        print(f"{device.board.name}: {used} bytes of stack, {device.board.stack_bytes} are reserved")
+        assert 256 < used <= device.board.stack_bytes
+
+
+@contextlib.asynccontextmanager
+async def _on_serial_line(board, x, y):
+    """A device on a serial line, and the server at its other end."""
+    server = LinkServer("tcp://127.0.0.1:0")
+    await server.start()
+    try:
+        identity = identity_region("board-1", "lab", "serial")
+        with VirtualDevice(board, "board-1", samples_region(x, y), identity, server.url, is_checked=True) as device:
+            yield server, device
+    finally:
+        await server.close()
 
 
 @pytest.mark.parametrize("board", BOARDS)
@@ -140,18 +159,13 @@ def test_a_round_over_serial_frames_trains_what_the_reference_trains(board, tmp_
     package, x, y = _data(board)
 
     async def run():
-        server = LinkServer("tcp://127.0.0.1:0")
-        await server.start()
-        identity = identity_region("board-1", "lab", "serial")
-        try:
-            with VirtualDevice(board, "board-1", samples_region(x, y), identity, server.url, is_checked=True) as device:
-                first = await asyncio.wait_for(_train_once(server, package, 1), _TIMEOUT_S)
-                # The package of round 1 is installed: round 2 trains on it, from the head inside it, to the same end.
-                second = await asyncio.wait_for(_train_once(server, package, 2), _TIMEOUT_S)
-                assert device.is_running
-                return first, second
-        finally:
-            await server.close()
+        async with _on_serial_line(board, x, y) as (server, device):
+            first = await asyncio.wait_for(_train_once(server, package, 1), _TIMEOUT_S)
+            # The package of round 1 is installed: round 2 trains on it, from the head inside it, to the same end.
+            second = await asyncio.wait_for(_train_once(server, package, 2), _TIMEOUT_S)
+            assert device.is_running
+            _check_stack(device)
+            return first, second
 
     (report, delta), (_, again) = asyncio.run(run())
     _check(board, package, x, y, report, delta)
@@ -164,24 +178,18 @@ def _flash_boards():
 
 
 @pytest.mark.parametrize("board", _flash_boards())
-def test_a_pushed_package_outlives_a_reset_and_a_power_cut_in_emulated_flash(board, tmp_path):
+def test_a_pushed_package_outlives_a_reset_and_a_power_cut_in_emulated_flash(board):
     package, x, y = _data(board)
 
     async def run():
-        server = LinkServer("tcp://127.0.0.1:0")
-        await server.start()
-        identity = identity_region("board-1", "lab", "serial")
-        try:
-            with VirtualDevice(board, "board-1", samples_region(x, y), identity, server.url, is_checked=True) as device:
-                deltas = [await asyncio.wait_for(_train_once(server, package, 1), _TIMEOUT_S)]
-                for number, interrupt in enumerate((device.reset, device.restart), 2):
-                    interrupt()
-                    deltas.append(await asyncio.wait_for(_train_once(server, package, number, False), _TIMEOUT_S))
-                with pytest.raises(RigError, match="began with slots from files"):
-                    device.reset()
-                return deltas
-        finally:
-            await server.close()
+        async with _on_serial_line(board, x, y) as (server, device):
+            deltas = [await asyncio.wait_for(_train_once(server, package, 1), _TIMEOUT_S)]
+            for number, interrupt in enumerate((device.reset, device.restart), 2):
+                interrupt()
+                deltas.append(await asyncio.wait_for(_train_once(server, package, number, False), _TIMEOUT_S))
+            with pytest.raises(RigError, match="began with slots from files"):
+                device.reset()
+            return deltas
 
     first, *others = asyncio.run(run())
     _check(board, package, x, y, *first)
@@ -189,7 +197,7 @@ def test_a_pushed_package_outlives_a_reset_and_a_power_cut_in_emulated_flash(boa
 
 
 @pytest.mark.parametrize("board", _flash_boards())
-def test_a_power_cut_within_a_fetch_leaves_the_installed_package_in_emulated_flash(board, tmp_path):
+def test_a_power_cut_within_a_fetch_leaves_the_installed_package_in_emulated_flash(board):
     package, x, y = _data(board)
     other = small_package(3, board, _CLASSES)
     source = BlobSource(zlib.crc32(other.device_form()), other.device_form())
@@ -211,17 +219,11 @@ def test_a_power_cut_within_a_fetch_leaves_the_installed_package_in_emulated_fla
                 is_half_sent = True
 
     async def run():
-        server = LinkServer("tcp://127.0.0.1:0")
-        await server.start()
-        identity = identity_region("board-1", "lab", "serial")
-        try:
-            with VirtualDevice(board, "board-1", samples_region(x, y), identity, server.url, is_checked=True) as device:
-                first = await asyncio.wait_for(_train_once(server, package, 1), _TIMEOUT_S)
-                await asyncio.wait_for(fetch_a_part(server), _TIMEOUT_S)
-                device.restart()
-                return first, await asyncio.wait_for(_train_once(server, package, 3, False), _TIMEOUT_S)
-        finally:
-            await server.close()
+        async with _on_serial_line(board, x, y) as (server, device):
+            first = await asyncio.wait_for(_train_once(server, package, 1), _TIMEOUT_S)
+            await asyncio.wait_for(fetch_a_part(server), _TIMEOUT_S)
+            device.restart()
+            return first, await asyncio.wait_for(_train_once(server, package, 3, False), _TIMEOUT_S)
 
     (_, delta), (_, again) = asyncio.run(run())
     assert np.array_equal(delta, again)
@@ -242,11 +244,13 @@ def test_a_round_over_mqtt_survives_a_broker_that_dies_before_it(board, tmp_path
     async def run(broker):
         # An emulated board learns of the broker's death only by its own keep-alive.
         identity = identity_region("board-1", "lab", "mqtt", "board-1", broker.password("board-1"), keep_alive_s=2)
-        with VirtualDevice(board, "board-1", samples_region(x, y), identity, broker.url, is_checked=True):
+        with VirtualDevice(board, "board-1", samples_region(x, y), identity, broker.url, is_checked=True) as device:
             await until_it_is_there(broker)
             broker.restart()
             async with _coordinator(broker) as transport:
-                return await asyncio.wait_for(_train_once(transport, package, 1), _TIMEOUT_S)
+                results = await asyncio.wait_for(_train_once(transport, package, 1), _TIMEOUT_S)
+            _check_stack(device)
+            return results
 
     with PrivateBroker(tmp_path / "broker", "lab", [CellConfig("cell", ("board-1",))]) as broker:
         report, delta = asyncio.run(run(broker))

@@ -66,6 +66,7 @@ static const struct fedmote_port port = {
     .hash = FEDMOTE_PORT_HASH,
     .operators = operators,
     .arithmetic = &FEDMOTE_BOARD_ARITHMETIC,
+    .patching = &fedmote_difference_patching,
 };
 
 /* Waits until the line has taken it all. */

@@ -18,7 +18,7 @@ struct ring {
 
 /* An empty ring over an array. */
 #define RING_OVER(array)                                                                                               \
-    {.bytes = (array), .size = sizeof(array)}
+    { .bytes = (array), .size = sizeof(array) }
 
 static inline bool ring_is_empty(const struct ring *ring) { return ring->head == ring->tail; }
 

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Core clock: 50 MHz from the crystal through the PLL, or the internal oscillator (12 MHz, give or take 30 %, too coarse
- * for a fast serial line) where the PLL does not lock. The wait is counted, so that a broken crystal does not stop the part.
+ * Core clock: 50 MHz from the crystal through the PLL, or the internal oscillator (12 MHz, give or take 30 %, too
+ * coarse for a fast serial line) where the PLL does not lock. The wait is counted, so that a broken crystal does not
+ * stop the part.
  */
 #include <stdbool.h>
 

@@ -11,7 +11,7 @@ void uart0_handler(void); /* uart.c */
 
 extern const board_handler image_interrupts[44];
 __attribute__((section(".vectors.interrupts"), used)) const board_handler image_interrupts[44] = {
-    UNUSED_4,           unexpected_handler, /* 0 to 4 */
-    uart0_handler,                          /* 5 */
-    UNUSED_12,          UNUSED_12,          UNUSED_12, unexpected_handler, unexpected_handler, /* 6 to 43 */
+    UNUSED_4,      unexpected_handler,                                                    /* 0 to 4 */
+    uart0_handler,                                                                        /* 5 */
+    UNUSED_12,     UNUSED_12,          UNUSED_12, unexpected_handler, unexpected_handler, /* 6 to 43 */
 };

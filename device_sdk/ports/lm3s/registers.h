@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The registers of the LM3S6965 that this port touches (data sheet of the Stellaris LM3S6965), and nothing else of them;
- * those of the core are in core.h.
+ * The registers of the LM3S6965 that this port touches (data sheet of the Stellaris LM3S6965), and nothing else of
+ * them; those of the core are in core.h.
  */
 #ifndef FEDMOTE_LM3S_REGISTERS_H
 #define FEDMOTE_LM3S_REGISTERS_H

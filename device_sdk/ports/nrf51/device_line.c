@@ -28,8 +28,9 @@ void timer1_handler(void) {
 
 static void send_next(void) {
     uint8_t byte;
-    is_sending = ring_take(&sending, &byte);
-    if (is_sending) {
+    const bool is_taken = ring_take(&sending, &byte);
+    is_sending = is_taken;
+    if (is_taken) {
         UART0_SEND = byte;
     }
 }

@@ -65,7 +65,7 @@ class Board:
         stack_bytes: reserved for the stack.
         regions: named parts of the address space ("identity", "package", "samples", ...); empty where files stand for them.
         is_unaligned_trapped: whether unaligned accesses trap though the core could do them.
-        peripherals: addresses that the chip's port asks for; nothing on the host does.
+        peripherals: addresses and pins that the chip's port asks for; nothing on the host does.
         emulator: how an emulator runs it, or None.
         flash_command: command that writes `{file}` to `{address}` of the real part, or None.
         hse_hz: frequency of the crystal, or None.

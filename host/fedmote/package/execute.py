@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs graphs on the host: in float32 for calibration, in int8 bit for bit as TensorFlow Lite Micro and the device do.
 
-Batches are run in blocks, so that the unfolded windows of a convolution stay within a few megabytes. Integer convolutions
-use floating-point matrix products: sums of integers below 2^24 (float32) or 2^53 (float64) are exact in any order.
+Batches are run in blocks that stay in the processor's caches. Integer convolutions use floating-point matrix products: sums of
+integers below 2^24 (float32) or 2^53 (float64) are exact in any order. NumPy spends its time on loops over the innermost axis,
+and a few channels make a short one: where numbers by channel meet an image they are repeated along its rows first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from fedmote.package.graph import ELEMENTWISE, WEIGHTED, Activation, Graph, Op, 
 
 Observer = Callable[[str, NDArray[np.float32]], None]
 
-_BLOCK_ELEMENTS = 1 << 21  # unfolded window elements per block of samples: 8 MB of float32
+_BLOCK_ELEMENTS = 1 << 18  # unfolded window elements per block of samples: 1 MB of float32
 _EXACT_TERMS = 2**24 // (255 * 128)  # products of a centred int8 input and an int8 weight that float32 adds exactly
 
 
@@ -44,16 +45,11 @@ def run_float(graph: Graph, x: NDArray[np.float32], observe: Observer | None = N
         if observe is not None:
             observe(graph.input, values[graph.input])
         for op in graph.ops:
-            values[op.output] = _float_op(graph, op, values)
+            values[op.output] = run_float_op(graph, op, values)
             if observe is not None:
                 observe(op.output, values[op.output])
         blocks.append(values[graph.output])
     return np.concatenate(blocks)
-
-
-def run_float_op(graph: Graph, op: Op, values: dict[str, NDArray[np.float32]]) -> NDArray[np.float32]:
-    """Output (n, ...) of one operator of a float graph, from the values (n, ...) of its inputs by name."""
-    return _float_op(graph, op, values)
 
 
 def observe(graph: Graph, x: NDArray[np.float32]) -> Ranges:
@@ -99,7 +95,7 @@ def run_int8(
     for block in _blocks(graph, x):
         values: dict[str, NDArray[np.int8]] = {graph.input: block}
         for op in graph.ops:
-            values[op.output] = _int8_op(graph, op, values)
+            values[op.output] = run_int8_op(graph, op, values)
             if observe is not None:
                 observe(op.output, values[op.output])
         blocks.append(values[graph.output])
@@ -149,23 +145,59 @@ def _windows(x: NDArray[Any], op: Op, window: Window, value: float) -> list[NDAr
 def _convolve(x: NDArray[Any], weights: NDArray[Any], op: Op) -> NDArray[Any]:
     """Sums of products without bias: x (n, h, w, c) in a float type, zero outside -> (n, out_h, out_w, outputs)."""
     window = window_of(op, (1, *x.shape[1:]))
-    if op.kind is OpKind.CONV_2D:
-        channels = weights.shape[3]
-        groups = x.shape[3] // channels
-        outputs = weights.shape[0] // groups
-        parts = []
-        for group in range(groups):
-            views = _windows(x[..., group * channels : (group + 1) * channels], op, window, 0)
-            unfolded = views[0] if len(views) == 1 else np.concatenate(views, axis=-1)
-            flat = weights[group * outputs : (group + 1) * outputs].reshape(outputs, -1).T.astype(x.dtype)
-            parts.append((unfolded.reshape(-1, flat.shape[0]) @ flat).reshape(len(x), window.out_h, window.out_w, outputs))
-        return parts[0] if groups == 1 else np.concatenate(parts, axis=-1)
-    views = _windows(x, op, window, 0)
-    taps = weights.reshape(len(views), -1).astype(x.dtype)
-    total = np.zeros((len(x), window.out_h, window.out_w, taps.shape[1]), x.dtype)
-    for view, tap in zip(views, taps, strict=True):
-        total += (view if op.depth_multiplier == 1 else np.repeat(view, op.depth_multiplier, axis=-1)) * tap
-    return total
+    if op.kind is OpKind.DEPTHWISE_CONV_2D:
+        return _convolve_channels(x, weights.reshape(op.kernel[0], op.kernel[1], -1).astype(x.dtype), op, window)
+    channels = weights.shape[3]
+    groups = x.shape[3] // channels
+    outputs = weights.shape[0] // groups
+    padded = _pad(x, (window.pad_top, window.pad_bottom, window.pad_left, window.pad_right), 0)
+    parts = []
+    for group in range(groups):
+        unfolded = _unfold(padded[..., group * channels : (group + 1) * channels], op, window)
+        flat = weights[group * outputs : (group + 1) * outputs].reshape(outputs, -1).T.astype(x.dtype)
+        parts.append((unfolded.reshape(-1, flat.shape[0]) @ flat).reshape(len(x), window.out_h, window.out_w, outputs))
+    return parts[0] if groups == 1 else np.concatenate(parts, axis=-1)
+
+
+def _unfold(padded: NDArray[Any], op: Op, window: Window) -> NDArray[Any]:
+    """A view (n, out_h, out_w, kernel height, kernel width, c): what each window of a convolution sees."""
+    sample, row, column, channel = padded.strides
+    shape = (len(padded), window.out_h, window.out_w, *op.kernel, padded.shape[3])
+    steps = (row * op.stride[0], column * op.stride[1], row * op.dilation[0], column * op.dilation[1])
+    return np.lib.stride_tricks.as_strided(padded, shape, (sample, *steps, channel), writeable=False)
+
+
+def _convolve_channels(x: NDArray[Any], taps: NDArray[Any], op: Op, window: Window) -> NDArray[Any]:
+    """A depthwise convolution; taps (kernel height, kernel width, outputs).
+
+    Columns that a tap reads are brought together where the stride parts them, so that every loop runs along a whole row.
+    """
+    if op.depth_multiplier > 1:
+        x = np.repeat(x, op.depth_multiplier, axis=-1)
+    padded = _pad(x, (window.pad_top, window.pad_bottom, window.pad_left, window.pad_right), 0)
+    stride_h, stride_w = op.stride
+    phases = [padded] if stride_w == 1 else [np.ascontiguousarray(padded[:, :, phase::stride_w]) for phase in range(stride_w)]
+    total = np.zeros((len(x), window.out_h, window.out_w * taps.shape[2]), x.dtype)
+    product = np.empty_like(total)
+    for y in range(op.kernel[0]):
+        top = y * op.dilation[0]
+        rows = slice(top, top + (window.out_h - 1) * stride_h + 1, stride_h)
+        for z in range(op.kernel[1]):
+            left, phase = divmod(z * op.dilation[1], stride_w)
+            seen = phases[phase][:, rows, left : left + window.out_w].reshape(total.shape)
+            np.multiply(seen, np.tile(taps[y, z], window.out_w), out=product)
+            total += product
+    return total.reshape(len(x), window.out_h, window.out_w, -1)
+
+
+def _rows(values: NDArray[Any]) -> NDArray[Any]:
+    """A view of an image (n, h, w, c) as rows (n * h, w * c), of vectors (n, c) as they are."""
+    return values.reshape(-1, int(np.prod(values.shape[-2:]))) if values.ndim == 4 else values
+
+
+def _along_rows(numbers: NDArray[Any], rows: NDArray[Any]) -> NDArray[Any]:
+    """Numbers by channel (c,), repeated for each pixel of a row."""
+    return np.tile(numbers, rows.shape[-1] // len(numbers))
 
 
 def _aligned(values: NDArray[Any], rank: int) -> NDArray[Any]:
@@ -173,14 +205,14 @@ def _aligned(values: NDArray[Any], rank: int) -> NDArray[Any]:
     return values.reshape(len(values), *(1,) * (rank - values.ndim), *values.shape[1:])
 
 
-def _second_operand(op: Op, values: dict[str, NDArray[Any]], rank: int) -> NDArray[Any]:
+def _second_operand(op: Op, values: Mapping[str, NDArray[Any]], rank: int) -> NDArray[Any]:
     """The second operand of ADD or MUL, with as many axes as the output or fewer."""
     if op.constant is None:
         return _aligned(values[op.inputs[1]], rank)
     return op.constant.reshape(op.constant.shape[max(0, op.constant.ndim - rank) :])
 
 
-def _moved(op: Op, values: dict[str, NDArray[Any]], shape: tuple[int, ...]) -> NDArray[Any]:
+def _moved(op: Op, values: Mapping[str, NDArray[Any]], shape: tuple[int, ...]) -> NDArray[Any]:
     """Operators that only move values; `shape` is the output's."""
     x = values[op.inputs[0]]
     match op.kind:
@@ -215,7 +247,20 @@ def _float_function(op: Op, x: NDArray[np.float32]) -> NDArray[Any]:
     return x
 
 
-def _float_op(graph: Graph, op: Op, values: dict[str, NDArray[np.float32]]) -> NDArray[np.float32]:
+def run_float_op(graph: Graph, op: Op, values: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+    """Runs one operator on a block of samples.
+
+    Args:
+        graph: whose activations have the shapes; the operator need not be in it.
+        op: with float weights, if it has any.
+        values: of its inputs, float32 or float64 (N, ...), by name.
+
+    Returns:
+        Its output (N, ...), in the type of its first input.
+
+    Raises:
+        ConversionError: the operator has no weights, or is no float one.
+    """
     x = values[op.inputs[0]]
     shape = (len(x), *graph.activations[op.output].shape[1:])
     if op.kind in WEIGHTED and (op.weights is None or op.bias is None):
@@ -223,7 +268,9 @@ def _float_op(graph: Graph, op: Op, values: dict[str, NDArray[np.float32]]) -> N
     out: NDArray[Any]
     match op.kind:
         case OpKind.CONV_2D | OpKind.DEPTHWISE_CONV_2D:
-            out = _convolve(x, np.asarray(op.weights), op) + np.asarray(op.bias)
+            out = _convolve(x, np.asarray(op.weights), op)
+            rows = _rows(out)
+            rows += _along_rows(np.asarray(op.bias), rows)
         case OpKind.FULLY_CONNECTED:
             weights = np.asarray(op.weights)
             out = x.reshape(-1, weights.shape[1]) @ weights.T + np.asarray(op.bias)
@@ -239,9 +286,9 @@ def _float_op(graph: Graph, op: Op, values: dict[str, NDArray[np.float32]]) -> N
         case OpKind.MEAN:
             out = x.mean(axis=(1, 2), dtype=np.float64)
         case OpKind.PAD:
-            if op.pad_value is not None:
-                raise ConversionError(f"{op.name}: a float graph pads with zeros")
-            out = _pad(x, op.pads, 0)
+            if op.pad_value not in (None, fixed_point.INT8_MIN):
+                raise ConversionError(f"{op.name}: a float graph pads with zeros or with what a maximum never takes")
+            out = _pad(x, op.pads, 0 if op.pad_value is None else float(x.min()))
         case OpKind.SOFTMAX:
             powers = np.exp(np.float32(op.beta) * (x - x.max(axis=-1, keepdims=True)))
             out = powers / powers.sum(axis=-1, keepdims=True)
@@ -249,11 +296,13 @@ def _float_op(graph: Graph, op: Op, values: dict[str, NDArray[np.float32]]) -> N
             out = _float_function(op, x)
         case _:
             out = _moved(op, values, shape)
-    return _float_clamp(out, op.activation).astype(np.float32, copy=False).reshape(shape)
+    return _float_clamp(out, op.activation).astype(x.dtype, copy=False).reshape(shape)
 
 
 def _float_clamp(values: NDArray[Any], activation: Activation) -> NDArray[Any]:
     limits = {Activation.RELU: (0, np.inf), Activation.RELU6: (0, 6), Activation.RELU_N1_TO_1: (-1, 1)}
+    if activation is Activation.RELU:
+        return np.asarray(np.maximum(values, 0))
     return values if activation is Activation.NONE else np.asarray(np.clip(values, *limits[activation]))
 
 
@@ -263,7 +312,17 @@ def _window_counts(op: Op, window: Window) -> NDArray[np.int64]:
     return np.asarray(sum(_windows(ones, op, window, 0)), np.int64)
 
 
-def _int8_op(graph: Graph, op: Op, values: dict[str, NDArray[np.int8]]) -> NDArray[np.int8]:
+def run_int8_op(graph: Graph, op: Op, values: Mapping[str, NDArray[np.int8]]) -> NDArray[np.int8]:
+    """Runs one operator of an int8 graph on a block of samples.
+
+    Args:
+        graph: whose activations the operator reads and makes.
+        op: with int8 weights.
+        values: int8 (n, ...) of its inputs, by name.
+
+    Returns:
+        int8 (n, ...) values of its output.
+    """
     x = values[op.inputs[0]]
     shape = (len(x), *graph.activations[op.output].shape[1:])
     source = fixed_point.quantization_of(graph.activations[op.inputs[0]])
@@ -273,7 +332,9 @@ def _int8_op(graph: Graph, op: Op, values: dict[str, NDArray[np.int8]]) -> NDArr
         case OpKind.CONV_2D | OpKind.DEPTHWISE_CONV_2D | OpKind.FULLY_CONNECTED:
             numbers = fixed_point.weighted_requantization(op, source, target)
             accumulator = _accumulate(x, op, int(source.zero_point[0]))
-            out = fixed_point.requantize(accumulator, numbers.multiplier, numbers.shift) + int(target.zero_point[0])
+            rows = _rows(accumulator)
+            multiplier, shift = (_along_rows(values, rows) for values in (numbers.multiplier, numbers.shift))
+            out = fixed_point.requantize(rows, multiplier, shift) + int(target.zero_point[0])
         case OpKind.ADD | OpKind.MUL:
             out = _int8_binary(graph, op, values, source, target) + int(target.zero_point[0])
         case OpKind.AVERAGE_POOL_2D:
@@ -286,9 +347,9 @@ def _int8_op(graph: Graph, op: Op, values: dict[str, NDArray[np.int8]]) -> NDArr
             out = np.maximum.reduce(_windows(x, op, window_of(op, (1, *x.shape[1:])), fixed_point.INT8_MIN)).astype(np.int64)
         case OpKind.MEAN:
             count = x.shape[1] * x.shape[2]
-            total = x.sum(axis=(1, 2), dtype=np.int64) - int(source.zero_point[0]) * count
-            multiplier, shift = fixed_point.mean_requantization(source, target, count)
-            out = fixed_point.requantize(total, multiplier, shift) + int(target.zero_point[0])
+            total = np.asarray(x.sum(axis=(1, 2), dtype=np.int64)) - int(source.zero_point[0]) * count
+            out = fixed_point.requantize(total, *fixed_point.mean_requantization(source, target, count))
+            out = out + int(target.zero_point[0])
         case OpKind.PAD:
             out = _pad(x, op.pads, int(source.zero_point[0]) if op.pad_value is None else op.pad_value)
         case OpKind.SOFTMAX:
@@ -301,7 +362,7 @@ def _int8_op(graph: Graph, op: Op, values: dict[str, NDArray[np.int8]]) -> NDArr
 
 
 def _int8_binary(
-    graph: Graph, op: Op, values: dict[str, NDArray[np.int8]], source: Quantization, target: Quantization
+    graph: Graph, op: Op, values: Mapping[str, NDArray[np.int8]], source: Quantization, target: Quantization
 ) -> NDArray[np.int64]:
     """The rescaled sum or product, without the output's zero point."""
     second = fixed_point.second_operand(graph, op)
@@ -326,4 +387,7 @@ def _accumulate(x: NDArray[np.int8], op: Op, zero_point: int) -> NDArray[np.int6
         sums = centred.reshape(-1, weights.shape[1]) @ weights.T.astype(exact)
     else:
         sums = _convolve(centred, weights, op)
-    return np.asarray(sums.astype(np.int64) + np.asarray(op.bias, np.int64))
+    accumulator = sums.astype(np.int64)
+    rows = _rows(accumulator)
+    rows += _along_rows(np.asarray(op.bias, np.int64), rows)
+    return np.asarray(accumulator)

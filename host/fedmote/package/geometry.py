@@ -6,6 +6,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from fedmote.errors import ConversionError
 from fedmote.package.graph import BINARY, Graph, Op, OpKind
 
@@ -50,6 +53,19 @@ def _axis(op: Op, axis: int, size: int) -> tuple[int, int, int]:
     if reach > size:
         raise ConversionError(f"{op.name}: a kernel that reaches over {reach} pixels does not fit an input of {size}")
     return (size - reach) // stride + 1, 0, 0
+
+
+def coverage(op: Op, shape: tuple[int, ...]) -> NDArray[np.float64]:
+    """Share of a convolution's windows whose tap lies inside the image, (kernel height, kernel width); 1 without padding."""
+    window = window_of(op, shape)
+    rows = _axis_coverage(op, 0, window.in_h, window.out_h, window.pad_top)
+    return np.outer(rows, _axis_coverage(op, 1, window.in_w, window.out_w, window.pad_left))
+
+
+def _axis_coverage(op: Op, axis: int, size: int, outputs: int, near: int) -> NDArray[np.float64]:
+    taps = np.arange(op.kernel[axis]) * op.dilation[axis] - near
+    pixels = np.arange(outputs)[:, None] * op.stride[axis] + taps
+    return np.asarray(((pixels >= 0) & (pixels < size)).mean(axis=0))
 
 
 def output_shape(op: Op, shapes: dict[str, tuple[int, ...]], declared: tuple[int, ...]) -> tuple[int, ...]:

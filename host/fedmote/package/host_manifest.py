@@ -2,11 +2,13 @@
 """The host manifest: templates, heads and ranges as deterministic JSON (section 128 of a package).
 
 A template names checkpoint tensors instead of holding them, so a few kilobytes are enough to push new weights into a package
-without a new capture. Keys are sorted and floats are written in their shortest exact form: same content, same bytes.
+without a new capture. Keys are sorted and floats are written in their shortest exact form: same content, same bytes. What a
+calibration found for each channel (equalisation factors, means of inputs) are vectors in Base64 of little-endian float32.
 """
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -21,16 +23,19 @@ from fedmote.package.graph import Activation, Activations, BatchNormRef, Graph, 
 from fedmote.wire.schema import Status
 
 FORMAT: Final = 1
-# How samples (N, ...) of data files become the graph's channels-last input: "nchw" and "ncw" from torch's order, "nf" flat
-# features, "as_is" already in the graph's shape.
-INPUT_LAYOUTS: Final = ("as_is", "nchw", "ncw", "nf")
+# How samples (N, ...) of data files become the graph's channels-last input: "nchw" and "ncw" from torch's order, "nwc" steps
+# with their channels behind, "nf" flat features, "as_is" already in the graph's shape.
+INPUT_LAYOUTS: Final = ("as_is", "nchw", "ncw", "nwc", "nf")
 # Fields of Op that a template keeps; values that equal the default are left out.
 _OP_FIELDS: Final = (
     *("stride", "dilation", "padding", "kernel", "pads", "depth_multiplier", "weight_bits"),
-    *("axis", "permutation", "starts", "steps", "alpha", "beta"),
+    *("axis", "permutation", "starts", "steps", "alpha", "beta", "has_one_scale"),
 )
 # Fields of WeightRef that only narrower models have.
 _NARROWING: Final = ("rows", "columns", "norm_scale", "norm_shift")
+# Vectors of Op and of WeightRef; those that are None are left out.
+_OP_VECTORS: Final = ("float_means", "int8_means")
+_SOURCE_VECTORS: Final = ("output_factors", "input_factors")
 _DEFAULTS: Final = {f.name: f.default for f in fields(Op)}
 
 
@@ -119,6 +124,8 @@ def _dump_op(op: Op) -> dict[str, Any]:
         value = getattr(op, name)
         if value != _DEFAULTS[name]:
             content[name] = list(value) if isinstance(value, tuple) else value
+    if op.pad_value is not None:
+        content["pad_value"] = op.pad_value
     if op.constant is not None:
         content["constant"] = {"shape": list(op.constant.shape), "values": [float(value) for value in op.constant.reshape(-1)]}
     if op.source is not None:
@@ -130,8 +137,20 @@ def _dump_op(op: Op) -> dict[str, Any]:
             "layout": source.layout,
             "chw": None if source.chw is None else list(source.chw),
             **{name: list(value) for name in _NARROWING if (value := getattr(source, name))},
+            **_dump_vectors(source, _SOURCE_VECTORS),
         }
-    return content
+        if source.input_norm:
+            content["source"]["input_norm"] = [vars(norm) for norm in source.input_norm]
+        if source.axes:
+            content["source"] |= {"axes": list(source.axes), "order": list(source.order)}
+    return content | _dump_vectors(op, _OP_VECTORS)
+
+
+def _dump_vectors(owner: Op | WeightRef, names: Sequence[str]) -> dict[str, str]:
+    vectors = {name: getattr(owner, name) for name in names}
+    return {
+        name: base64.b64encode(vector.astype("<f4").tobytes()).decode() for name, vector in vectors.items() if vector is not None
+    }
 
 
 def _load_graph(content: Mapping[str, Any]) -> Graph:
@@ -163,7 +182,9 @@ def _load_op(content: Mapping[str, Any]) -> Op:
         activation=Activation(content.get("activation", Activation.NONE.value)),
         source=_load_source(content["source"]) if "source" in content else None,
         constant=_load_constant(content["constant"]) if "constant" in content else None,
+        pad_value=_integer(content["pad_value"]) if "pad_value" in content else None,
         **values,
+        **_load_vectors(content, _OP_VECTORS),
     )
 
 
@@ -174,7 +195,7 @@ def _field(name: str, value: Any) -> Any:  # noqa: ANN401 - fields of Op
         return _tuple(value, len(default)) if default else tuple(_integer(item) for item in value)
     if isinstance(default, float) and isinstance(value, int | float) and math.isfinite(value):
         return float(value)
-    if not isinstance(value, type(default)) or isinstance(value, bool):
+    if type(value) is not type(default):  # True is an int to isinstance
         raise TypeError(f"{name} is {value!r}")
     return value
 
@@ -193,11 +214,26 @@ def _load_source(content: Mapping[str, Any]) -> WeightRef:
         batch_norm=tuple(_load_norm(norm) for norm in content["batch_norm"]),
         layout=_text(content["layout"]),
         chw=_load_chw(content["chw"]),
+        input_norm=tuple(_load_norm(norm) for norm in content.get("input_norm", ())),
+        axes=tuple(_count(length) for length in content.get("axes", ())),
+        order=tuple(_count(axis) for axis in content.get("order", ())),
         rows=_load_indices(content.get("rows")),
         columns=_load_indices(content.get("columns")),
         norm_scale=_load_numbers(content.get("norm_scale", ())),
         norm_shift=_load_numbers(content.get("norm_shift", ())),
+        **_load_vectors(content, _SOURCE_VECTORS),
     )
+
+
+def _load_vectors(content: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    vectors = {}
+    for name in names:
+        if name in content:
+            vector = np.frombuffer(base64.b64decode(content[name], validate=True), "<f4").astype(np.float32)
+            if not vector.size or not np.isfinite(vector).all():
+                raise ValueError(f"{name} is empty or not finite")
+            vectors[name] = vector
+    return vectors
 
 
 def _load_indices(content: Sequence[object] | None) -> tuple[int, ...] | None:
@@ -212,7 +248,8 @@ def _load_numbers(content: Sequence[float]) -> tuple[float, ...]:
 
 
 def _load_norm(content: Mapping[str, Any]) -> BatchNormRef:
-    weight, bias, mean, variance = (_text(content[name]) for name in ("weight", "bias", "running_mean", "running_var"))
+    weight, bias = (None if content[name] is None else _text(content[name]) for name in ("weight", "bias"))
+    mean, variance = (_text(content[name]) for name in ("running_mean", "running_var"))
     return BatchNormRef(weight, bias, mean, variance, float(content["eps"]))
 
 

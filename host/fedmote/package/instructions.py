@@ -35,10 +35,11 @@ from fedmote.package.loops_dsp import CORTEX_M_DSP
 from fedmote.package.loops_helium import CORTEX_M_HELIUM
 from fedmote.package.plan_check import PLAN_HEADER_BYTES
 from fedmote.package.records import record_words, unpack_record
-from fedmote.wire.schema import Opcode
+from fedmote.wire.schema import Arrangement, Opcode
 
 TABLE_FILE: Final = "instructions.json"
 SIZES_FILE: Final = "sizes.json"
+_COMMAND: Final = "run: fedmote bench instructions --board"
 OPERATOR: Final = "operator"  # the coefficient of what an operator costs beside its loops
 
 # By the `kernels` of a board file.
@@ -126,9 +127,14 @@ def predict(plan: Plan, board: Board) -> Prediction:
     """Instructions of one inference of a plan that was compiled for a board's arrangement.
 
     Raises:
-        ConfigError: the board has no table, or the table has nothing for a loop that the plan needs.
+        ConfigError: the board has no table, the table has nothing for a loop that the plan needs, or the plan was compiled for
+            other kernels.
     """
     table = load_table(board)
+    if plan.header.arrangement != board.arrangement:
+        raise ConfigError(
+            f"board {board.name} runs plans of {board.arrangement.name}, not of {Arrangement(plan.header.arrangement).name}"
+        )
     operators = []
     for subject, (name, *_) in zip(subjects_of(plan, board), plan.units, strict=True):
         work = work_of(subject, board)
@@ -137,7 +143,7 @@ def predict(plan: Plan, board: Board) -> Prediction:
         if path is None or unknown:
             raise ConfigError(
                 f"{_file(board, TABLE_FILE)}: nothing was measured for {name}: {work.path}: {', '.join(unknown)};"
-                f" run: fedmote bench instructions --board {board.name}"
+                f" {_COMMAND} {board.name}"
             )
         loops = sum(count * path.instructions[turn] for turn, count in work.turns.items() if count)
         operators.append(round(path.instructions[OPERATOR] + loops))
@@ -172,7 +178,7 @@ def is_stale(board: Board) -> bool:
     Raises:
         ConfigError: the board has no table, or its file is not one.
     """
-    return _content(board)["sources"] != sources_hash(board)
+    return _content(board).get("sources") != sources_hash(board)
 
 
 def _content(board: Board) -> dict[str, Any]:
@@ -195,8 +201,11 @@ def load_table(board: Board) -> Table:
         if (other.kernels, other.core) != (board.kernels, board.core):
             raise ConfigError(f"{_file(board, TABLE_FILE)}: counts_as = {other.name!r} has another core or other kernels")
         return load_table(other)
-    paths = {name: Coefficients(**path) for name, path in content["paths"].items()}
-    return Table(content["inference"], paths, content["compiler"], content["sources"])
+    try:
+        paths = {name: Coefficients(**path) for name, path in content["paths"].items()}
+        return Table(**content | {"paths": paths})
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ConfigError(f"{_file(board, TABLE_FILE)}: not a table of instructions: {error}; {_COMMAND} {board.name}") from error
 
 
 def boards_with_table() -> list[str]:
@@ -213,7 +222,10 @@ def image_bytes(board: Board) -> ImageBytes | None:
     content = _read(_file(board, SIZES_FILE))
     if content is None:
         return None
-    return ImageBytes(content["device_image_bytes"], content["run_image_bytes"], content["compiler"])
+    try:
+        return ImageBytes(content["device_image_bytes"], content["run_image_bytes"], content["compiler"])
+    except KeyError as error:
+        raise ConfigError(f"{_file(board, SIZES_FILE)}: {error} is missing; {_COMMAND} {board.name}") from error
 
 
 def sources_hash(board: Board) -> str:

@@ -86,7 +86,7 @@ class Axis:
     @property
     def is_whole(self) -> NDArray[np.bool_]:
         """Whether no tap of a window lies in the padding."""
-        return self.taps == self.kernel
+        return np.asarray(self.taps == self.kernel)
 
     @property
     def skipped(self) -> int:
@@ -127,9 +127,9 @@ def ceil_div(a: int, b: int) -> int:
     return -(-a // b)
 
 
-def _unshifted(subject: Subject) -> int:
-    """Channels whose sums are not moved to the right: a branch of fedmote_requantize()."""
-    return int(np.count_nonzero(subject.scaling[:, 2] >= 0))
+def _shifted(subject: Subject) -> int:
+    """Channels whose sums are moved to the right: the longer branch of fedmote_requantize()."""
+    return int(np.count_nonzero(subject.scaling[:, 2] < 0))
 
 
 # ---- convolutions ----------------------------------------------------------------------------------------------
@@ -163,7 +163,7 @@ def _conv_2d(subject: Subject, together: int) -> Work:
     _dots(turns, there, blocks, taps, together)
     _gathers(turns, v, (rows, columns), positions - there, v["groups"] if len(pieces) == 1 else len(blocks))
     turns["output"] += positions * v["out_c"]
-    turns["unshifted"] += positions * _unshifted(subject)
+    turns["shifted"] += positions * _shifted(subject)
     return Work("conv_2d", dict(turns))
 
 
@@ -180,10 +180,13 @@ def _gathers(turns: Counter[str], v: Numbers, axes: tuple[Axis, Axis], positions
     inside_taps = int(rows.taps.sum() * columns.taps.sum()) - (all_positions - positions) * v["kernel_h"] * v["kernel_w"]
     inside_rows = int(rows.taps.sum()) * len(columns.first) - (all_positions - positions) * v["kernel_h"]
     runs = inside_rows if is_run else inside_taps
+    edges = int(rows.taps.sum() * ((columns.first > 0).sum() + (columns.end < columns.kernel).sum()))
     share = visited / v["kernel_h"]  # of a patch's rows, visited again for each piece
     turns["gather"] += times * positions * pieces
     turns["gather_row"] += times * positions * visited
-    turns["add"] += round(times * share * (runs + 2 * inside_rows + positions * v["kernel_h"] - inside_rows))
+    turns["copy"] += round(times * share * runs)
+    turns["fill"] += round(times * share * (edges + positions * v["kernel_h"] - inside_rows))
+    turns["add_nothing"] += round(times * share * (2 * inside_rows - edges))
     turns["copied"] += times * inside_taps * channels
     turns["filled"] += times * (positions * v["kernel_h"] * v["kernel_w"] - inside_taps) * channels
 
@@ -209,14 +212,14 @@ def _depthwise_conv_2d(subject: Subject, four: bool) -> Work:
             turns[name] += positions * v["out_c"]
             turns[f"{name}_product"] += positions * v["out_c"] * (0 if length == _NINE else length)
     turns["output"] += positions * v["out_c"]
-    turns["unshifted"] += positions * _unshifted(subject)
+    turns["shifted"] += positions * _shifted(subject)
     return Work("depthwise_conv_2d", dict(turns))
 
 
 def _fully_connected(subject: Subject, together: int) -> Work:
     v = subject.values
     blocks = parts(v["out_n"], SUMS)
-    turns = Counter(block=len(blocks), output=v["out_n"], unshifted=_unshifted(subject))
+    turns = Counter(block=len(blocks), output=v["out_n"], shifted=_shifted(subject))
     _dots(turns, 1, blocks, v["in_n"], together)
     return Work("fully_connected", dict(turns))
 
@@ -272,7 +275,7 @@ def _conv_2d_int4(subject: Subject) -> Work:
                     else:
                         for tap in range(taps):
                             _int4_dots(turns, name, times, starts + tap * channels, channels)
-    turns["unshifted"] += turns["position"] * _unshifted(subject)
+    turns["shifted"] += turns["position"] * _shifted(subject)
     return Work("conv_2d_int4", dict(turns))
 
 
@@ -286,13 +289,13 @@ def _depthwise_conv_2d_int4(subject: Subject) -> Work:
     turns["tap"] += inside * v["out_c"]
     turns["padding_tap"] += (inside_rows * v["kernel_w"] - inside) * v["out_c"]
     turns["padding_row_tap"] += (turns["position"] * v["kernel_h"] - inside_rows) * v["kernel_w"] * v["out_c"]
-    turns["unshifted"] += turns["position"] * _unshifted(subject)
+    turns["shifted"] += turns["position"] * _shifted(subject)
     return Work("depthwise_conv_2d_int4", dict(turns))
 
 
 def _fully_connected_int4(subject: Subject) -> Work:
     v = subject.values
-    turns: Counter[str] = Counter(unshifted=_unshifted(subject))
+    turns: Counter[str] = Counter(shifted=_shifted(subject))
     for name, first in _int4_blocks({"groups": 1, "group_out_c": v["out_n"]}, v["in_n"]).items():
         _int4_dots(turns, name, 1, first * v["in_n"], v["in_n"])
     return Work("fully_connected_int4", dict(turns))
@@ -303,8 +306,8 @@ def _fully_connected_int4(subject: Subject) -> Work:
 
 def sum_elements(v: Numbers) -> dict[str, int]:
     """fedmote_sum_elements() of sum.h."""
-    unshifted = sum(v[name] >= 0 for name in ("shift1", "shift2", "output_shift"))
-    return {"element": v["count"], "unshifted": unshifted * v["count"], "repeat": v["count"] // v["count2"]}
+    shifts = sum(v[name] < 0 for name in ("shift1", "shift2", "output_shift"))
+    return {"element": v["count"], "shifted": shifts * v["count"], "repeat": v["count"] // v["count2"]}
 
 
 def _add(subject: Subject) -> Work:
@@ -313,8 +316,8 @@ def _add(subject: Subject) -> Work:
 
 def _mul(subject: Subject) -> Work:
     v = subject.values
-    unshifted = v["count"] if v["shift"] >= 0 else 0
-    return Work("mul", {"element": v["count"], "unshifted": unshifted, "repeat": v["count"] // v["count2"]})
+    shifted = v["count"] if v["shift"] < 0 else 0
+    return Work("mul", {"element": v["count"], "shifted": shifted, "repeat": v["count"] // v["count2"]})
 
 
 def _table(subject: Subject) -> Work:
@@ -346,8 +349,8 @@ def _pool(subject: Subject) -> Work:
 
 def _mean(subject: Subject) -> Work:
     v = subject.values
-    unshifted = v["channels"] if v["shift"] >= 0 else 0
-    return Work("mean", {"channel": v["channels"], "tap": v["channels"] * v["in_h"] * v["in_w"], "unshifted": unshifted})
+    shifted = v["channels"] if v["shift"] < 0 else 0
+    return Work("mean", {"channel": v["channels"], "tap": v["channels"] * v["in_h"] * v["in_w"], "shifted": shifted})
 
 
 def _move(turns: Counter[str], times: int, source: int, target: int, count: int) -> None:
@@ -369,7 +372,7 @@ def _fill(turns: Counter[str], times: int, target: int, count: int) -> None:
     """Newlib's memset(): bytes up to a word's boundary, then 16 bytes, words, bytes."""
     lead = min(-target % 4, count)
     blocks, rest = divmod(count - lead, _MOVED_AT_ONCE)
-    turns["fill"] += times
+    turns["fill" if count else "fill_nothing"] += times
     turns["filled_block"] += times * blocks
     turns["filled_word"] += times * (rest // 4)
     turns["filled_byte"] += times * (lead + rest % 4)

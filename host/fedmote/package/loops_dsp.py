@@ -30,6 +30,7 @@ _MAX_PAIRS = 32
 _MAX_PLAIN_SHIFT = 30
 _COLUMN_GROUPS = _WORDS // 2  # of fully_connected
 _MAX_COLUMNS = _WORDS // 6  # of depthwise_conv_2d
+_TAPS = 9  # of its kernel for 3 x 3
 _MOST_ELEMENTS = 255  # of a window of average_pool_2d whose sums are halves of words
 _HALF = 1 << 30
 
@@ -183,14 +184,14 @@ def _depthwise_conv_2d(subject: Subject) -> Work:
     turns = Counter(row=v["out_h"], skipped=rows.skipped, clamped=_clamped(v, v["out_h"] * v["out_w"] * v["out_c"]))
     if not is_3x3 or _is_plain(subject):
         _any_shape(turns, subject, np.arange(v["out_w"]), rows, columns)
-        turns["arranged_tap"] += is_3x3 * (turns["tap"] + turns["padding_tap"])
+        turns["arranged_tap"] += is_3x3 * v["out_h"] * v["out_w"] * v["out_c"] * _TAPS
         return Work("depthwise_conv_2d", dict(turns))
     first = 0
     for count in parts(v["out_w"], (_MAX_COLUMNS - 3) // v["stride_w"] + 1):
         origin, last = (x * v["stride_w"] - v["pad_left"] for x in (first, first + count - 1))
         if not all(-3 < edge < v["in_w"] for edge in (origin, last)):
             _any_shape(turns, subject, np.arange(first, first + count), rows, columns)
-            turns["arranged_tap"] += v["out_h"] * count * 9 * v["out_c"]
+            turns["arranged_tap"] += v["out_h"] * count * v["out_c"] * _TAPS
         else:
             width = (count - 1) * v["stride_w"] + 3
             inside = min(origin + width, v["in_w"]) - max(origin, 0)
@@ -206,14 +207,15 @@ def _depthwise_conv_2d(subject: Subject) -> Work:
 def _any_shape(turns: Counter[str], subject: Subject, at: Ints, rows: Axis, columns: Axis) -> None:
     """convolve_any() of the positions `at` of every row."""
     v = subject.values
-    taps = v["out_h"] * len(at) * v["kernel_h"] * v["kernel_w"] * v["out_c"]
     inside = int(rows.taps.sum() * columns.taps[at].sum()) * v["out_c"]
+    row_taps = len(at) * v["kernel_w"] * v["out_c"]
     turns["position"] += v["out_h"] * len(at)
     turns["skipped"] += v["out_h"] * int((columns.kernel - columns.taps[at]).sum())
     turns["output"] += v["out_h"] * len(at) * v["out_c"]
     turns["output_row"] += v["out_h"] * len(at) * v["out_c"] * v["kernel_h"]
     turns["tap"] += inside
-    turns["padding_tap"] += taps - inside
+    turns["padding_tap"] += int(rows.taps.sum()) * row_taps - inside
+    turns["padding_row_tap"] += int((rows.kernel - rows.taps).sum()) * row_taps
     turns["plain_output"] += v["out_h"] * len(at) * v["out_c"] * _is_plain(subject)
 
 

@@ -128,6 +128,7 @@ def _by_columns(turns: Counter[str], subject: Subject) -> None:
     lines = v["out_h"] if is_by_rows else 1
     for positions in _blocks(width, _POSITIONS):
         turns["block"] += lines
+        turns["gather"] += lines * v["groups"] * (1 if len(pieces) == 1 else len(channel_blocks) * len(pieces))
         for channels in channel_blocks:
             times = lines * v["groups"]
             for number, piece in enumerate(pieces):
@@ -144,7 +145,7 @@ def _gathers(turns: Counter[str], v: Numbers, times: int, pieces: list[int], has
     positions = v["out_h"] * v["out_w"]
     by_table = whole if has_offsets else 0
     products = sum(pieces)
-    turns["patch"] += times * positions * len(pieces)
+    turns["part_patch"] += times * (positions - by_table) * len(pieces)
     turns["table_patch"] += times * by_table
     turns["table_byte"] += times * by_table * ceil_div(products, 8)
     turns["ground"] += times * (positions - whole) * sum(ceil_div(piece, _LANES) for piece in pieces)
@@ -189,11 +190,12 @@ def _depthwise_conv_2d(subject: Subject) -> Work:
     turns = walk(v)
     rows, columns = axes_of(v)
     fours = ceil_div(v["out_c"], 4)
-    inside = int(rows.taps.sum() * columns.taps.sum()) * fours
+    inside, inside_rows = int(rows.taps.sum() * columns.taps.sum()), int(rows.taps.sum()) * v["out_w"]
     turns["four"] += turns["position"] * fours
     turns["four_row"] += turns["position"] * fours * v["kernel_h"]
-    turns["tap"] += inside
-    turns["padding_tap"] += turns["position"] * v["kernel_h"] * v["kernel_w"] * fours - inside
+    turns["tap"] += inside * fours
+    turns["padding_tap"] += (inside_rows * v["kernel_w"] - inside) * fours
+    turns["padding_row_tap"] += (turns["position"] * v["kernel_h"] - inside_rows) * v["kernel_w"] * fours
     return Work("depthwise_conv_2d.any", dict(turns))
 
 
@@ -252,9 +254,9 @@ def _max_pool_2d(subject: Subject) -> Work:
 def _mean(subject: Subject) -> Work:
     v = subject.values
     fours = ceil_div(v["channels"], 4)
-    unshifted = v["channels"] if v["shift"] >= 0 else 0
+    shifted = v["channels"] if v["shift"] < 0 else 0
     taps = fours * v["in_h"] * v["in_w"]
-    return Work("mean", {"four": fours, "tap": taps, "channel": v["channels"], "unshifted": unshifted})
+    return Work("mean", {"four": fours, "tap": taps, "channel": v["channels"], "shifted": shifted})
 
 
 CORTEX_M_HELIUM = {

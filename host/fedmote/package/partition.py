@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a coordinator works with: one model, cut, with one package for each kind of board; new weights are pushed into it.
 
-A push is the very chain of a full conversion: bind, quantize, write, compile, seal. So its packages equal those of a conversion
-with the same tensors and ranges byte for byte, and there is no second way to make them.
+A push is the very chain of a conversion behind its calibration: bind, quantize, write, compile, seal. So its packages equal those
+of a conversion with the same tensors, ranges and stored corrections byte for byte, and there is no second way to make them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -177,8 +177,8 @@ class Partition:
     def _check_unity(self, origin: str) -> None:
         first, *others = [package.host for package in self.packages.values()]
         for host in others:
-            parts = [(h.model_id, h.version, h.input_layout, h.head, h.template, h.ranges) for h in (first, host)]
-            if parts[0] != parts[1]:
+            # As they are written: templates hold arrays, which have no single truth value.
+            if replace(first, board="").to_bytes() != replace(host, board="").to_bytes():
                 raise PackageError(
                     f"{origin}: the packages of {first.board} and {host.board} are not of one conversion", Status.PACKAGE_SECTION
                 )

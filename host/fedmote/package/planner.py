@@ -6,13 +6,17 @@ not overlap, all others may; a reshape's output is its input. And since operator
 section 7), an output may be written over the part of an input that is done with, if nobody reads that input later: row y of a
 convolution, pool or pad may lie over the input's rows above those that row y needs, and element i of an elementwise operator
 over element i. How far the input must then begin behind the output is worked out here; `packing` does the rest.
+
+A plan depends on operators and shapes, never on weights or quantizations, so that all versions of a model have one: it is
+worked out once.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from itertools import accumulate, permutations
 
 from fedmote.package.geometry import window_of
@@ -59,8 +63,30 @@ class _Buffer:
         return self.first <= other.last and other.first <= self.last
 
 
+@dataclass(frozen=True)
+class _Structure:
+    """A graph for the cache of plans: equal where all is equal that a plan depends on.
+
+    Attributes:
+        graph: without arrays, which a cache should not hold.
+        key: its activations, and of its operators what decides which bytes they read and write, and when.
+    """
+
+    graph: Graph = field(compare=False)
+    key: tuple[object, ...]
+
+
 def plan_memory(graph: Graph) -> MemoryPlan:
     """Plans the arena of an int8 graph."""
+    shapes = tuple((name, activation.shape) for name, activation in graph.activations.items())
+    ops = tuple((op.kind, op.inputs, op.output, op.kernel, op.stride, op.dilation, op.padding, op.pads) for op in graph.ops)
+    bare = tuple(replace(op, weights=None, bias=None, constant=None, weight_quantization=None, source=None) for op in graph.ops)
+    return _plan(_Structure(replace(graph, ops=bare), (graph.input, graph.output, shapes, ops)))
+
+
+@lru_cache(maxsize=64)
+def _plan(structure: _Structure) -> MemoryPlan:
+    graph = structure.graph
     sizes = {name: round_up(math.prod(activation.shape)) for name, activation in graph.activations.items()}
     lifetimes = _lifetimes(graph)
     numbers, buffers = _buffers(graph, sizes, lifetimes)

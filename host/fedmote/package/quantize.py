@@ -10,6 +10,11 @@ Activations that must have one quantization form a group, and its range is that 
 quantization devices keep their samples in, and activations whose quantization is fixed cannot join others: a QUANTIZE stands
 between them.
 
+Rounding a channel's weights moves the mean of its sums: by the sum of the rounding errors, each times the mean of what it is
+multiplied with. Where a graph keeps the means of its inputs, biases take that back (bias correction: Nagel et al., "Data-Free
+Quantization Through Weight Equalization and Bias Correction", ICCV 2019, section 4.2). Means are stored rather than
+corrections, because new weights round otherwise, while the means of their inputs change slowly.
+
 The result is a pure function of (graph, ranges). That is what makes a pushed package equal a full conversion.
 """
 
@@ -22,7 +27,7 @@ from numpy.typing import NDArray
 
 from fedmote.errors import ConversionError, PackageError
 from fedmote.package import fixed_point, tables
-from fedmote.package.geometry import check_shapes
+from fedmote.package.geometry import check_shapes, coverage
 from fedmote.package.graph import WEIGHTED, Activation, Activations, Graph, Op, OpKind, Quantization, Ranges
 
 _TIED = (
@@ -90,7 +95,8 @@ def quantize(graph: Graph, ranges: Ranges) -> Graph:
     ops = []
     for op in graph.ops:
         if op.kind in WEIGHTED:
-            op = _quantize_weights(op, quantizations[op.inputs[0]], quantizations[op.output])
+            shape = graph.activations[op.inputs[0]].shape
+            op = quantize_weights(op, shape, quantizations[op.inputs[0]], quantizations[op.output])
         elif op.constant is not None:
             op = _quantize_constant(op)
         ops.append(op)
@@ -174,7 +180,18 @@ def _quantize_constant(op: Op) -> Op:
     return replace(op, constant=constant, constant_quantization=quantization)
 
 
-def _quantize_weights(op: Op, source: Quantization, target: Quantization) -> Op:
+def quantize_weights(op: Op, shape: tuple[int, ...], source: Quantization, target: Quantization) -> Op:
+    """Weights and bias of a weighted operator as integers.
+
+    Args:
+        op: with float32 weights and bias.
+        shape: of its input.
+        source: quantization of its input.
+        target: quantization of its output.
+
+    Raises:
+        ConversionError: weights or biases are missing, not finite or beyond int32.
+    """
     if op.weights is None or op.bias is None:
         raise ConversionError(f"{op.name}: {op.kind} has no weights; bind() the template first")
     weights = np.asarray(op.weights, np.float64)
@@ -182,14 +199,53 @@ def _quantize_weights(op: Op, source: Quantization, target: Quantization) -> Op:
     if not (np.isfinite(weights).all() and np.isfinite(bias).all()):
         raise ConversionError(f"{op.name}: weights or biases are not finite")
     axis = 3 if op.kind is OpKind.DEPTHWISE_CONV_2D else 0
-    channels = np.moveaxis(weights, axis, 0).reshape(weights.shape[axis], -1)
+    others = tuple(i for i in range(weights.ndim) if i != axis)
     limit = 2 ** (op.weight_bits - 1) - 1
-    scales = _weight_scales(np.abs(channels).max(axis=1) / limit, bias, float(source.scale[0]), float(target.scale[0]))
+    largest = np.abs(weights).max(axis=others)
+    if op.has_one_scale:
+        largest = np.full_like(largest, largest.max())
+    scales = _weight_scales(largest / limit, bias, float(source.scale[0]), float(target.scale[0]))
+    if op.has_one_scale:
+        scales = np.full_like(scales, scales.max())
     broadcast = scales.astype(np.float64).reshape([-1 if i == axis else 1 for i in range(weights.ndim)])
-    quantized = np.clip(_round(weights / broadcast), -limit, limit).astype(np.int8)
-    bias_quantized = _round(bias / (float(source.scale[0]) * scales.astype(np.float64))).astype(np.int32)
+    steps = np.clip(_round(weights / broadcast), -limit, limit)
+    if op.float_means is not None and op.int8_means is not None:
+        bias = bias + mean_sums(op, weights, shape, op.float_means) - mean_sums(op, steps * broadcast, shape, op.int8_means)
+    bias_steps = _round(bias / (float(source.scale[0]) * scales.astype(np.float64)))
+    if (np.abs(bias_steps) > 2 * _BIAS_LIMIT - 1).any():
+        raise ConversionError(f"{op.name}: its corrected bias is beyond int32; calibrate again")
+    if op.has_one_scale:
+        scales = scales[:1]
     quantization = Quantization(scales, np.zeros(len(scales), np.int64), axis)
-    return replace(op, weights=quantized, bias=bias_quantized, weight_quantization=quantization)
+    return replace(op, weights=steps.astype(np.int8), bias=bias_steps.astype(np.int32), weight_quantization=quantization)
+
+
+def mean_sums(op: Op, weights: NDArray[np.float64], shape: tuple[int, ...], means: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Means (O,) of a weighted operator's sums of products, over all its outputs, if its input has these means.
+
+    A channel's mean is taken to be the same all over the image; what lies in the padding counts as zero.
+
+    Args:
+        op: the operator.
+        weights: in the graph's order.
+        shape: of the input.
+        means: (I,) of each channel, or feature.
+
+    Raises:
+        ConversionError: there are not as many means as channels.
+    """
+    channels = weights.shape[1] if op.kind is OpKind.FULLY_CONNECTED else shape[-1]
+    if means.shape != (channels,) or not np.isfinite(means).all():
+        raise ConversionError(f"{op.name}: {channels} finite means of its input are expected, not {means.shape}")
+    expected = means.astype(np.float64)
+    if op.kind is OpKind.FULLY_CONNECTED:
+        return np.asarray(weights @ expected)
+    inside = coverage(op, shape)
+    if op.kind is OpKind.DEPTHWISE_CONV_2D:
+        return np.asarray(np.tensordot(inside, weights[0], 2) * np.repeat(expected, op.depth_multiplier))
+    taps = np.tensordot(weights, inside, ((1, 2), (0, 1)))  # (O, I / groups)
+    groups = expected.reshape(-1, taps.shape[1])
+    return np.asarray(np.einsum("goi,gi->go", taps.reshape(len(groups), -1, taps.shape[1]), groups).reshape(-1))
 
 
 def _weight_scales(
@@ -211,7 +267,9 @@ def _weight_scales(
 
 def _round(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Half away from zero, as std::round does in TensorFlow Lite's converter."""
-    return np.copysign(np.floor(np.abs(values) + 0.5), values)
+    rounded = np.copysign(0.5, values)
+    rounded += values
+    return np.asarray(np.trunc(rounded, out=rounded))
 
 
 def _check_arithmetic(graph: Graph) -> None:
@@ -244,8 +302,9 @@ def quantize_values(activation: Activations, x: NDArray[np.float32]) -> NDArray[
     if not np.isfinite(x).all():
         raise ConversionError(f"samples for {activation.name} hold values that are not finite")
     quantization = fixed_point.quantization_of(activation)
-    steps = _round(np.asarray(x, np.float64) / float(quantization.scale[0])) + int(quantization.zero_point[0])
-    return np.clip(steps, fixed_point.INT8_MIN, fixed_point.INT8_MAX).astype(np.int8)
+    steps = _round(np.asarray(x, np.float64) / float(quantization.scale[0]))
+    steps += int(quantization.zero_point[0])
+    return np.clip(steps, fixed_point.INT8_MIN, fixed_point.INT8_MAX, out=steps).astype(np.int8)
 
 
 def dequantize_values(activation: Activations, q: NDArray[np.int8]) -> NDArray[np.float32]:
