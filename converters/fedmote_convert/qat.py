@@ -20,7 +20,7 @@ The parameters are the module's own: nothing is wrapped, and its `state_dict` st
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,12 +31,13 @@ from torch.nn import functional as F
 
 from fedmote.errors import UnsupportedOpError
 from fedmote.package.execute import observe
+from fedmote.package.fixed_point import activation_range, mean_requantization, quantize_multiplier, requantize
 from fedmote.package.fold import bind
 from fedmote.package.geometry import window_of
-from fedmote.package.graph import WEIGHTED, Activation, Graph, Op, OpKind, Ranges
+from fedmote.package.graph import WEIGHTED, Activation, Graph, Op, OpKind, Quantization, Ranges
 from fedmote.package.head import channels_last_columns
 from fedmote.package.inputs import arrange, graph_shape, layout_of
-from fedmote.package.quantize import is_tied, observation_points
+from fedmote.package.quantize import activation_quantization, observation_points
 from fedmote.package.tables import fixed_quantization
 from fedmote_convert.calibration import with_weight_bits
 from fedmote_convert.capture import capture
@@ -115,21 +116,51 @@ class FakeQuantized(nn.Module):
         channels_last = x.movedim(1, -1) if self._is_channels_first else x
         arranged = channels_last.reshape(len(x), *graph.activations[graph.input].shape[1:])
         values = {graph.input: fake_quantize(arranged, *limits[graph.input])}
-        scales = {name: _scale(low.clamp(max=0), high.clamp(min=0)) for name, (low, high) in limits.items()}
+        known = {name: activation_quantization(name, *(float(end.detach()) for end in ends)) for name, ends in limits.items()}
         for op in graph.ops:
-            out = _clamp(_run(graph, op, values, state, scales), op.activation)
+            source = known[op.inputs[0]]
+            sums, steps = _run(graph, op, values, state, source)
+            out = _clamp(sums, op.activation)
             fixed = fixed_quantization(op.kind)
-            if fixed is not None:
-                scales[op.output], zero_point = torch.from_numpy(fixed.scale), int(fixed.zero_point[0])
-                out = _round(out / scales[op.output]).clamp(-128 - zero_point, 127 - zero_point) * scales[op.output]
-            elif is_tied(op):
-                scales[op.output] = scales[op.inputs[0]]
-                # An average makes new values, in the old scale; they stay inside the old range.
-                out = _round(out / scales[op.output]) * scales[op.output]
-            else:
+            if op.output in limits:
                 out = fake_quantize(out, *limits[op.output])
+                if steps is not None:
+                    out = _straight_through(
+                        out, _requantized(op, sums, steps, source, known[op.output], values[op.inputs[0]].shape)
+                    )
+            else:
+                # An average makes new values, in the old scale; they stay inside the old range.
+                known[op.output] = source if fixed is None else fixed
+                scale, zero_point = float(known[op.output].scale[0]), int(known[op.output].zero_point[0])
+                out = _round(out / scale).clamp(-128 - zero_point, 127 - zero_point) * scale
             values[op.output] = out
         return values[graph.output].reshape(len(x), -1)
+
+
+def _requantized(
+    op: Op, sums: Tensor, steps: NDArray[np.float64], source: Quantization, target: Quantization, shape: Sequence[int]
+) -> Tensor:
+    """Outputs of a weighted operator or a mean, rounded as integers are: twice.
+
+    The first rounding leaves an accumulator's own resolution. With weights of 4 bits that is a few hundredths of an output's
+    step, so a training that rounds once would decide otherwise now and then.
+
+    Args:
+        op: the operator.
+        sums: its real outputs before the activation, multiples of `steps`.
+        steps: what one step of the accumulator stands for, by channel or alone.
+        source: quantization of its input.
+        target: quantization of its output.
+        shape: of its input with a batch.
+    """
+    accumulator = np.rint(sums.detach().double().numpy() / steps).astype(np.int64)
+    if op.kind is OpKind.MEAN:
+        integers = requantize(accumulator, *mean_requantization(source, target, shape[1] * shape[2]))
+    else:
+        integers = requantize(accumulator, *quantize_multiplier(steps / np.float64(target.scale[0])))
+    integers += int(target.zero_point[0])
+    clamped = np.clip(integers, *activation_range(op.activation, target)) - int(target.zero_point[0])
+    return torch.from_numpy(clamped.astype(np.float32) * target.scale[0])
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -154,18 +185,13 @@ def _round(values: Tensor) -> Tensor:
     return _straight_through(values, torch.trunc(values + torch.copysign(torch.full_like(values, 0.5), values)))
 
 
-def _scale(low: Tensor, high: Tensor) -> Tensor:
-    """The step of a range that holds zero, float32 as `activation_quantization` has it."""
-    return ((high.double() - low.double()) / _LEVELS).float().clamp(min=torch.finfo(torch.float32).tiny)
-
-
 def fake_quantize(values: Tensor, low: Tensor, high: Tensor) -> Tensor:
     """Values as int8 with the range [low, high] holds them, which is widened to hold zero exactly.
 
     Gradients reach the values that are not clipped, and of those that are the end that clips them.
     """
     low, high = low.clamp(max=0), high.clamp(min=0)
-    scale = _scale(low, high)
+    scale = ((high.double() - low.double()) / _LEVELS).float().clamp(min=torch.finfo(torch.float32).tiny)
     exact = -128 - low.double() / scale.double()
     zero_point = _straight_through(exact, torch.floor(exact + 0.5).clamp(-128, 127)).float()
     steps = torch.minimum(torch.maximum(_round(values / scale), -128 - zero_point), 127 - zero_point)
@@ -198,8 +224,8 @@ def _check(template: Graph) -> None:
             raise UnsupportedOpError(op.name, "weights of this kind in a quantization-aware training", hint)
 
 
-def _weights(op: Op, state: Mapping[str, Tensor], input_scale: Tensor) -> tuple[Tensor, Tensor]:
-    """Folded weights in torch's order and the bias, both rounded; float64 until then, as `fold.bind`."""
+def _weights(op: Op, state: Mapping[str, Tensor], input_quantization: Quantization) -> tuple[Tensor, Tensor, NDArray[np.float64]]:
+    """Folded weights in torch's order and the bias, both rounded, float64 until then as in `fold.bind`; steps of the sums."""
     source = op.source
     assert source is not None  # templates of torch modules name the weights of all operators
     weight = state[source.weight].double()
@@ -212,20 +238,23 @@ def _weights(op: Op, state: Mapping[str, Tensor], input_scale: Tensor) -> tuple[
     if source.chw is not None:
         weight = weight[:, torch.from_numpy(channels_last_columns(source.chw))]
     rounded, scales = fake_quantize_weights(weight, op.weight_bits)
-    steps = input_scale.detach().double() * scales
-    return rounded, (_round(bias / steps) * steps).float()
+    steps = float(input_quantization.scale[0]) * scales
+    return rounded, (_round(bias / steps) * steps).float(), steps.numpy()
 
 
-def _run(graph: Graph, op: Op, values: Mapping[str, Tensor], state: Mapping[str, Tensor], scales: Mapping[str, Tensor]) -> Tensor:
-    """An operator before its activation, in float32; `scales` are those of the activations."""
+def _run(
+    graph: Graph, op: Op, values: Mapping[str, Tensor], state: Mapping[str, Tensor], source: Quantization
+) -> tuple[Tensor, NDArray[np.float64] | None]:
+    """An operator before its activation, in float32, and the step of its sums where int8 kernels add into an accumulator."""
     x = values[op.inputs[0]]
-    if op.kind is OpKind.FULLY_CONNECTED:
-        weight, bias = _weights(op, state, scales[op.inputs[0]])
-        return F.linear(x.reshape(-1, weight.shape[1]), weight, bias).reshape(len(x), *graph.activations[op.output].shape[1:])
     if op.kind in WEIGHTED:
-        return _convolve(op, x, *_weights(op, state, scales[op.inputs[0]]))
-    out: Tensor = _RUNNERS[op.kind](graph, op, values)
-    return out
+        weight, bias, steps = _weights(op, state, source)
+        if op.kind is not OpKind.FULLY_CONNECTED:
+            return _convolve(op, x, weight, bias), steps
+        shape = (len(x), *graph.activations[op.output].shape[1:])
+        return F.linear(x.reshape(-1, weight.shape[1]), weight, bias).reshape(shape), steps
+    step = float(source.scale[0]) / (x.shape[1] * x.shape[2]) if op.kind is OpKind.MEAN else None
+    return _RUNNERS[op.kind](graph, op, values), None if step is None else np.array([step])
 
 
 def _convolve(op: Op, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -27,19 +27,17 @@ def digits_data():
     return (bunch.images[order, None] / 16).astype(np.float32), bunch.target[order].astype(np.int64)
 
 
-class Narrow(nn.Module):
-    """Few channels, a depthwise layer: 4 bits hurt."""
+class Separable(nn.Module):
+    """Four depthwise separable blocks of eight channels: 4 bits hurt."""
 
     def __init__(self):
         super().__init__()
-        self.layers = nn.Sequential(
-            *(nn.Conv2d(1, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU()),
-            *(nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False), nn.BatchNorm2d(8), nn.ReLU()),
-            *(nn.Conv2d(8, 16, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(2)),
-            *(nn.Conv2d(16, 16, 3, padding=1, groups=16, bias=False), nn.BatchNorm2d(16), nn.ReLU()),
-            *(nn.Conv2d(16, 24, 1, bias=False), nn.BatchNorm2d(24), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
-        )
-        self.head = nn.Linear(24, 10)
+        layers = [nn.Conv2d(1, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU()]
+        for _ in range(4):
+            layers += [nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False), nn.BatchNorm2d(8), nn.ReLU()]
+            layers += [nn.Conv2d(8, 8, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU()]
+        self.layers = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.head = nn.Linear(8, 10)
 
     def forward(self, x):
         return self.head(self.layers(x))
@@ -65,8 +63,8 @@ def trained(digits_data):
     """(module before, fake-quantized module after a training with 4 bits)."""
     x, y = digits_data
     torch.manual_seed(3)
-    module = Narrow().train()
-    train(module, module.parameters(), x[:1200], y[:1200], epochs=8, rate=4e-3, seed=3)
+    module = Separable().train()
+    train(module, module.parameters(), x[:1200], y[:1200], epochs=8, rate=6e-3, seed=3)
     fake = FakeQuantized(copy.deepcopy(module.eval()), x[:200], weight_bits=BITS)
     train(fake, fake.parameters(), x[:1200], y[:1200], epochs=4, rate=2e-3, seed=4)
     return module, fake
@@ -77,15 +75,16 @@ def test_training_with_four_bits_regains_what_rounding_after_it_loses(trained, d
     module, fake = trained
     boards = [Board.load("posix")]
     bits = fake.weight_bits
-    after = convert(module, x[:200], boards, model_id="m", recipe=Recipe(weight_bits=bits)).package
+    plain = Recipe(weight_bits=bits, is_equalised=False, correction_samples=0)
+    after = convert(module, x[:200], boards, model_id="m", recipe=plain).package
     aware = convert(fake.module, x[:200], boards, model_id="m", recipe=Recipe(ranges=fake.ranges(), weight_bits=bits)).package
     with torch.no_grad():
         exact = float((module(torch.from_numpy(x[1200:])).argmax(dim=1).numpy() == y[1200:]).mean())
     rounded, regained = (float((chosen(package, x[1200:]) == y[1200:]).mean()) for package in (after, aware))
     print(f"float {exact:.3f}, 4 bits after training {rounded:.3f}, trained with 4 bits {regained:.3f}")
 
-    assert rounded < exact - 0.02
-    assert regained > rounded + 0.01
+    assert rounded < exact - 0.05
+    assert regained > rounded + 0.05
     assert regained > exact - 0.02
 
 

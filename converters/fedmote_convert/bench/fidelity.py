@@ -47,6 +47,7 @@ from fedmote_convert.bench.measures import arranged, largest_difference
 from fedmote_convert.bench.processor_time import processor_seconds
 from fedmote_convert.bench.stacks import AEQ
 from fedmote_convert.bench.subjects import WHOLE, Form, Subject
+from fedmote_convert.calibration import Recipe
 from fedmote_convert.capture import capture
 from fedmote_convert.convert import convert, sqnr_db
 from fedmote_convert.passes import run_passes
@@ -215,14 +216,14 @@ def seconds(subject: Subject) -> Finding:
 
 
 def weight_push(subject: Subject) -> Finding:
-    """F11: moved weights into the package, with the ranges of a conversion of the moved module, beside that conversion."""
+    """F11: moved weights into the package, beside a conversion of the moved module with the same ranges and corrections."""
     package, board = subject.conversion.package, roomy_board()
-    moved = _moved(subject.model.module)
-    anew = convert(moved, subject.model.data.x_calibration, [board], model_id=subject.name, version=1)
+    moved, recipe = _moved(subject.model.module), Recipe.of(package)
+    anew = convert(moved, subject.model.data.x_calibration, [board], model_id=subject.name, recipe=recipe, version=1)
     times = []
     for _ in range(PUSHES):
         started = processor_seconds()
-        pushed = push(package, anew.tensors, anew.ranges, 1)
+        pushed = push(package, anew.tensors, None, 1)
         times.append(1000 * (processor_seconds() - started))
     is_equal = pushed.to_bytes() == anew.package.to_bytes()
     is_length_kept = len(pushed.encoder_tflite) == len(package.encoder_tflite)
