@@ -76,6 +76,11 @@ def holds_samples(seen: list[tuple[str, bytes]], samples: np.ndarray) -> bool:
     return any(piece in stream for piece in telling_windows(samples))
 
 
+def samples_held_out(materials: Materials) -> tuple[np.ndarray, np.ndarray]:
+    with np.load(materials.test) as arrays:
+        return arrays["x"], arrays["y"]
+
+
 PARTS = [
     Part("a", "stm32f405", "mqtt", has_partner=True),
     Part("b", "stm32f405", "serial", has_partner=True),
@@ -161,6 +166,26 @@ def test_simultaneous_round_merges_heads_of_devices_with_whole_models_of_partner
         for is_head in (True, False):
             assert any(not np.array_equal(before[name], after[name]) for name in before if (name in head) == is_head)
         assert stage.checkpoint(1).ranges != stage.checkpoint(0).ranges  # what the partner saw
+
+
+def test_a_head_that_leaves_the_model_early_is_trained_by_devices_beside_the_whole_models_of_partners(tmp_path: Path) -> None:
+    materials = make_materials(tmp_path, cut="max_pool2d")
+    partition = Partition.load(materials.partition)
+    assert partition.head_tensor_names[0].startswith("early_exit.max_pool2d.")
+    parts = [Part("a", "posix", "mqtt", has_partner=True), Part("c", "posix", "mqtt")]
+    with Stage(tmp_path / "stage", materials, parts, {"form": "simultaneous"}) as stage:
+        stage.start_devices()
+        stage.start_partners()
+        result = stage.finish(stage.serve(rounds=1))
+        before, after = (stage.checkpoint(version) for version in (0, 1))
+    assert [(one["phase"], one["reported"]) for one in result["rounds"]] == [("simultaneous", 3)]
+    head = set(partition.head_tensor_names)
+    assert head < set(before.tensors)
+    # Devices trained the new head; the partner all others, the layers that no device runs and the module's own head among them.
+    for name, tensor in before.tensors.items():
+        assert not np.array_equal(tensor, after.tensors[name]), name
+    x, y = samples_held_out(materials)
+    assert result["accuracy"] == partition.push(after.tensors, after.ranges, 1).evaluate(x, y)
 
 
 @pytest.mark.emulator

@@ -61,7 +61,7 @@ class Part:
 
 
 def make_materials(
-    directory: Path, model: ModelChoice | None = None, cut: str = "auto", boards: Sequence[str] = ("posix", "stm32f405")
+    directory: Path, model: ModelChoice | None = None, cut: str = "last", boards: Sequence[str] = ("posix", "stm32f405")
 ) -> Materials:
     """Digits, a first model that has seen five classes, packages for the boards; small, so that a round takes seconds."""
     settings = DemoSettings(

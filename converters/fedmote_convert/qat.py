@@ -41,7 +41,7 @@ from fedmote.package.quantize import activation_quantization, observation_points
 from fedmote.package.tables import fixed_quantization
 from fedmote_convert.calibration import with_weight_bits
 from fedmote_convert.capture import capture
-from fedmote_convert.cut import cut_at
+from fedmote_convert.cut import LAST, cut_at
 from fedmote_convert.passes import run_passes
 
 _LEVELS = 255
@@ -63,7 +63,7 @@ class FakeQuantized(nn.Module):
     """
 
     def __init__(
-        self, module: nn.Module, x: NDArray[np.float32], *, cut: str = "auto", weight_bits: int | Mapping[str, int] = 8
+        self, module: nn.Module, x: NDArray[np.float32], *, cut: str = LAST, weight_bits: int | Mapping[str, int] = 8
     ) -> None:
         super().__init__()
         captured = capture(module, x.shape[1:])

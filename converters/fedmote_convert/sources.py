@@ -14,7 +14,7 @@ import re
 import stat
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,10 +25,14 @@ from safetensors import SafetensorError
 from fedmote.arrays import load_npz
 from fedmote.errors import ConfigError, ConversionError
 from fedmote.tensors import load_safetensors
+from fedmote_convert.early_exit import Owners
 from fedmote_convert.sketch import Capture
 
 if TYPE_CHECKING:
     from torch import nn
+
+# Keys of data files that say whose each sample is; the first that is there counts.
+OWNER_KEYS = ("subject", "writer", "speaker", "record")
 
 
 @dataclass(frozen=True)
@@ -38,10 +42,12 @@ class Calibration:
     Attributes:
         x: float32 (N, ...), in the module's own order of axes.
         y: class indices int64 (N,), or None.
+        owners: whose each sample is, or None.
     """
 
     x: NDArray[np.float32]
     y: NDArray[np.int64] | None
+    owners: Owners | None = None
 
 
 def load_model(target: str, weights: Path | None = None) -> tuple[nn.Module | Capture, str]:
@@ -208,8 +214,21 @@ def load_calibration(path: Path) -> Calibration:
     Raises:
         ConfigError: no such file, no `x`, or arrays of an unsuitable type or length.
     """
-    arrays = load_npz(path, ("x",), ("y",), "--calibration")
-    return _checked(arrays["x"], arrays.get("y"), f"--calibration {path}")
+    arrays = load_npz(path, ("x",), ("y", *OWNER_KEYS), "--calibration")
+    place = f"--calibration {path}"
+    calibration = _checked(arrays["x"], arrays.get("y"), place)
+    return replace(calibration, owners=_owners(arrays, len(calibration.x), place))
+
+
+def _owners(arrays: dict[str, NDArray[Any]], count: int, place: str) -> Owners | None:
+    for key in OWNER_KEYS:
+        if key not in arrays:
+            continue
+        ids = arrays[key]
+        if ids.shape != (count,) or not np.issubdtype(ids.dtype, np.integer):
+            raise ConfigError(f"{place}: {key} is {ids.dtype} {ids.shape}; expected integers ({count},), one for each of x")
+        return Owners(key, ids.astype(np.int64))
+    return None
 
 
 def load_calibration_loader(target: str) -> Calibration:

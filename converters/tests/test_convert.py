@@ -15,7 +15,7 @@ from fedmote.package.execute import run_int8
 from fedmote.package.graph import Activation, OpKind
 from fedmote.package.partition import evaluate, push, run_features
 from fedmote.package.quantize import dequantize_values, quantize_input
-from fedmote_convert import convert as convert_module
+from fedmote_convert import forms
 from fedmote_convert.bench.interpreters import run_litert, run_tflite_micro
 from fedmote_convert.calibration import Recipe
 from fedmote_convert.convert import convert
@@ -190,7 +190,7 @@ def test_a_graph_that_differs_from_the_module_is_our_error(digits, monkeypatch):
         first, *rest = run_passes(graph).ops
         return replace(run_passes(graph), ops=(replace(first, activation=Activation.NONE), *rest))
 
-    monkeypatch.setattr(convert_module, "run_passes", wrong_passes)
+    monkeypatch.setattr(forms, "run_passes", wrong_passes)
 
     with pytest.raises(FedmoteError, match="please report it") as caught:
         converted(digits)

@@ -2,10 +2,12 @@
 import itertools
 import json
 
+import numpy as np
 import pytest
 
 from fedmote.errors import ConfigError
 from fedmote.package.boards import Board, board_names, boards_with, sdk_root
+from fedmote.wire.regions import samples_region
 from fedmote_hil.build import Program, build
 
 # Reference manual RM0090, table 5: sizes of the flash sectors of the STM32F405.
@@ -95,3 +97,17 @@ def test_an_unknown_board_is_refused_with_the_known_ones():
 def test_a_board_of_files_has_no_regions():
     with pytest.raises(ConfigError, match="no region 'samples'"):
         Board.load("posix").region("samples")
+
+
+@pytest.mark.parametrize("input_bytes", [1, 63, 64, 490, 1152, 3072, 100_000])
+@pytest.mark.parametrize("name", board_names())
+def test_as_many_samples_as_a_board_is_said_to_hold_fill_its_region_and_one_more_does_not_fit(name, input_bytes):
+    board = Board.load(name)
+    count = board.samples_for(input_bytes)
+    sizes = [len(samples_region(np.zeros((n, input_bytes), np.int8), np.zeros(n, np.int64))) for n in (count, count + 1)]
+    if "samples" not in board.regions:
+        assert count == board.max_samples
+        return
+    room = board.region("samples").bytes
+    assert sizes[0] <= room or count == 0
+    assert count == board.max_samples or sizes[1] > room

@@ -6,6 +6,8 @@ shifts its bias; in front of one that pads nothing it scales its input channels,
 bias. So it costs nothing on the device. One that stands alone is a depthwise convolution with a kernel of one pixel. Folding is
 done in float64 and rounded once: the result is a pure function of the tensors, on which the bytes of every later stage depend.
 
+A narrower model has the same tensors; it takes rows and columns of them, after the folding.
+
 Factors of cross-layer equalisation, where a template has them, are applied in the same place: a positive factor passes a ReLU, so
 dividing a channel where it is made and multiplying it where it is read changes the numbers in between and nothing else.
 """
@@ -82,8 +84,9 @@ def _bind_op(op: Op, tensors: Tensors) -> Op:
     arranged = _arrange(weight, source, op)
     if source.layout == "batch_norm":
         bias = _channels_last(bias, source, op)
+    arranged, bias = _select(arranged, bias, source, op)
     if source.output_factors is not None:
-        factors = _factors(source.output_factors, op, outputs)
+        factors = _factors(source.output_factors, op, len(bias))
         arranged = arranged * (
             factors if op.kind is OpKind.DEPTHWISE_CONV_2D else factors.reshape(-1, *[1] * (arranged.ndim - 1))
         )
@@ -140,7 +143,8 @@ def _constant(value: NDArray[np.float64], source: WeightRef, op: Op) -> NDArray[
     """The second operand of a sum or product, in the graph's order of axes."""
     if value.size != np.prod(source.axes) or sorted(source.order) != list(range(len(source.axes))):
         raise ConversionError(f"{op.name}: {source.weight} of shape {value.shape} does not match {source.axes}")
-    return value.reshape(source.axes).transpose(source.order)
+    arranged = value.reshape(source.axes).transpose(source.order)
+    return arranged if source.columns is None else _take(arranged, source.columns, -1, source, op)
 
 
 def _channels_last(values: NDArray[np.float64], source: WeightRef, op: Op) -> NDArray[np.float64]:
@@ -168,6 +172,32 @@ def _scale_inputs(weight: NDArray[np.float64], factors: NDArray[np.float32], op:
     groups = max(1, len(factors) // weight.shape[-1])
     per_group = _factors(factors, op, groups * weight.shape[-1]).reshape(groups, 1, 1, 1, -1)
     return (weight.reshape(groups, -1, *weight.shape[1:]) * per_group).reshape(weight.shape)
+
+
+def _take(values: NDArray[np.float64], kept: tuple[int, ...], axis: int, source: WeightRef, op: Op) -> NDArray[np.float64]:
+    if max(kept, default=-1) >= values.shape[axis]:
+        raise ConversionError(
+            f"{op.name}: {source.weight} has {values.shape[axis]} channels, the narrower model keeps {max(kept)}"
+        )
+    return np.take(values, kept, axis)
+
+
+def _select(
+    weight: NDArray[np.float64], bias: NDArray[np.float64], source: WeightRef, op: Op
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """What a narrower model keeps of weights in the graph's order and of biases, with its own statistics."""
+    axis = 3 if op.kind is OpKind.DEPTHWISE_CONV_2D else 0
+    if source.rows is not None:
+        weight, bias = _take(weight, source.rows, axis, source, op), _take(bias, source.rows, 0, source, op)
+    if source.columns is not None:
+        weight = _take(weight, source.columns, -1, source, op)
+    if source.norm_scale:
+        scale, shift = np.array(source.norm_scale), np.array(source.norm_shift)
+        if scale.shape != bias.shape or shift.shape != bias.shape:
+            raise ConversionError(f"{op.name}: {len(scale)} and {len(shift)} corrections for {len(bias)} channels")
+        weight = weight * scale.reshape([-1 if i == axis else 1 for i in range(weight.ndim)])
+        bias = bias * scale + shift
+    return weight, bias
 
 
 def _arrange(weight: NDArray[np.float64], source: WeightRef, op: Op) -> NDArray[np.float64]:

@@ -128,9 +128,14 @@ class WeightRef:
         chw: (channels, height, width) of the flattened activation, for "linear_chw", and for a "batch_norm" over one.
         input_norm: batch normalisations in front of the operator that are folded into it, in order of application.
         axes, order: for "constant".
+        rows: output channels that a narrower model keeps, ascending; None: all.
+        columns: inputs of each output that it keeps, or channels of a "constant", in the graph's order, ascending; None: all.
+        norm_scale, norm_shift: factor and summand of each kept output channel behind the folded normalisations: what their
+            statistics would be in the narrower model. Empty: 1 and 0.
         output_factors: (O,) float32 or None, by which each output channel's weights and bias are multiplied behind the norms.
         input_factors: (I,) float32 or None, by which the weights of each input channel are multiplied, in the graph's order.
-            Both are of cross-layer equalisation: the factors of a producer's outputs undo those of its reader's inputs.
+            Both are of the kept channels, from cross-layer equalisation: the factors of a producer's outputs undo those of its
+            reader's inputs.
     """
 
     weight: str
@@ -141,6 +146,10 @@ class WeightRef:
     input_norm: tuple[BatchNormRef, ...] = ()
     axes: tuple[int, ...] = ()
     order: tuple[int, ...] = ()
+    rows: tuple[int, ...] | None = None
+    columns: tuple[int, ...] | None = None
+    norm_scale: tuple[float, ...] = ()
+    norm_shift: tuple[float, ...] = ()
     output_factors: NDArray[np.float32] | None = None
     input_factors: NDArray[np.float32] | None = None
 

@@ -31,6 +31,8 @@ _OP_FIELDS: Final = (
     *("stride", "dilation", "padding", "kernel", "pads", "depth_multiplier", "weight_bits"),
     *("axis", "permutation", "starts", "steps", "alpha", "beta", "has_one_scale"),
 )
+# Fields of WeightRef that only narrower models have.
+_NARROWING: Final = ("rows", "columns", "norm_scale", "norm_shift")
 # Vectors of Op and of WeightRef; those that are None are left out.
 _OP_VECTORS: Final = ("float_means", "int8_means")
 _SOURCE_VECTORS: Final = ("output_factors", "input_factors")
@@ -134,6 +136,7 @@ def _dump_op(op: Op) -> dict[str, Any]:
             "batch_norm": [vars(norm) for norm in source.batch_norm],
             "layout": source.layout,
             "chw": None if source.chw is None else list(source.chw),
+            **{name: list(value) for name in _NARROWING if (value := getattr(source, name))},
             **_dump_vectors(source, _SOURCE_VECTORS),
         }
         if source.input_norm:
@@ -214,6 +217,10 @@ def _load_source(content: Mapping[str, Any]) -> WeightRef:
         input_norm=tuple(_load_norm(norm) for norm in content.get("input_norm", ())),
         axes=tuple(_count(length) for length in content.get("axes", ())),
         order=tuple(_count(axis) for axis in content.get("order", ())),
+        rows=_load_indices(content.get("rows")),
+        columns=_load_indices(content.get("columns")),
+        norm_scale=_load_numbers(content.get("norm_scale", ())),
+        norm_shift=_load_numbers(content.get("norm_shift", ())),
         **_load_vectors(content, _SOURCE_VECTORS),
     )
 
@@ -227,6 +234,17 @@ def _load_vectors(content: Mapping[str, Any], names: Sequence[str]) -> dict[str,
                 raise ValueError(f"{name} is empty or not finite")
             vectors[name] = vector
     return vectors
+
+
+def _load_indices(content: Sequence[object] | None) -> tuple[int, ...] | None:
+    return None if content is None else tuple(_count(index) for index in content)
+
+
+def _load_numbers(content: Sequence[float]) -> tuple[float, ...]:
+    numbers = tuple(float(number) for number in content)
+    if not all(math.isfinite(number) for number in numbers):
+        raise ValueError("a correction is not finite")
+    return numbers
 
 
 def _load_norm(content: Mapping[str, Any]) -> BatchNormRef:
