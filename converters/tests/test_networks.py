@@ -16,8 +16,8 @@ from fedmote.package.graph import OpKind
 from fedmote.package.inputs import arrange, graph_shape, restore
 from fedmote.package.partition import push, run_features
 from fedmote.package.quantize import quantize, quantize_input
-from fedmote_convert.capture import capture
 from fedmote_convert.calibration import Recipe
+from fedmote_convert.capture import capture
 from fedmote_convert.convert import convert
 from fedmote_convert.passes import run_passes
 
