@@ -9,10 +9,12 @@ import pytest
 
 from fedmote.errors import DoesNotFitError
 from fedmote.package.boards import Board, board_names
+from fedmote.package.budget import run_arena_bytes
 from fedmote.package.container import split_sections
+from fedmote.package.head import HeadShape
 from fedmote.package.records import PlanHeader
 from fedmote.wire.schema import Section
-from fedmote_hil.run import Job, arena_bytes, check_fit, run_jobs
+from fedmote_hil.run import Job, check_fit, run_jobs
 from firmware_tests import integer_reference as reference
 from firmware_tests import package_builder as fmp
 from firmware_tests.test_kernels import CASES, Case, channel_constants, int8, limits, zero_points
@@ -40,7 +42,9 @@ def check(board: Board, cases: dict[str, Case]) -> None:
         header = PlanHeader.unpack(sections[Section.PLAN])
         (outputs,) = struct.unpack_from("<I", sections[Section.HEAD], 8)
         job = Job(package, x.reshape(len(x), -1), header.feature_count + 4 * outputs)
-        if fits(board, job, arena_bytes(header.encoder_bytes, header.feature_count, 0, outputs)):
+        if fits(
+            board, job, run_arena_bytes(header.encoder_bytes, header.feature_count, HeadShape(header.feature_count, 0, outputs))
+        ):
             jobs[name] = header.feature_count, job
     print(f"too large for {board.name}: {sorted(cases.keys() - jobs.keys()) or 'none'}")
     assert len(jobs) >= len(cases) / 2

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from numpy.typing import NDArray
 
 from fedmote.errors import ConversionError, RigError
 from fedmote_convert.bench.boards import BOARD
-from fedmote_convert.bench.environments import numpy_1, our_packages, run_python
+from fedmote_convert.bench.environments import current_python, numpy_1, our_packages, run_python
 
 Samples = NDArray[np.int8] | NDArray[np.float32]
 
@@ -59,22 +60,15 @@ def run_tflite_micro(tflite: bytes, x: Samples) -> NDArray[Any]:
 
 
 def tflite_micro_arena_bytes(tflite: bytes) -> int:
-    """The smallest arena in which TensorFlow Lite Micro can allocate a file's tensors, found by halving: bytes, to 16.
+    """The smallest arena in which TensorFlow Lite Micro can allocate a file's tensors: bytes, to 16.
 
-    Nothing below half of it is ever tried: in arenas too small for its own records the interpreter crashes.
+    Raises:
+        ConversionError: it cannot run the file.
     """
-    from tflite_micro.python.tflite_micro import runtime
-
-    too_small, enough = 0, _ARENA_BYTES // _ARENA_STEP
-    with _silent_stderr():  # it prints every refusal
-        while enough - too_small > 1:
-            middle = (too_small + enough) // 2
-            try:
-                runtime.Interpreter.from_bytes(tflite, arena_size=middle * _ARENA_STEP)
-                enough = middle
-            except RuntimeError:
-                too_small = middle
-    return enough * _ARENA_STEP
+    program = Path(__file__).with_name("arena_worker.py")
+    with _files(tflite, np.zeros(0, np.int8)) as (model, _, _):
+        said = run_python(current_python(), program, [model, _ARENA_STEP, _ARENA_BYTES], ())
+    return int(json.loads(said)["bytes"])
 
 
 def run_litert(tflite: bytes, x: Samples, is_reference: bool) -> NDArray[Any]:
@@ -140,17 +134,3 @@ def _files(tflite: bytes, x: Samples) -> Iterator[tuple[Path, Path, Path]]:
         model.write_bytes(tflite)
         np.save(samples, x)
         yield model, samples, results
-
-
-@contextlib.contextmanager
-def _silent_stderr() -> Iterator[None]:
-    """Nothing that C code of this process writes to descriptor 2 is seen."""
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    sys.stderr.flush()
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
