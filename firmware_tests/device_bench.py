@@ -66,6 +66,7 @@ class Port(ctypes.Structure):
         ("arithmetic", ctypes.c_void_p),
         ("cache", ctypes.c_void_p),
         *_cache_callbacks.items(),
+        ("patching", ctypes.c_void_p),
     ]
 
 
@@ -178,7 +179,7 @@ class Device:
                  identifier: str = "board-1", site: str = "lab", board: str = "bench",
         username: str | None = None, is_sending: bool = True, has_hash: bool = True, flash: FlashModel | None = None,
                  seed: int = 1, password: str | None = None, keep_alive_s: int = 0,
-        arithmetic: str = "fedmote_float32") -> None:  # fmt: skip
+        arithmetic: str = "fedmote_float32", is_patching: bool = False) -> None:  # fmt: skip
         self.x, self.y = np.ascontiguousarray(x, np.int8), y
         self.rx, self.tx = bytearray(), bytearray()
         self.now, self.seed = 0xFFFFF000, seed  # the clock wraps soon
@@ -194,6 +195,8 @@ class Device:
         self.arena_bytes, self.id = arena_bytes, identifier
         cache = self._bind_cache() if self.flash.cache_bytes else []
         self._port = Port(None, *self._bind(has_hash), all_operators(library()), address_of(library(), arithmetic), *cache)
+        if is_patching:
+            self._port.patching = address_of(library(), "fedmote_difference_patching")
         link_address = ctypes.addressof(ctypes.c_char.in_dll(library(), f"fedmote_{link}_link"))
         texts = [text.encode() if text is not None else None for text in (identifier, site, board, username, password)]
         self._identity = Identity(*texts[:3], link_address, *texts[3:], keep_alive_s, is_sending)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write the committed wire vectors: device_sdk/protocol/vectors/{messages,frames}.json.
+"""Write the committed vectors: device_sdk/protocol/vectors/{messages,frames,differences}.json.
 
 Good bodies come from cbor2's canonical encoder and good frames from a COBS written here after its definition, so that the
 expected bytes are nobody's own: neither the SDK's encoder nor the host's takes part. Bad ones are made by hand; each names the
@@ -12,6 +12,9 @@ messages.json  list of {name, kind, hex, status, fields}; status "ok" or the sch
                and byte strings as {"hex": ...}. Only fields that the kind lists appear: extensions are dropped.
 frames.json    list of {name, hex, status, channel, kind, sequence, body}; hex ends with the delimiter; body is hex. A bad one
                has only name, hex and status.
+differences.json  list of {name, base, difference, target, status}, bytes in hex; base and target are device forms. A bad one has
+               no target. `decoder` is there where the device's decoder says something else: it looks at neither the checksum
+               of the difference nor at what was made, which is then verified as any package is.
 """
 
 from __future__ import annotations
@@ -27,9 +30,11 @@ import cbor2
 
 ROOT = Path(__file__).resolve().parent.parent
 VECTORS = ROOT / "device_sdk" / "protocol" / "vectors"
-sys.path.insert(0, str(ROOT / "host"))
+sys.path[:0] = [str(ROOT / "host"), str(ROOT)]
 
 from fedmote.wire.schema import FIELDS, Kind  # noqa: E402
+from firmware_tests import difference_builder  # noqa: E402
+from firmware_tests.package_builder import HEAD, MANIFEST, PLAN, WEIGHTS, assemble  # noqa: E402
 
 RUN = bytes.fromhex("0102030405060708")
 HASH = bytes(range(32))
@@ -66,6 +71,7 @@ GOOD: list[tuple[str, Kind, dict[str, int | str | bytes]]] = [
             "num_samples": 256,
             "model_hash": HASH,
             "frame_errors": 3,
+            "difference_format": 255,
         },
     ),
     ("wait", Kind.WAIT, {"wait_ms": 1500}),
@@ -118,6 +124,8 @@ GOOD: list[tuple[str, Kind, dict[str, int | str | bytes]]] = [
             "gain_milli": 1000,
             "is_sending_samples": 1,
             "max_send": 64,
+            "difference_handle": 0xFFFFFFFF,
+            "difference_size": 9000,
         },
     ),
     ("get", Kind.GET, {"handle": 5, "offset": 16384, "chunk": 512, "mask": 0xFFFFFFFF}),
@@ -369,13 +377,109 @@ def cobs_ends_full(body: bytes) -> bool:
     return len(last) == 254
 
 
+def small_package(weights: bytes, head: bytes = bytes(range(40)), manifest: bytes = b"\xa1\x01\x02") -> bytes:
+    """A container whose plan no device would run: differences know nothing of what is inside."""
+    return assemble([(MANIFEST, manifest), (PLAN, bytes(48)), (WEIGHTS, weights), (HEAD, head)])
+
+
+def stepped(weights: bytes, largest: int) -> bytes:
+    """Bytes that moved by up to so many steps, most of them less: x^2 spreads like the steps of training."""
+    steps = [(index * index * 40503 >> 7) % (2 * largest + 1) - largest for index in range(len(weights))]
+    return bytes(old + step * (index % 3 > 0) & 0xFF for index, (old, step) in enumerate(zip(weights, steps, strict=True)))
+
+
+def differences() -> list[dict[str, object]]:
+    """All difference vectors; good ones from the builder that shares no code with the host."""
+    weights = bytes(index * 97 + (index >> 3) * 31 & 0xFF for index in range(240))
+    base = small_package(weights)
+    targets = {
+        "nothing changed": small_package(weights),
+        "one weight": small_package(weights[:100] + b"\x55" + weights[101:]),
+        "small steps": small_package(stepped(weights, 1)),
+        "larger steps": small_package(stepped(weights, 9)),
+        "every magnitude": small_package(bytes(old + index & 0xFF for index, old in enumerate(weights))),
+        "everything new": small_package(bytes(old ^ 0xA5 for old in reversed(weights))),
+        "head": small_package(weights, bytes(range(3, 43))),
+    }
+    rows = [good_difference(name, base, target, [(len(target), 0)]) for name, target in targets.items()]
+    longer = small_package(weights + bytes(range(50)), manifest=bytes([0xA1]) + bytes(20))
+    shorter = small_package(weights[:100])
+    for name, target in (("longer manifest and weights", longer), ("shorter weights", shorter)):
+        rows.append(good_difference(name, base, target, _sections_against(base, target)))
+    return rows + bad_differences(base, targets["small steps"])
+
+
+def good_difference(name: str, base: bytes, target: bytes, segments: list[tuple[int, int]]) -> dict[str, object]:
+    """A vector that both languages accept, and the host writes."""
+    difference = difference_builder.wrap(base, target[16:48], len(target), difference_builder.encode(base, target, segments))
+    return {"name": name, "base": base.hex(), "difference": difference.hex(), "target": target.hex(), "status": "ok"}
+
+
+def _sections_against(base: bytes, target: bytes) -> list[tuple[int, int]]:
+    """Each of the four sections of `target` against that of `base`; what has no counterpart against the base's beginning."""
+    tables = [[struct.unpack_from("<4I", one, 48 + 16 * index)[1] for index in range(4)] for one in (base, target)]
+    starts, ends = [0, *tables[1]], [*tables[1], len(target)]
+    segments: list[tuple[int, int]] = []
+    for start, end, source in zip(starts, ends, [0, *tables[0]], strict=True):
+        length = min(end - start, len(base) - source)
+        if segments and sum(segments[-1]) == source:
+            segments[-1] = (segments[-1][0] + length, segments[-1][1])
+        else:
+            segments.append((length, source))
+        if start + length < end:
+            segments.append((end - start - length, 0))
+    return segments
+
+
+def bad_differences(base: bytes, target: bytes) -> list[dict[str, object]]:
+    """Vectors that are refused: each with its checksum mended, where that is not what is wrong."""
+    size = len(target)
+    body = difference_builder.encode(base, target, [(size, 0)])
+    good = difference_builder.wrap(base, target[16:48], size, body)
+
+    def changed(at: int, value: bytes) -> bytes:
+        return difference_builder.mend(good[:at] + value + good[at + len(value) :])
+
+    def segment(length: int, source: int) -> bytes:
+        whole = struct.pack(">II", length, source) + bytes(8)
+        return difference_builder.wrap(base, target[16:48], size, whole)
+
+    other = difference_builder.wrap(base, bytes(32), size, body)
+    cases = [
+        ("magic", changed(0, b"FMD2"), "difference", None),
+        ("format 2", changed(4, b"\2\0"), "difference", None),
+        ("reserved", changed(6, b"\1\0"), "difference", None),
+        ("size in the header", changed(8, struct.pack("<I", len(good) + 1)), "difference", None),
+        ("checksum", good[:12] + bytes(4) + good[16:], "crc", "ok"),
+        ("another base", changed(16, bytes(32)), "difference-base", None),
+        ("a base of another size", changed(84, struct.pack("<I", len(base) + 16)), "difference-base", None),
+        ("a target of another hash", other, "package-hash", "ok"),
+        ("shorter than its header", difference_builder.resize(good[:91]), "difference", None),
+        ("nothing behind the header", difference_builder.resize(good[:92]), "difference", None),
+        ("cut in the middle", difference_builder.resize(good[: len(good) // 2]), "difference", None),
+        ("the last byte is missing", difference_builder.resize(good[:-1]), "difference", None),
+        ("a byte too many", difference_builder.resize(good + b"\0"), "difference", None),
+        ("a last byte that no encoder writes", difference_builder.mend(good[:-1] + bytes([good[-1] ^ 1])), "difference", None),
+        ("a segment without length", segment(0, 0), "difference", None),
+        ("a segment longer than the target", segment(size + 1, 0), "difference", None),
+        ("a segment beyond the base", segment(size, 1), "difference", None),
+        ("a segment whose end wraps around", segment(size, 0xFFFFFFFF), "difference", None),
+        ("a segment of 2^31 bytes", segment(1 << 31, 0), "difference", None),
+    ]
+    rows: list[dict[str, object]] = []
+    for name, difference, status, decoder in cases:
+        row: dict[str, object] = {"name": name, "base": base.hex(), "difference": difference.hex(), "status": status}
+        rows.append(row | ({"decoder": decoder} if decoder else {}))
+    return rows
+
+
 def main() -> int:
-    """Write or check both files."""
+    """Write or check the files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     options = parser.parse_args()
     stale = []
-    for name, rows in (("messages.json", messages()), ("frames.json", frames())):
+    for name, rows in (("messages.json", messages()), ("frames.json", frames()), ("differences.json", differences())):
         text = "[\n" + ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n]\n"
         path = VECTORS / name
         if options.check:

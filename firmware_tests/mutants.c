@@ -16,6 +16,7 @@
 #include "crc32.h"
 #include "encoder.h"
 #include "little_endian.h"
+#include "mutation.h"
 #include "operators/operator.h"
 
 #define FILES_MAX 64
@@ -31,22 +32,11 @@ struct file {
     uint32_t size;
 };
 
-static uint64_t blocks; /* that have run */
-static uint64_t random_state;
+static uint64_t blocks;    /* that have run */
 static double most_blocks; /* per declared multiply-accumulate, of any call of a kernel */
 
 void __sanitizer_cov_trace_pc(void);
 __attribute__((no_sanitize_coverage)) void __sanitizer_cov_trace_pc(void) { blocks++; }
-
-static uint32_t next_random(uint32_t below) {
-    random_state = random_state * UINT64_C(6364136223846793005) + UINT64_C(1442695040888963407);
-    return (uint32_t)(random_state >> 33) % below;
-}
-
-static void fail(const char *what) {
-    fprintf(stderr, "%s\n", what);
-    abort();
-}
 
 /* AddressSanitizer's malloc aligns to 16; checked, because the reader insists on it. */
 static uint8_t *allocate(size_t size) {

@@ -58,7 +58,8 @@ def compile_c(name: str, sources: list[Path], flags: list[str]) -> Path:
         *flags,
     ]
     digest = hashlib.sha256(" ".join(command).encode())
-    for path in sorted({*sources, *SDK.glob("src/**/*.h"), *SDK.glob("include/**/*.h")}):
+    headers = {*SDK.glob("src/**/*.h"), *SDK.glob("include/**/*.h"), *Path(__file__).parent.glob("*.h")}
+    for path in sorted({*sources, *headers}):
         digest.update(path.read_bytes())
     target = BUILD / f"{name}-{digest.hexdigest()[:16]}"
     if not target.exists():

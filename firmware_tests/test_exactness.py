@@ -38,6 +38,8 @@ MODEL_BOARDS = [
     if name != "posix"
 ]
 GRAPHS = 200
+# Of the graphs that fit a board, all tensors in memory at once. One in eight is wide: too large for parts with 256 KB of flash.
+LEAST_SHARE = {"lm3s6965": 0.85, "nrf51822": 0.8}
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +51,7 @@ def assert_exact(board: str, seeds: range) -> None:
     found = compare(board, seeds, is_wheel_required=True)
     print(f"{found.board}: {found.differing_bytes} of {found.bytes} bytes, {found.graphs} graphs, {found.tensors} tensors")
     assert found.differing_bytes == 0, f"(seed, tensor, bytes): {found.differences}"
-    assert found.graphs >= 0.9 * len(seeds)
+    assert found.graphs >= LEAST_SHARE.get(board, 0.9) * len(seeds)
 
 
 def test_two_hundred_graphs_on_this_machine_equal_tflite_micro_in_every_tensor() -> None:
@@ -123,13 +125,14 @@ def test_a_wrong_byte_is_found_and_told(monkeypatch, capsys) -> None:
 
     monkeypatch.setattr(exactness, "run_jobs", with_a_wrong_byte)
     parser = argparse.ArgumentParser()
-    bench_verb.add_arguments(parser)
-    assert bench_verb.run(parser.parse_args(["exactness", "--graphs", "3", "--board", "posix", "--json"])) == 1
+    bench_verb.exactness.add_arguments(parser)
+    assert bench_verb.exactness.run(parser.parse_args(["--graphs", "3", "--board", "posix", "--json"])) == 1
     (row,) = json.loads(capsys.readouterr().out)["rows"]
     assert (row["graphs"], row["differing_bytes"], row["differences"]) == (3, 1, [[2, "output", 1]])
 
 
 def test_every_board_that_runs_packages_is_compared() -> None:
-    assert {"posix", "mps2-m0", "mps2-m3", "mps2-m4", "mps2-m7", "mps3-m55", "stm32f405"} <= set(boards_with("fedmote-run"))
+    parts = {"stm32f405", "lm3s6965", "nrf51822"}
+    assert parts | {"posix", "mps2-m0", "mps2-m3", "mps2-m4", "mps2-m7", "mps3-m55"} <= set(boards_with("fedmote-run"))
     assert set(boards_with("fedmote-run")) <= set(board_names())
     assert all(Board.load(name).run_arena_bytes for name in boards_with("fedmote-run"))

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fedmote.errors import DoesNotFitError
 from fedmote.package.boards import Board, board_names
 from fedmote_hil.cli import run as run_verb
 
@@ -20,6 +21,9 @@ _emulator_marks = [pytest.mark.emulator, pytest.mark.skipif(bool(_missing), reas
 _emulated = [name for name in board_names() if Board.load(name).emulator is not None]
 _processes = [name for name in board_names() if name not in _emulated]
 pytestmark = pytest.mark.skipif(not _MODELS.is_dir(), reason="the MLPerf Tiny models are not beside this repository")
+
+# Of weights alone the autoencoder has 267,928 bytes, and ResNet-8 needs 33,792 of RAM.
+_TOO_LARGE = {("ad01_int8", "lm3s6965"), ("ad01_int8", "nrf51822"), ("pretrainedResnet_quant", "nrf51822")}
 
 
 def _lcg_input(seed, count):
@@ -39,6 +43,10 @@ def test_outputs_are_those_of_tensorflow_lite_micro_in_every_byte(model, input_b
     parser = argparse.ArgumentParser()
     run_verb.add_arguments(parser)
     files = ["--input", str(tmp_path / "x.npy"), "--output", str(tmp_path / "y.npy")]
-    assert run_verb.run(parser.parse_args([str(_MODELS / f"{model}.tflite"), *files, "--board", board])) == 0
+    try:
+        assert run_verb.run(parser.parse_args([str(_MODELS / f"{model}.tflite"), *files, "--board", board])) == 0
+    except DoesNotFitError as error:
+        assert (model, board) in _TOO_LARGE, str(error)
+        pytest.skip(str(error))
     found = [zlib.crc32(row.tobytes()) for row in np.load(tmp_path / "y.npy")]
     assert found == [case["op_output_crc32"][-1] for case in golden.values()]

@@ -5,7 +5,6 @@ Two example models are trained briefly, converted by `fedmote convert`, and run 
 TensorFlow Lite Micro, from Google's own wheel, says what every byte should be.
 """
 
-import asyncio
 import functools
 import json
 import os
@@ -13,7 +12,6 @@ import shutil
 import subprocess
 import sys
 import time
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,13 +21,8 @@ import pytest
 from fedmote.package.boards import Board
 from fedmote.package.file import Package
 from fedmote.package.quantize import quantize_input
-from fedmote.transport.link import LinkServer
-from fedmote.wire.codec import Message
-from fedmote.wire.regions import identity_region, samples_region
-from fedmote.wire.schema import Channel, Kind, Phase
-from fedmote.wire.transfer import BlobSource
 from fedmote_hil.run import run_on_board
-from fedmote_hil.virtual import VirtualDevice
+from firmware_tests.device_round import install
 from firmware_tests.native import ROOT
 
 torch = pytest.importorskip("torch")
@@ -38,7 +31,6 @@ safetensors_torch = pytest.importorskip("safetensors.torch")
 RECORDINGS = Path(os.environ.get("FEDMOTE_SHARED", ROOT.parent / "shared")) / "data" / "har_phone_30subjects" / "windows.npz"
 INPUTS = 200
 ENTRY = "import sys; from fedmote.cli import main; sys.exit(main(sys.argv[1:]))"
-REPORT_TIMEOUT_S = 60
 missing = [tool for tool in ("arm-none-eabi-gcc", "qemu-system-arm") if shutil.which(tool) is None]
 BOARDS = [
     "posix",
@@ -196,49 +188,15 @@ def test_run_on_a_board_gives_the_bytes_of_tensorflow_lite_micro(model, inputs, 
     assert off.max() <= 1
 
 
-def plan_of_a_round(package: Package) -> Message:
-    blob = package.device_form()
-    return Message.of(
-        Kind.PLAN, run=b"accept01", round=1, phase=Phase.DEVICE, version=1, remaining_ms=60_000, model_hash=package.hash,
-        model_handle=zlib.crc32(blob), model_size=len(blob), seed=7, epochs=1, batch=16, learning_rate_micro=50_000,
-        momentum_micro=900_000, alpha_milli=0, beta_milli=0, gamma_milli=0,
-    )  # fmt: skip
-
-
-async def reported_arena_bytes(board: Board, package: Package, x: np.ndarray) -> int:
-    """What a device with these samples says in its report that it used."""
-    server = LinkServer("tcp://127.0.0.1:0")
-    await server.start()
-    regions = samples_region(x, np.zeros(len(x), np.int64)), identity_region("board-1", "lab", "serial")
-    source, max_body = BlobSource(zlib.crc32(package.device_form()), package.device_form()), 0
-    try:
-        with VirtualDevice(board, "board-1", *regions, server.url):
-            while True:
-                message = (await server.receive()).message
-                answers = []
-                if message.kind is Kind.HELLO:
-                    max_body = message["max_body"]
-                    answers = [plan_of_a_round(package)]
-                elif message.kind is Kind.GET:
-                    answers = source.answer(message, max_body)
-                elif message.kind is Kind.REPORT:
-                    return message["arena_used_bytes"]
-                assert message.kind is not Kind.REFUSE, message
-                for answer in answers:
-                    await server.send("board-1", Channel.COORDINATOR, answer)
-    finally:
-        await server.close()
-
-
 @pytest.mark.parametrize("board", BOARDS)
 @pytest.mark.parametrize("model", ["digits_cnn", "har_cnn"])
 def test_arena_that_a_device_reports_is_what_the_converter_said(model, board, request):
     converted = request.getfixturevalue(model)
     package, needs = Package.read(converted.package_path(board)), converted.report["boards"][board]
-    x = np.random.default_rng(4).integers(-128, 128, (Board.load(board).max_samples, package.header.input_count)).astype(np.int8)
+    x = np.random.default_rng(4).integers(-128, 128, (needs["samples"], package.header.input_count)).astype(np.int8)
 
     started = time.monotonic()
-    used = asyncio.run(asyncio.wait_for(reported_arena_bytes(Board.load(board), package, x), REPORT_TIMEOUT_S))
+    used = install(Board.load(board), package, x).arena_used_bytes
 
     print(f"\n{model} on {board}: {used} bytes of arena reported with {len(x)} samples; the converter said "
           f"{needs['arena_bytes']} and {needs['cached_samples']} cached samples of {package.features} bytes; "

@@ -3,17 +3,21 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import signal
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import paho.mqtt.client as paho
 import pytest
 
+from fedmote.coordinator.deployed import DeployedPartition
 from fedmote.lab.demo.prepare import Materials, ModelChoice
+from fedmote.package.difference import make_difference
 from fedmote.package.partition import Partition
 from fedmote.transport.broker import find_mosquitto
 from firmware_tests import two_layer_model
@@ -29,7 +33,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def materials(tmp_path_factory: pytest.TempPathFactory) -> Materials:
-    return make_materials(tmp_path_factory.mktemp("stage"))
+    return make_materials(tmp_path_factory.mktemp("stage"), boards=("posix", "stm32f405", "lm3s6965", "nrf51822"))
 
 
 class Listener:
@@ -70,6 +74,11 @@ def telling_windows(samples: np.ndarray) -> list[bytes]:
 def holds_samples(seen: list[tuple[str, bytes]], samples: np.ndarray) -> bool:
     stream = b"\0".join(payload for _, payload in seen)
     return any(piece in stream for piece in telling_windows(samples))
+
+
+def samples_held_out(materials: Materials) -> tuple[np.ndarray, np.ndarray]:
+    with np.load(materials.test) as arrays:
+        return arrays["x"], arrays["y"]
 
 
 PARTS = [
@@ -124,6 +133,26 @@ def test_alternating_rounds_on_emulated_boards_keep_the_encoder_then_train_it_an
         assert not [topic for topic, _ in seen["coordinator"] if "/cell/" in topic]
 
 
+@pytest.mark.slow
+@pytest.mark.emulator
+@needs_emulator
+def test_small_boards_without_an_fpu_train_the_head_and_feed_their_partners(tmp_path: Path, materials: Materials) -> None:
+    parts = [Part("a", "lm3s6965", "serial", has_partner=True), Part("b", "nrf51822", "mqtt", has_partner=True)]
+    with Stage(tmp_path, materials, parts, {"form": "alternating"}) as stage:
+        stage.start_devices()
+        stage.start_partners()
+        result = stage.finish(stage.serve(rounds=2))
+        phases = [(one["phase"], one["reported"], one["expected"]) for one in result["rounds"]]
+        assert phases == [("device", 2, 2), ("partner", 2, 2)]
+        device_round, partner_round = result["rounds"]
+        assert all(update["trained"] > 0 for update in device_round["updates"])
+        assert all(update["num_examples"] > 0 for update in partner_round["updates"])  # they had the devices' samples
+
+        before, after = (stage.checkpoint(version).tensors for version in (0, 1))
+        head = set(Partition.load(materials.partition).head_tensor_names)
+        assert {name for name in before if not np.array_equal(before[name], after[name])} == head
+
+
 def test_simultaneous_round_merges_heads_of_devices_with_whole_models_of_partners(tmp_path: Path, materials: Materials) -> None:
     parts = [Part("a", "posix", "mqtt", has_partner=True), Part("c", "posix", "mqtt")]
     with Stage(tmp_path, materials, parts, {"form": "simultaneous"}) as stage:
@@ -137,6 +166,26 @@ def test_simultaneous_round_merges_heads_of_devices_with_whole_models_of_partner
         for is_head in (True, False):
             assert any(not np.array_equal(before[name], after[name]) for name in before if (name in head) == is_head)
         assert stage.checkpoint(1).ranges != stage.checkpoint(0).ranges  # what the partner saw
+
+
+def test_a_head_that_leaves_the_model_early_is_trained_by_devices_beside_the_whole_models_of_partners(tmp_path: Path) -> None:
+    materials = make_materials(tmp_path, cut="max_pool2d")
+    partition = Partition.load(materials.partition)
+    assert partition.head_tensor_names[0].startswith("early_exit.max_pool2d.")
+    parts = [Part("a", "posix", "mqtt", has_partner=True), Part("c", "posix", "mqtt")]
+    with Stage(tmp_path / "stage", materials, parts, {"form": "simultaneous"}) as stage:
+        stage.start_devices()
+        stage.start_partners()
+        result = stage.finish(stage.serve(rounds=1))
+        before, after = (stage.checkpoint(version) for version in (0, 1))
+    assert [(one["phase"], one["reported"]) for one in result["rounds"]] == [("simultaneous", 3)]
+    head = set(partition.head_tensor_names)
+    assert head < set(before.tensors)
+    # Devices trained the new head; the partner all others, the layers that no device runs and the module's own head among them.
+    for name, tensor in before.tensors.items():
+        assert not np.array_equal(tensor, after.tensors[name]), name
+    x, y = samples_held_out(materials)
+    assert result["accuracy"] == partition.push(after.tensors, after.ranges, 1).evaluate(x, y)
 
 
 @pytest.mark.emulator
@@ -231,3 +280,69 @@ def test_killed_coordinator_goes_on_from_its_ledger_and_ends_with_the_bytes_of_a
         doubled = 'SELECT round, participant FROM "update" GROUP BY round, participant HAVING count(*) > 1'
         assert not stage.ledger(doubled)
         assert stage.checkpoint_bytes(3) == undisturbed
+
+
+# ---- packages as differences -----------------------------------------------------------------------------------------
+
+
+def device_forms(stage: Stage, board: str, versions: int) -> list[bytes]:
+    """The packages of checkpoints 0, 1, ... as the coordinator makes them."""
+    partition = DeployedPartition(stage.materials.partition)
+    checkpoints = [stage.checkpoint(version) for version in range(versions)]
+    return [partition.device_form(board, one.tensors, one.ranges, one.version)[0] for one in checkpoints]
+
+
+def sent(result: dict[str, Any], device: str) -> list[tuple[int, int]]:
+    """Bytes of chunks (of packages, of differences) that a device was sent in each round."""
+    updates = [next(one for one in merged["updates"] if one["participant"] == device) for merged in result["rounds"]]
+    return [(update.get("package_bytes", 0), update.get("difference_bytes", 0)) for update in updates]
+
+
+def assert_differences_after_the_first(stage: Stage, result: dict[str, Any], device: str, board: str) -> None:
+    """A package in the first round, differences from then on, and not a chunk more than they have."""
+    forms = device_forms(stage, board, len(result["rounds"]))
+    differences = [len(make_difference(old, new)) for old, new in itertools.pairwise(forms)]
+    assert sent(result, device) == [(len(forms[0]), 0), *((0, size) for size in differences)]
+    assert all(size < len(form) for size, form in zip(differences, forms, strict=False))
+    assert result["refusals"] == []
+
+
+def test_rounds_after_the_first_take_differences_on_native_devices(tmp_path: Path, materials: Materials) -> None:
+    parts = [Part("a", "posix", "mqtt", has_partner=True), Part("c", "posix", "mqtt")]
+    with Stage(tmp_path, materials, parts, {"form": "simultaneous"}) as stage:
+        stage.start_devices()
+        stage.start_partners()
+        result = stage.finish(stage.serve(rounds=3))
+        for device in ("device-a", "device-c"):
+            assert_differences_after_the_first(stage, result, device, "posix")
+
+
+def test_a_coordinator_that_was_killed_goes_on_with_the_same_differences(tmp_path: Path, materials: Materials) -> None:
+    parts = [Part("a", "posix", "mqtt", has_partner=True), Part("c", "posix", "mqtt")]
+    with Stage(tmp_path, materials, parts, {"form": "simultaneous"}) as stage:
+        stage.start_devices()
+        stage.start_partners()
+        killed = stage.serve_bare(rounds=3)
+        planned = "SELECT * FROM plan WHERE round = 2 AND participant = 'device-c'"
+        stage.wait_for("a plan of the second round", lambda: bool(stage.ledger(planned)))
+        killed.send_signal(signal.SIGKILL)
+        killed.wait()
+        result = stage.finish(stage.serve(rounds=3))
+        assert [one["state"] for one in result["rounds"]] == ["committed"] * 3
+        for device in ("device-a", "device-c"):
+            assert [package for package, _ in sent(result, device)][1:] == [0, 0]
+        assert result["refusals"] == []
+
+
+@pytest.mark.emulator
+@needs_emulator
+def test_emulated_boards_take_differences_over_mqtt_and_over_the_serial_line_of_their_partner(
+    tmp_path: Path, materials: Materials
+) -> None:
+    parts = [Part("a", "stm32f405", "mqtt"), Part("b", "stm32f405", "serial", has_partner=True)]
+    with Stage(tmp_path, materials, parts, {"form": "simultaneous"}) as stage:
+        stage.start_devices()
+        stage.start_partners()
+        result = stage.finish(stage.serve(rounds=2))
+        for device in ("device-a", "device-b"):
+            assert_differences_after_the_first(stage, result, device, "stm32f405")

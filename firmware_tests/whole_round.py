@@ -60,8 +60,10 @@ class Part:
         return CellConfig(self.cell, devices, f"partner-{self.cell}" if self.has_partner else None)
 
 
-def make_materials(directory: Path, model: ModelChoice | None = None, cut: str = "auto") -> Materials:
-    """Digits, a first model that has seen five classes, packages for both boards; small, so that a round takes seconds."""
+def make_materials(
+    directory: Path, model: ModelChoice | None = None, cut: str = "last", boards: Sequence[str] = ("posix", "stm32f405")
+) -> Materials:
+    """Digits, a first model that has seen five classes, packages for the boards; small, so that a round takes seconds."""
     settings = DemoSettings(
         split=SplitSettings(majority_samples=12, minority_samples=4, pretraining_samples=20, test_samples=10),
         pretraining=PretrainingSettings(epochs=2),
@@ -69,7 +71,7 @@ def make_materials(directory: Path, model: ModelChoice | None = None, cut: str =
     data = load("digits")
     with Fleet(directory / "commands") as fleet:
         parts = split(data, settings.split, 0, 256)
-        return prepare(data, parts, settings, ["posix", "stm32f405"], directory / "materials", fleet.run, model=model, cut=cut)
+        return prepare(data, parts, settings, list(boards), directory / "materials", fleet.run, model=model, cut=cut)
 
 
 class Stage:

@@ -3,13 +3,14 @@
 
 The exported program is the one before decomposition: its operators are those that the module's author wrote, which is what
 messages must speak of. In-place operators are read as their pure forms; that is right as long as nobody reads the overwritten
-tensor later, which is checked.
+tensor later, which is checked. An operator of several results is translated once for each that is read.
 """
 
 from __future__ import annotations
 
+import operator
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,11 +19,19 @@ from numpy.typing import NDArray
 from torch import fx, nn
 
 from fedmote.errors import ConversionError, UnsupportedOpError
-from fedmote.package.graph import Graph, Tensors
-from fedmote_convert.operators import VIEWS, hint_for, operator_name, translate
-from fedmote_convert.sketch import Call, Capture, Parameter, Shape, Sketch, Value
+from fedmote.package.graph import Tensors
+from fedmote_convert.layout import Shape
+from fedmote_convert.operators import RESHAPES, VIEWS, hint_for, operator_name, translate
+from fedmote_convert.sketch import Call, Capture, Constant, Parameter, Sketch, Value, draw
 
 _REFERENCE_BATCH = 256
+# Operators that hand constants of the source text on.
+_HANDED_ON = frozenset({"lift_fresh", "lift_fresh_copy", "clone", "detach", "alias"})
+_COMPUTE_BEFORE = (
+    "compute it once, before the conversion; of weight_norm and its like that is "
+    "torch.nn.utils.parametrize.remove_parametrizations(layer, name)"
+)
+Argument = Value | Parameter | Constant
 
 
 def capture(module: nn.Module, sample_shape: tuple[int, ...]) -> Capture:
@@ -39,28 +48,97 @@ def capture(module: nn.Module, sample_shape: tuple[int, ...]) -> Capture:
     tensors = state_of(module)
     if module.training:
         raise ConversionError("the module is in training mode; build() must return it after .eval()")
+    if not all(sample_shape):
+        raise ConversionError(f"samples of shape {sample_shape} hold no elements; expected (C, H, W), (C, W) or (F,)")
     program = _export(module, sample_shape)
     nodes = _needed(program.graph)
-    names = {**program.graph_signature.inputs_to_parameters, **program.graph_signature.inputs_to_buffers}
-    source, result = _single_input(nodes, names), _single_output(program.graph)
-    sketch = Sketch()
-    sketch.declare(source.name, (1, *sample_shape), "input")
-    for node in nodes:
-        if node.op == "call_function":
-            translate(_call(node, names, tensors), sketch)
-        elif node.op != "placeholder":
-            raise UnsupportedOpError(_place(node), f"a {node.op} of {node.target}", "use parameters, buffers and torch operators")
+    known = _known(program, nodes, tensors)
+    source, result = _single_input(nodes, known), _single_output(program.graph)
+    if not isinstance(result, fx.Node) or result not in nodes or result.name in known:
+        raise ConversionError("forward() returns something that does not depend on the sample; it must return the logits")
+    computed = [node for node in nodes if node is not source and node.name not in known and not _is_many(node)]
+    fixed = _fixed(nodes, source)
+
+    def translate_all(sketch: Sketch) -> str:
+        for node in computed:
+            if node.op != "call_function":
+                raise UnsupportedOpError(
+                    _place(node), f"a {node.op} of {node.target}", "use parameters, buffers and torch operators"
+                )
+            if node in fixed:
+                raise UnsupportedOpError(_place(node), "it computes on parameters or constants alone", _COMPUTE_BEFORE)
+            translate(_call(node, known), sketch)
+        return result.name
+
+    graph, layout = draw(sample_shape, source.name, translate_all)
     _refuse_overwritten(program.graph, set(nodes))  # last: other refusals say more
-    modules = {node.name: _paths(node) for node in nodes if node.name in sketch.activations}
-    graph = Graph(source.name, result.name, sketch.activations, tuple(sketch.ops))
-    return Capture(graph, modules, tensors, sample_shape, lambda x: logits_of(module, x))
+    modules = {node.name: _paths(node) for node in nodes if node.name in graph.activations}
+    return Capture(graph, modules, tensors, sample_shape, lambda x: logits_of(module, x), layout)
+
+
+def _known(program: torch.export.ExportedProgram, nodes: Iterable[fx.Node], tensors: Tensors) -> dict[str, Argument]:
+    """What does not depend on the sample, by the name of its node: tensors of the checkpoint and constants, reshaped or not."""
+    signature = program.graph_signature
+    targets = {
+        **signature.inputs_to_parameters,
+        **signature.inputs_to_buffers,
+        **signature.inputs_to_lifted_tensor_constants,
+    }
+    known: dict[str, Argument] = {}
+    for node in nodes:
+        if node.op == "placeholder" and node.name in targets:
+            name = targets[node.name]
+            if name in tensors:
+                known[node.name] = Parameter(name, tensors[name].shape)
+            else:
+                known[node.name] = Constant(_constant(program, name))
+        elif node.op == "call_function" and node.args and isinstance(node.args[0], fx.Node) and node.args[0].name in known:
+            handed = _handed_on(node, known[node.args[0].name])
+            if handed is not None:
+                known[node.name] = handed
+    return known
+
+
+def _constant(program: torch.export.ExportedProgram, name: str) -> NDArray[np.float32]:
+    value = program.constants.get(name)
+    value = program.state_dict.get(name) if value is None else value
+    if not isinstance(value, torch.Tensor):
+        raise ConversionError(f"constant {name} is no tensor; expected parameters, buffers and tensors")
+    return np.asarray(value.detach().cpu().numpy(), np.float32)
+
+
+def _handed_on(node: fx.Node, known: Argument) -> Argument | None:
+    """What a view of a parameter or constant is; None where something is computed."""
+    name, shape = operator_name(str(node.target)), _shape(node.meta["val"]) if "val" in node.meta else ()
+    if isinstance(known, Constant) and name in RESHAPES | _HANDED_ON:
+        return Constant(known.values.reshape(shape))
+    if isinstance(known, Parameter) and name in RESHAPES | _HANDED_ON:
+        return Parameter(known.name, shape, is_view=known.is_view or shape != known.shape)
+    return None
 
 
 def logits_of(module: nn.Module, x: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Logits (N, C) of a module; one sample at a time would be slow, all at once large."""
+    """Logits (N, C) of a module; one sample at a time would be slow, all at once large.
+
+    Raises:
+        ConversionError: the module does not compute the samples of a batch side by side.
+    """
+    starts = range(0, len(x), _REFERENCE_BATCH)
     with torch.no_grad():
-        starts = range(0, len(x), _REFERENCE_BATCH)
-        return np.concatenate([module(torch.from_numpy(x[start : start + _REFERENCE_BATCH])).numpy() for start in starts])
+        return np.concatenate([_batch_of_logits(module, x[start : start + _REFERENCE_BATCH]) for start in starts])
+
+
+def _batch_of_logits(module: nn.Module, x: NDArray[np.float32]) -> NDArray[np.float32]:
+    reason = ""
+    try:
+        logits: NDArray[np.float32] = module(torch.from_numpy(x)).numpy()
+    except RuntimeError as error:  # torch's own, of shapes that do not suit each other
+        reason = f": {(str(error).strip().splitlines() or [''])[0]}"
+    if reason or len(logits) != len(x):
+        raise ConversionError(
+            f"the module takes one sample, but not a batch of {len(x)} samples{reason}; write x.shape[0] or -1 where it says 1"
+        )
+    return logits
 
 
 def state_of(module: nn.Module) -> Tensors:
@@ -106,8 +184,20 @@ def _needed(graph: fx.Graph) -> list[fx.Node]:
     return [node for node in graph.nodes if node in needed]
 
 
-def _single_input(nodes: Iterable[fx.Node], names: dict[str, str]) -> fx.Node:
-    inputs = [node for node in nodes if node.op == "placeholder" and node.name not in names]
+def _fixed(nodes: Iterable[fx.Node], source: fx.Node) -> set[fx.Node]:
+    """Those of the nodes, in order, that have operands none of which depends on the sample."""
+    depending = {source}
+    fixed = set()
+    for node in nodes:
+        if depending.intersection(node.all_input_nodes):
+            depending.add(node)
+        elif node.all_input_nodes:
+            fixed.add(node)
+    return fixed
+
+
+def _single_input(nodes: Iterable[fx.Node], known: Mapping[str, Argument]) -> fx.Node:
+    inputs = [node for node in nodes if node.op == "placeholder" and node.name not in known]
     if len(inputs) != 1:
         raise ConversionError(f"the output depends on {len(inputs)} inputs; forward() must take one tensor")
     return inputs[0]
@@ -149,7 +239,12 @@ def _aliases(operand: fx.Node, writer: fx.Node) -> set[fx.Node]:
 
 
 def _is_view(node: fx.Node) -> bool:
-    return node.op == "call_function" and operator_name(str(node.target)) in VIEWS
+    return node.op == "call_function" and (node.target is operator.getitem or operator_name(str(node.target)) in VIEWS)
+
+
+def _is_many(node: fx.Node) -> bool:
+    """Whether the node makes several results, which others take apart."""
+    return isinstance(node.meta.get("val"), list | tuple)
 
 
 def _is_in_place(node: fx.Node) -> bool:
@@ -157,31 +252,37 @@ def _is_in_place(node: fx.Node) -> bool:
     return len(parts) > 1 and parts[1].endswith("_") and not parts[1].startswith("_")
 
 
-def _call(node: fx.Node, names: dict[str, str], tensors: Tensors) -> Call:
-    schema = getattr(node.target, "_schema", None)
+def _call(node: fx.Node, known: Mapping[str, Argument]) -> Call:
+    """The call of a node; one that takes a result out of several is the call that makes them, with its `index`."""
     value = node.meta.get("val")
+    maker, index = _maker(node)
+    schema = getattr(maker.target, "_schema", None)
     if schema is None or not isinstance(value, torch.Tensor) or value.dtype != torch.float32:
-        hint = hint_for(operator_name(str(node.target)))
-        raise UnsupportedOpError(_place(node), f"operator {node.target} does not return one float32 tensor", hint)
-    arguments: dict[str, Any] = {}
-    for index, argument in enumerate(schema.arguments):
-        if index < len(node.args):
-            given: Any = node.args[index]
+        hint = hint_for(operator_name(str(maker.target)))
+        raise UnsupportedOpError(_place(maker), f"operator {maker.target} does not return one float32 tensor", hint)
+    arguments: dict[str, Any] = {} if index is None else {"index": index}
+    for position, argument in enumerate(schema.arguments):
+        if position < len(maker.args):
+            given: Any = maker.args[position]
         else:
-            given = node.kwargs.get(argument.name, argument.default_value)
-        arguments[argument.name] = _argument(given, names, tensors)
-    return Call(_place(node), str(node.target), arguments, _shape(value), node.name)
+            given = maker.kwargs.get(argument.name, argument.default_value)
+        arguments[argument.name] = _argument(given, known)
+    return Call(_place(maker), str(maker.target), arguments, _shape(value), node.name)
 
 
-def _argument(given: Any, names: dict[str, str], tensors: Tensors) -> Any:  # noqa: ANN401  # whatever the schema allows
+def _maker(node: fx.Node) -> tuple[fx.Node, int | None]:
+    """The operator that makes a node's value, and which of its results it is, if it makes several."""
+    if node.target is operator.getitem and isinstance(node.args[0], fx.Node):
+        return node.args[0], int(node.args[1])  # type: ignore[arg-type]  # an index into a tuple
+    return node, None
+
+
+def _argument(given: Any, known: Mapping[str, Argument]) -> Any:  # noqa: ANN401  # whatever the schema allows
     if isinstance(given, list | tuple):
-        return [_argument(item, names, tensors) for item in given]
+        return [_argument(item, known) for item in given]
     if not isinstance(given, fx.Node):
         return given
-    name = names.get(given.name)
-    if name is None:
-        return Value(given.name)
-    return Parameter(name, tensors[name].shape) if name in tensors else None
+    return known.get(given.name, Value(given.name))
 
 
 def _shape(value: torch.Tensor) -> Shape:

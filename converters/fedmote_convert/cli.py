@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`fedmote convert`: a torch model in, partition packages out."""
+"""`fedmote convert`: a torch module, an ONNX model or an int8 `.tflite` file in, partition packages out."""
 
 from __future__ import annotations
 
@@ -11,21 +11,40 @@ from pathlib import Path
 from fedmote.errors import ConfigError
 from fedmote.package.boards import Board, board_names
 
-SUMMARY = "convert a torch model into an int8 encoder, a float head and a package for each board"
+SUMMARY = "convert a torch or ONNX model into an int8 encoder, a float head and a package for each board"
 EXAMPLES = """examples:
+  fedmote convert mypackage.nets:build --calibration samples.npz --boards stm32f405,lm3s6965,nrf51822 --widths 1,0.5,0.25 -o out
+  fedmote convert mypackage.nets:build --calibration calibration.npz --boards stm32f405 --cut features.3 -o out
   fedmote convert mypackage.nets:build --calibration calibration.npz --boards stm32f405,posix -o converted
   fedmote convert fedmote.lab.models:digits_cnn --weights trained.safetensors --calibration digits.npz --boards posix -o out
+  fedmote convert model.onnx --calibration mypackage.data:loader --boards posix -o out
+  fedmote convert model.tflite --boards stm32f405,posix -o out         int8 already: packages for each board, as it is
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the verb."""
-    parser.add_argument("model", metavar="pkg.module:build", help="function that returns the module in evaluation mode")
-    parser.add_argument("--weights", type=Path, metavar="F.safetensors", help="state of the module; else as it is built")
     parser.add_argument(
-        "--calibration", type=Path, required=True, metavar="X.npz", help="x (N, ...) as the module reads it; y (N,) for accuracy"
+        "model",
+        metavar="pkg.module:build|M.onnx|M.tflite",
+        help="function that returns the module in evaluation mode, or a file",
     )
-    parser.add_argument("--cut", default="auto", metavar="auto|NAME", help="module behind which the frozen encoder ends")
+    parser.add_argument(
+        "--weights", type=Path, metavar="F.safetensors", help="state of the module, or tensors of the file to replace"
+    )
+    parser.add_argument(
+        "--calibration",
+        metavar="X.npz|pkg.module:loader",
+        help="x (N, ...) as the model reads it; y (N,) for accuracies and new heads; subject, writer, speaker or record (N,) to "
+        "hold out whole people; or a function that returns batches of x and y; may be left out for a .tflite file",
+    )
+    parser.add_argument(
+        "--cut",
+        default="auto",
+        metavar="auto|last|NAME",
+        help="module behind which the frozen encoder ends; auto: the best that fits each board; last: before the last Linear",
+    )
+    parser.add_argument("--widths", default="1", metavar="W[,W]", help="shares of the channels to try, in (0, 1]; default 1")
     quantization = parser.add_argument_group("quantization")
     quantization.add_argument(
         "--range-rule",
@@ -47,21 +66,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Convert, write, tell."""
     boards = _boards(options.boards)
-    if options.model.endswith(".onnx"):
-        raise ConfigError(f"model {options.model}: ONNX files are not read by this version; expected pkg.module:build")
-    try:
-        from fedmote_convert import convert, output, report, sources
-        from fedmote_convert.calibration import RangeRule, Recipe
-    except ModuleNotFoundError as error:
-        if error.name != "torch":
-            raise
-        raise ConfigError("convert needs torch: install fedmote[torch]") from error
+    widths = _widths(options.widths)
+    from fedmote_convert import output, pareto, report, sources, tiers
+    from fedmote_convert.calibration import RangeRule, Recipe
+
     if options.output.exists() and not options.output.is_dir():  # said before the work, not after it
         raise ConfigError(f"-o {options.output}: found a file, expected a directory")
-    calibration = sources.load_calibration(options.calibration)
-    module, model_id = sources.load_module(options.model)
-    if options.weights is not None:
-        sources.load_weights(module, options.weights)
+    if options.model.lower().endswith(".tflite"):
+        return _run_tflite(options, boards)
+    if options.calibration is None:
+        raise ConfigError("--calibration is missing: expected X.npz or pkg.module:loader, samples as the model reads them")
+    calibration = sources.load_samples(options.calibration)
+    model, model_id = sources.load_model(options.model, options.weights)
     trained = sources.load_ranges(options.ranges) if options.ranges is not None else None
     recipe = Recipe(
         range_rule=RangeRule(options.range_rule),
@@ -71,12 +87,42 @@ def run(options: argparse.Namespace) -> int:
         weight_bits={} if trained is None else trained.weight_bits,
         weight_budget_bytes=options.weight_budget,
     )
-    conversion = convert.convert(
-        module, calibration.x, boards, model_id=model_id, cut=options.cut, recipe=recipe, y=calibration.y, progress=_say
+    result = tiers.convert_tiers(
+        model,
+        calibration.x,
+        boards,
+        model_id=model_id,
+        cut=options.cut,
+        widths=widths,
+        recipe=recipe,
+        y=calibration.y,
+        owners=calibration.owners,
+        progress=_say,
     )
-    content = output.write(conversion, boards, options.output)
+    content = output.write(result, options.output)
+    if output.is_plotted(content) and not pareto.has_matplotlib():
+        _say("pareto.png is left out: matplotlib is not installed; report.html has the same pictures")
     _say(f"written to {options.output}")
     sys.stdout.write(json.dumps(content) + "\n" if options.json else report.table(content))
+    return 0
+
+
+def _run_tflite(options: argparse.Namespace, boards: list[Board]) -> int:
+    from fedmote_convert import sources, tflite_source
+
+    if options.weights is not None:
+        raise ConfigError("--weights: a .tflite file is quantized already; convert the float model with these weights")
+    calibration = None if options.calibration is None else sources.load_samples(options.calibration)
+    if _widths(options.widths) != [1.0]:
+        raise ConfigError("--widths: a .tflite file is as wide as it is; convert the float model")
+    cut = None if options.cut in ("auto", "last") else options.cut
+    imported = tflite_source.import_model(Path(options.model), boards, calibration, cut)
+    content = tflite_source.write(imported, boards, options.output)
+    _say(f"written to {options.output}")
+    if options.json:
+        sys.stdout.write(json.dumps(content) + "\n")
+    else:
+        tflite_source.table(content, sys.stdout)
     return 0
 
 
@@ -85,6 +131,18 @@ def _boards(text: str) -> list[Board]:
     if not names:
         raise ConfigError(f"--boards {text!r}: expected names, separated by commas, of {', '.join(board_names())}")
     return [Board.load(name) for name in names]
+
+
+def _widths(text: str) -> list[float]:
+    try:
+        widths = [float(part) for part in text.split(",")]
+    except ValueError:
+        widths = []
+    if not widths or not all(0 < width <= 1 for width in widths):
+        raise ConfigError(
+            f"--widths {text!r}: expected shares of the channels in (0, 1], separated by commas, such as 1,0.5,0.25"
+        )
+    return widths
 
 
 def _say(text: str) -> None:

@@ -4,17 +4,23 @@
 An edge is a candidate if its activation is all that the rest of the network needs: one live tensor. Inside a residual block
 two are alive, and a device would have to keep both per sample. Of the candidates, those are feasible whose rest is one Linear, or
 two with a ReLU or nothing between them, apart from reshapes in front, which cost a device nothing and therefore belong to the
-encoder wherever they are named. By itself the cut leaves one Linear; two are asked for by naming an edge.
+encoder wherever they are named. The last cut leaves one Linear; two are asked for by naming an edge.
+
+What else can be made of an edge, and which one suits a board, is for `forms` and `choice`.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from fedmote.errors import ConfigError, ConversionError, UnsupportedOpError
 from fedmote.package.graph import Activation, Graph, HeadLayer, Op, OpKind
+from fedmote.package.importer import cut_graph
 from fedmote_convert.sketch import Capture
+
+LAST = "last"  # the last edge whose rest is one Linear
 
 
 @dataclass(frozen=True)
@@ -55,37 +61,35 @@ class Cut:
     candidates: tuple[Candidate, ...]
 
 
-def cut_at(captured: Capture, where: str = "auto") -> Cut:
+def cut_at(captured: Capture, where: str = LAST) -> Cut:
     """Split a captured network.
 
     Args:
         captured: the whole network.
-        where: "auto", the path of a module (its last result is meant), or the name of an activation.
+        where: "last", the path of a module (its last result is meant), or the name of an activation.
 
     Raises:
         ConfigError: no module or activation has that name.
         UnsupportedOpError: the edge lies inside a residual block, or the rest is neither one Linear nor two.
     """
     graph = captured.graph
-    candidates = _candidates(captured)
-    if where == "auto":
+    candidates = candidates_of(captured)
+    if where == LAST:
         name, reason = _choose(graph, candidates)
     else:
-        name, reason = _find(captured, where), f"cut behind {where}, as asked for"
+        name, reason = edge_at(captured, where), f"cut behind {where}, as asked for"
         _check(graph, name, where, candidates)
-    position = _linear_index(graph, name)
+    position = linear_index(graph, name)
     linear = graph.ops[position]
     features = linear.inputs[0]
     encoder_ops = graph.ops[:position]
-    names = {graph.input, *(op.output for op in encoder_ops)}
-    activations = {key: value for key, value in graph.activations.items() if key in names}
-    encoder = replace(graph, output=features, activations=activations, ops=encoder_ops)
+    encoder = cut_graph(replace(graph, ops=encoder_ops), features)
     if not any(op.kind is not OpKind.RESHAPE for op in encoder_ops):
         raise ConversionError(f"{linear.name}: the model is its head alone; nothing before it would be left to freeze")
     return Cut(encoder, _head_layers(graph.ops[position:], captured), _count(graph, features), name, reason, candidates)
 
 
-def _live(graph: Graph, position: int) -> list[str]:
+def live(graph: Graph, position: int) -> list[str]:
     """Activations that operators after `position` read and that are made up to it; -1 is in front of the first."""
     made = {graph.input, *(op.output for op in graph.ops[: position + 1])}
     read = [name for op in graph.ops[position + 1 :] for name in op.inputs if name in made]
@@ -94,26 +98,25 @@ def _live(graph: Graph, position: int) -> list[str]:
     return list(dict.fromkeys(read))
 
 
-def _candidates(captured: Capture) -> tuple[Candidate, ...]:
+def candidates_of(captured: Capture) -> tuple[Candidate, ...]:
+    """All single-tensor edges of the network, in order of execution."""
     graph = captured.graph
     found = []
     for position, op in enumerate(graph.ops[:-1]):
-        if _live(graph, position) == [op.output] and op.output in captured.modules:  # explicit padding has no module
-            module = _module(captured, op.output)
+        if live(graph, position) == [op.output] and op.output in captured.modules:  # explicit padding has no module
+            module = module_of(captured, op.output)
             found.append(Candidate(op.output, module, _count(graph, op.output), _refusal(graph.ops[position + 1 :])))
     return tuple(found)
 
 
-def _module(captured: Capture, name: str) -> str:
+def module_of(captured: Capture, name: str) -> str:
+    """Path of the innermost module that made an activation, or the activation's name."""
     paths = captured.modules.get(name, ())
     return paths[-1] if paths else name
 
 
 def _count(graph: Graph, name: str) -> int:
-    count = 1
-    for size in graph.activations[name].shape:
-        count *= size
-    return count
+    return math.prod(graph.activations[name].shape)
 
 
 def _refusal(rest: Sequence[Op]) -> str:
@@ -156,21 +159,25 @@ def _choose(graph: Graph, candidates: Sequence[Candidate]) -> tuple[str, str]:
         )
     chosen = feasible[-1]
     reason = f"last edge whose rest is one Linear: {chosen.features} features behind {chosen.module}"
-    linear = _linear_index(graph, chosen.name)
-    others = [candidate.module for candidate in feasible[:-1] if _linear_index(graph, candidate.name) == linear]
+    linear = linear_index(graph, chosen.name)
+    others = [candidate.module for candidate in feasible[:-1] if linear_index(graph, candidate.name) == linear]
     if others:
         reason += f"; the same features as behind {', '.join(others)}"
     return chosen.name, reason
 
 
-def _find(captured: Capture, where: str) -> str:
-    """The activation of that name, or the last one made inside the module of that path."""
+def edge_at(captured: Capture, where: str) -> str:
+    """The activation of that name, or the last one made inside the module of that path.
+
+    Raises:
+        ConfigError: no module or activation has that name.
+    """
     if where in captured.graph.activations:
         return where
     inside = [op.output for op in captured.graph.ops if where in captured.modules.get(op.output, ())]
     if not inside:
         modules = dict.fromkeys(path for paths in captured.modules.values() for path in paths)
-        raise ConfigError(f"--cut {where}: no such module or activation; expected auto or one of {', '.join(modules)}")
+        raise ConfigError(f"--cut {where}: no such module or activation; expected auto, last or one of {', '.join(modules)}")
     return inside[-1]
 
 
@@ -178,9 +185,9 @@ def _check(graph: Graph, name: str, where: str, candidates: Sequence[Candidate])
     feasible = [candidate.module for candidate in candidates if not candidate.refusal]
     hint = f"cut behind {' or '.join(feasible)}" if feasible else "end the model with one nn.Linear"
     position = next((index for index, op in enumerate(graph.ops) if op.output == name), -1)
-    live = _live(graph, position)
-    if live != [name]:
-        others = " and ".join(other for other in live if other != name)
+    alive = live(graph, position)
+    if alive != [name]:
+        others = " and ".join(other for other in alive if other != name)
         raise UnsupportedOpError(
             where, f"the rest of the network also needs {others}: it lies inside a branch or residual block", hint
         )
@@ -189,7 +196,7 @@ def _check(graph: Graph, name: str, where: str, candidates: Sequence[Candidate])
         raise UnsupportedOpError(where, refusal, hint)
 
 
-def _linear_index(graph: Graph, name: str) -> int:
+def linear_index(graph: Graph, name: str) -> int:
     """Index of the first Linear that a feasible cut leaves to the head."""
     start = next((index for index, op in enumerate(graph.ops) if op.output == name), -1) + 1
     return next(index for index in range(start, len(graph.ops)) if graph.ops[index].kind is OpKind.FULLY_CONNECTED)

@@ -28,6 +28,8 @@ from fedmote_convert.statistics import Channels
 
 # Factors of one activation within this of their geometric mean: a channel that hardly lives must not get all the resolution.
 _LARGEST_FACTOR = 2.0**6
+# Factors are powers of 2^(1/4): weights that differ by a rounding error, as exporters' do, then get the same ones.
+_FACTOR_STEPS = 4
 _PASSING = (OpKind.RELU, OpKind.LEAKY_RELU, OpKind.MAX_POOL_2D, OpKind.AVERAGE_POOL_2D, OpKind.MEAN)
 _HOMOGENEOUS = (Activation.NONE, Activation.RELU)
 
@@ -125,7 +127,8 @@ def _factors(reader: Op, seen: Channels) -> NDArray[np.float32]:
     if not is_alive.any():
         return np.ones(len(reach), np.float32)
     logs = np.log2(wanted, out=np.zeros_like(wanted), where=is_alive)
-    logs = np.where(is_alive, logs - logs[is_alive].mean(), 0.0)
+    steps = _FACTOR_STEPS * (logs - logs[is_alive].mean())
+    logs = np.where(is_alive, np.round(steps) / _FACTOR_STEPS, 0.0)
     return np.asarray(np.exp2(np.clip(logs, -np.log2(_LARGEST_FACTOR), np.log2(_LARGEST_FACTOR))), np.float32)
 
 

@@ -11,7 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
-from fedmote.errors import UnsupportedOpError
+import numpy as np
+
+from fedmote.package import fixed_point
 from fedmote.package.graph import BINARY, Activation, Graph, Op, OpKind
 
 Pass = Callable[[Graph], Graph]
@@ -29,53 +31,98 @@ def run_passes(graph: Graph) -> Graph:
 
 
 def drop_identities(graph: Graph) -> Graph:
-    """Remove what changes nothing: dropout, identity, views to the same shape.
+    """Remove what changes nothing: dropout, identity, views to the same shape, slices of the whole.
 
-    Before: a -> RESHAPE -> b of one shape. After: readers of b read a.
+    Before: a -> RESHAPE | STRIDED_SLICE in steps of one -> b of one shape. After: readers of b read a.
     """
-    identities = [op for op in graph.ops if op.kind is OpKind.RESHAPE and _shape(graph, op.output) == _shape(graph, op.inputs[0])]
+    identities = [op for op in graph.ops if _is_identity(op) and _shape(graph, op.output) == _shape(graph, op.inputs[0])]
     for op in identities:
         graph = _without(graph, op)
     return graph
 
 
+def _is_identity(op: Op) -> bool:
+    """Whether an operator changes nothing if it keeps the shape; a slice in steps of -1 turns an axis round."""
+    return op.kind is OpKind.RESHAPE or (op.kind is OpKind.STRIDED_SLICE and set(op.steps) == {1})
+
+
+def join_reshapes(graph: Graph) -> Graph:
+    """Read memory as it is in the end, not as it was called on the way.
+
+    Before: a -> RESHAPE -> RESHAPE -> c. After: a -> RESHAPE -> c, and nothing where a and c have one shape.
+    """
+    for op in graph.ops:
+        current = _producer(graph, op.output) if op.kind is OpKind.RESHAPE else None
+        producer = None if current is None else _producer(graph, current.inputs[0])
+        if current is not None and producer is not None and producer.kind is OpKind.RESHAPE:
+            graph = _replace_op(graph, current, replace(current, inputs=producer.inputs))
+    return drop_identities(_without_unread(graph))
+
+
 def fold_batch_norms(graph: Graph) -> Graph:
     """Move each batch normalisation into the weights of the operator before it; the values follow when weights are bound.
 
-    Before: CONV_2D | DEPTHWISE_CONV_2D | FULLY_CONNECTED -> batch norm. After: the operator, with the norm in its source.
-
-    Raises:
-        UnsupportedOpError: the norm is not the only reader of such an operator.
+    Before: CONV_2D | DEPTHWISE_CONV_2D | FULLY_CONNECTED -> batch norm. After: the operator, with the norm in its source. A norm
+    behind anything else stays: it is a depthwise convolution with a kernel of one pixel. One of features stands between two
+    RESHAPE, which go with it.
     """
     for norm in [op for op in graph.ops if _is_batch_norm(op)]:
-        producer = _producer(graph, norm.inputs[0])
-        if (
-            producer is None
-            or producer.source is None
-            or producer.kind not in _WEIGHTED
-            or producer.activation is not Activation.NONE
-            or not _is_read_once(graph, producer.output)
-        ):
-            raise UnsupportedOpError(
-                norm.name,
-                "a batch normalisation that cannot be folded into the weights before it",
-                "put it directly behind a convolution or Linear whose result nothing else reads",
-            )
-        assert norm.source is not None  # _is_batch_norm
+        reshape = _sole_producer(graph, norm)
+        is_of_features = reshape is not None and reshape.kind is OpKind.RESHAPE
+        producer = _sole_producer(graph, reshape) if is_of_features and reshape is not None else reshape
+        if producer is None or producer.kind not in _WEIGHTED or producer.activation is not Activation.NONE:
+            continue
+        if is_of_features and producer.kind is not OpKind.FULLY_CONNECTED:
+            continue
+        assert norm.source is not None and producer.source is not None  # both have weights
+        if norm.source.chw != (producer.source.chw if _is_batch_norm(producer) else None):
+            continue
         source = replace(producer.source, batch_norm=producer.source.batch_norm + norm.source.batch_norm)
-        graph = _merge(graph, producer, norm, source=source)
-    return graph
+        if is_of_features:
+            graph = _without(_replace_op(graph, producer, replace(producer, source=source)), norm)
+        else:
+            graph = _merge(graph, producer, norm, source=source)
+    return join_reshapes(graph)
+
+
+def fold_batch_norms_forward(graph: Graph) -> Graph:
+    """Move a batch normalisation that is left into the weights of the operator behind it, where that pads nothing.
+
+    A padded zero would have to be what the norm makes of a zero less its offset, so in front of a PAD it stays.
+
+    Before: batch norm -> CONV_2D | DEPTHWISE_CONV_2D | FULLY_CONNECTED. After: the operator, with the norm in its source.
+    """
+    for op in graph.ops:
+        if op.kind not in _WEIGHTED or _is_batch_norm(op) or op.padding != "VALID" or op.source is None:
+            continue
+        norm = _sole_producer(graph, op)
+        if norm is not None and op.kind is OpKind.FULLY_CONNECTED and norm.kind is OpKind.RESHAPE:
+            norm = _sole_producer(graph, norm)
+            if norm is None or norm.source is None or norm.source.chw != op.source.chw or not _is_pixel(graph, norm.output):
+                continue
+        if norm is None or norm.source is None or not _is_batch_norm(norm) or norm.activation is not Activation.NONE:
+            continue
+        source = replace(op.source, input_norm=norm.source.batch_norm + op.source.input_norm)
+        graph = _without(_replace_op(graph, op, replace(_current(graph, op), source=source)), norm)
+    return join_reshapes(graph)
+
+
+def _is_pixel(graph: Graph, name: str) -> bool:
+    """Whether an activation is an image of one pixel."""
+    return _shape(graph, name)[:3] == (1, 1, 1)
 
 
 def join_activations(graph: Graph) -> Graph:
     """Make one of two clamps in a row.
 
-    Before: RELU -> RELU6, or any other pair. After: one RELU with the narrower interval.
+    Before: RELU -> RELU6, or any other pair that is a clamp which an activation has. After: one RELU with the narrower interval.
     """
     for op in graph.ops:
         producer = _sole_producer(graph, op) if op.kind is OpKind.RELU else None
         if producer is not None and producer.kind is OpKind.RELU:
-            narrower = Activation.RELU6 if Activation.RELU6 in (op.activation, producer.activation) else Activation.RELU
+            if Activation.RELU_N1_TO_1 in (op.activation, producer.activation) and op.activation is not producer.activation:
+                continue
+            narrower = Activation.RELU6 if Activation.RELU6 in (op.activation, producer.activation) else op.activation
             graph = _merge(graph, producer, replace(op, activation=narrower), kind=OpKind.RELU, activation=narrower)
     return graph
 
@@ -92,14 +139,27 @@ def fuse_activations(graph: Graph) -> Graph:
     return graph
 
 
+def write_lone_clamps_as_products(graph: Graph) -> Graph:
+    """Let a product by one do a clamp to [-1, 1] that nothing before it can: as an operator TensorFlow Lite Micro lacks it.
+
+    Before: RELU with RELU_N1_TO_1. After: MUL by 1 with that activation.
+    """
+    ops = []
+    for op in graph.ops:
+        if op.kind is OpKind.RELU and op.activation is Activation.RELU_N1_TO_1:
+            op = replace(op, kind=OpKind.MUL, constant=np.ones(1, np.float32))
+        ops.append(op)
+    return replace(graph, ops=tuple(ops))
+
+
 def join_pads(graph: Graph) -> Graph:
     """Make one of two paddings in a row.
 
-    Before: PAD -> PAD. After: PAD by the sums.
+    Before: PAD -> PAD of the same value. After: PAD by the sums.
     """
     for op in graph.ops:
         producer = _sole_producer(graph, op) if op.kind is OpKind.PAD else None
-        if producer is not None and producer.kind is OpKind.PAD:
+        if producer is not None and producer.kind is OpKind.PAD and producer.pad_value == op.pad_value:
             top, bottom, left, right = (one + two for one, two in zip(producer.pads, op.pads, strict=True))
             graph = _merge(graph, producer, op, pads=(top, bottom, left, right))
     return graph
@@ -113,7 +173,7 @@ def average_over_the_whole_image(graph: Graph) -> Graph:
     ops = []
     for op in graph.ops:
         _, height, width, *_ = (*_shape(graph, op.inputs[0]), 0, 0)
-        is_whole = op.kind is OpKind.AVERAGE_POOL_2D and op.kernel == (height, width)
+        is_whole = op.kind is OpKind.AVERAGE_POOL_2D and op.kernel == (height, width) and op.padding == "VALID"
         if is_whole and op.activation is Activation.NONE:
             op = Op(OpKind.MEAN, op.name, op.inputs, op.output)
         ops.append(op)
@@ -139,7 +199,8 @@ def legalise_padding(graph: Graph) -> Graph:
     stride 1 becomes SAME, stride 2 mostly stays a PAD whose unread far rows are cut off.
 
     Before: PAD -> CONV_2D | DEPTHWISE_CONV_2D. After: the operator with SAME, or with VALID behind a smaller PAD or none.
-    Before: PAD -> pool. After: the pool behind a smaller PAD (SAME would not count the padding).
+    Before: PAD -> pool. After: the pool behind a smaller PAD (SAME would not count the padding); a maximum over padding that is
+    below all values is one with SAME.
     """
     for op in graph.ops:
         pad = _sole_producer(graph, op) if op.kind in (*_CONVOLUTIONS, *_POOLS) else None
@@ -149,11 +210,18 @@ def legalise_padding(graph: Graph) -> Graph:
         columns = _trim(graph, pad, op, axis=1)
         if (*rows, *columns) == (0, 0, 0, 0):
             graph = _skip(graph, pad, replace(op, inputs=pad.inputs))
-        elif op.kind in _CONVOLUTIONS and _is_same(graph, pad, op, 0, rows) and _is_same(graph, pad, op, 1, columns):
+        elif _is_as_tflite_pads(pad, op) and _is_same(graph, pad, op, 0, rows) and _is_same(graph, pad, op, 1, columns):
             graph = _skip(graph, pad, replace(op, padding="SAME", inputs=pad.inputs))
         else:
             graph = _resize_pad(graph, pad, (*rows, *columns))
     return graph
+
+
+def _is_as_tflite_pads(pad: Op, op: Op) -> bool:
+    """Whether what stands in the padding is what SAME takes there: zeros in convolutions, nothing in a maximum."""
+    if op.kind is OpKind.MAX_POOL_2D:
+        return pad.pad_value == fixed_point.INT8_MIN
+    return op.kind in _CONVOLUTIONS and pad.pad_value is None
 
 
 def _reach(op: Op, axis: int) -> int:
@@ -200,6 +268,11 @@ def _producer(graph: Graph, name: str) -> Op | None:
     return next((op for op in graph.ops if op.output == name), None)
 
 
+def _current(graph: Graph, op: Op) -> Op:
+    """The operator as it is in the graph by now."""
+    return next(current for current in graph.ops if current.output == op.output)
+
+
 def _is_read_once(graph: Graph, name: str) -> bool:
     return name != graph.output and sum(op.inputs.count(name) for op in graph.ops) == 1
 
@@ -218,6 +291,16 @@ def _with_ops(graph: Graph, ops: Iterable[Op], output: str | None = None) -> Gra
     used = {graph.input, *(op.output for op in ops)}
     activations = {name: activation for name, activation in graph.activations.items() if name in used}
     return replace(graph, ops=ops, activations=activations, output=output or graph.output)
+
+
+def _without_unread(graph: Graph) -> Graph:
+    """The graph without operators whose results nobody reads."""
+    needed, kept = {graph.output}, []
+    for op in reversed(graph.ops):
+        if op.output in needed:
+            needed.update(op.inputs)
+            kept.append(op)
+    return _with_ops(graph, reversed(kept))
 
 
 def _replace_op(graph: Graph, old: Op, new: Op) -> Graph:
@@ -250,11 +333,14 @@ def _without(graph: Graph, gone: Op) -> Graph:
 
 PASSES: tuple[Pass, ...] = (
     drop_identities,
-    fold_batch_norms,
-    join_activations,
-    fuse_activations,
-    join_pads,
+    join_reshapes,
     average_over_the_whole_image,
     average_to_features,
+    fold_batch_norms,
+    fold_batch_norms_forward,
+    join_activations,
+    fuse_activations,
+    write_lone_clamps_as_products,
+    join_pads,
     legalise_padding,
 )

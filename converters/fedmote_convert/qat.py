@@ -41,10 +41,12 @@ from fedmote.package.quantize import activation_quantization, observation_points
 from fedmote.package.tables import fixed_quantization
 from fedmote_convert.calibration import with_weight_bits
 from fedmote_convert.capture import capture
-from fedmote_convert.cut import cut_at
+from fedmote_convert.cut import LAST, cut_at
 from fedmote_convert.passes import run_passes
 
 _LEVELS = 255
+# Layouts of weights (fold.bind) whose torch order the layers here take.
+_LAYOUTS = ("conv1d", "conv2d", "depthwise1d", "depthwise2d", "linear", "linear_chw", "pixel_linear")
 
 
 class FakeQuantized(nn.Module):
@@ -61,7 +63,7 @@ class FakeQuantized(nn.Module):
     """
 
     def __init__(
-        self, module: nn.Module, x: NDArray[np.float32], *, cut: str = "auto", weight_bits: int | Mapping[str, int] = 8
+        self, module: nn.Module, x: NDArray[np.float32], *, cut: str = LAST, weight_bits: int | Mapping[str, int] = 8
     ) -> None:
         super().__init__()
         captured = capture(module, x.shape[1:])
@@ -73,7 +75,9 @@ class FakeQuantized(nn.Module):
         self._template = with_weight_bits(template, self.weight_bits)
         self._head = split.head
         _check(self._template)
-        seen = observe(bind(template, captured.tensors), arrange(x, layout_of(x.shape[1:]), graph_shape(x.shape[1:])))
+        layout = captured.input_layout or layout_of(x.shape[1:])
+        self._is_channels_first = layout == layout_of(x.shape[1:])
+        seen = observe(bind(template, captured.tensors), arrange(x, layout, graph_shape(x.shape[1:], layout)))
         self._points = observation_points(template)
         limits = torch.tensor([seen[name] for name in self._points])
         self.low = nn.Parameter(limits[:, 0].clamp(max=0))
@@ -109,7 +113,8 @@ class FakeQuantized(nn.Module):
         graph = self._template
         limits = {name: (self.low[number], self.high[number]) for number, name in enumerate(self._points)}
         limits[graph.input] = (torch.tensor(self._input_range[0]), torch.tensor(self._input_range[1]))
-        arranged = x.movedim(1, -1).reshape(len(x), *graph.activations[graph.input].shape[1:])
+        channels_last = x.movedim(1, -1) if self._is_channels_first else x
+        arranged = channels_last.reshape(len(x), *graph.activations[graph.input].shape[1:])
         values = {graph.input: fake_quantize(arranged, *limits[graph.input])}
         known = {name: activation_quantization(name, *(float(end.detach()) for end in ends)) for name, ends in limits.items()}
         for op in graph.ops:
@@ -208,6 +213,15 @@ def _check(template: Graph) -> None:
         if op.kind not in _RUNNERS and op.kind not in WEIGHTED:
             reason = f"{op.kind} in a quantization-aware training"
             raise UnsupportedOpError(op.name, reason, f"train what is made of {', '.join((*WEIGHTED, *_RUNNERS))}")
+        if op.pad_value is not None or (op.kind is OpKind.AVERAGE_POOL_2D and op.padding != "VALID"):
+            raise UnsupportedOpError(op.name, "such padding in a quantization-aware training", "pad convolutions, with zeros")
+        source = op.source
+        if source is None:
+            continue
+        is_plain = not source.input_norm and all(norm.weight is not None for norm in source.batch_norm)
+        if source.layout not in _LAYOUTS or not is_plain:
+            hint = "give every layer weights of its own, and batch normalisations parameters and a place right behind a layer"
+            raise UnsupportedOpError(op.name, "weights of this kind in a quantization-aware training", hint)
 
 
 def _weights(op: Op, state: Mapping[str, Tensor], input_quantization: Quantization) -> tuple[Tensor, Tensor, NDArray[np.float64]]:
@@ -217,6 +231,7 @@ def _weights(op: Op, state: Mapping[str, Tensor], input_quantization: Quantizati
     weight = state[source.weight].double()
     bias = weight.new_zeros(len(weight)) if source.bias is None else state[source.bias].double()
     for norm in source.batch_norm:
+        assert norm.weight is not None and norm.bias is not None  # _check
         factor = state[norm.weight].double() / torch.sqrt(state[norm.running_var].double() + norm.eps)
         weight = weight * factor.reshape(-1, *[1] * (weight.ndim - 1))
         bias = (bias - state[norm.running_mean].double()) * factor + state[norm.bias].double()
@@ -243,7 +258,8 @@ def _run(
 
 
 def _convolve(op: Op, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    weight = weight.unsqueeze(2) if weight.ndim == 3 else weight
+    if weight.ndim < 4:  # a sequence has height 1; a dense layer over pixels reads one at a time
+        weight = weight.unsqueeze(2) if weight.ndim == 3 else weight[:, :, None, None]
     window = window_of(op, (1, *x.shape[1:]))
     padded = F.pad(x.movedim(-1, 1), (window.pad_left, window.pad_right, window.pad_top, window.pad_bottom))
     groups = x.shape[-1] // weight.shape[1]
@@ -261,9 +277,12 @@ def _binary(graph: Graph, op: Op, values: Mapping[str, Tensor]) -> Tensor:
 
 
 def _pool(graph: Graph, op: Op, values: Mapping[str, Tensor]) -> Tensor:
-    x = values[op.inputs[0]].movedim(-1, 1)
+    source = values[op.inputs[0]]
+    x = source.movedim(-1, 1)
     if op.kind is OpKind.MAX_POOL_2D:
-        return F.max_pool2d(x, op.kernel, op.stride).movedim(1, -1)
+        window = window_of(op, (1, *source.shape[1:]))
+        pads = (window.pad_left, window.pad_right, window.pad_top, window.pad_bottom)
+        return F.max_pool2d(F.pad(x, pads, value=-torch.inf), op.kernel, op.stride).movedim(1, -1)
     return F.avg_pool2d(x, op.kernel, op.stride).movedim(1, -1)
 
 

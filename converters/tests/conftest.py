@@ -11,9 +11,13 @@ from torch import nn
 from fedmote.lab.models import digits_cnn, har_cnn, residual_cnn
 from fedmote.package.execute import run_float
 from fedmote.package.fold import bind
+from fedmote.package.graph import Graph
 from fedmote.package.inputs import arrange, graph_shape, layout_of
 from fedmote_convert.capture import capture
 from fedmote_convert.passes import PASSES
+from fedmote_convert.sketch import Capture
+
+from .random_modules import random_values
 
 SHARED = Path(os.environ.get("FEDMOTE_SHARED", Path(__file__).resolve().parents[2].parent / "shared"))
 
@@ -22,13 +26,8 @@ torch.set_num_threads(1)
 
 def seeded(module: nn.Module, seed: int) -> nn.Module:
     """The module in evaluation mode with random parameters and random, far from neutral, statistics."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, tensor in module.state_dict().items():
-            if not tensor.is_floating_point():
-                continue
-            values = torch.rand(tensor.shape, generator=generator)
-            tensor.copy_(0.5 + values if "running_var" in name else values - 0.5)
+    for name, tensor, values in random_values(module, seed):
+        tensor.copy_(0.5 + values if "running_var" in name else values - 0.5)
     return module.eval()
 
 
@@ -124,23 +123,25 @@ def sample(request) -> Sample:
     return request.getfixturevalue(request.param)
 
 
+def every_pass_computes(captured: Capture, x: np.ndarray, expected: np.ndarray) -> Graph:
+    """Checks the graph on samples after every pass; returns the last graph."""
+    graph = captured.graph
+    samples = arrange(x, captured.input_layout, graph_shape(captured.sample_shape, captured.input_layout))
+    for function in (lambda same: same, *PASSES):
+        graph = function(graph)
+        actual = run_float(bind(graph, captured.tensors), samples)
+        np.testing.assert_allclose(actual.reshape(expected.shape), expected, rtol=1e-4, atol=1e-5)
+    return graph
+
+
 @pytest.fixture
 def assert_equals_torch():
-    """Checks the graph of a module against torch after every pass that leaves it executable; returns the last graph."""
+    """Checks the graph of a module against torch after every pass; returns the last graph."""
 
     def check(module: nn.Module, shape: tuple[int, ...], seed: int = 0):
         print("seed", seed)
         module = seeded(module, seed)
         x = np.random.default_rng(seed).standard_normal((3, *shape)).astype(np.float32)
-        expected = outputs_of(module, x)
-        captured = capture(module, shape)
-        graph = captured.graph
-        for function in (lambda same: same, *PASSES):
-            graph = function(graph)
-            if any(op.source is not None and op.source.layout == "batch_norm" for op in graph.ops):
-                continue
-            actual = run_float(bind(graph, captured.tensors), samples_channels_last(x))
-            np.testing.assert_allclose(actual.reshape(expected.shape), expected, rtol=1e-4, atol=1e-5)
-        return graph
+        return every_pass_computes(capture(module, shape), x, outputs_of(module, x))
 
     return check

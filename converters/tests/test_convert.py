@@ -15,7 +15,8 @@ from fedmote.package.execute import run_int8
 from fedmote.package.graph import Activation, OpKind
 from fedmote.package.partition import evaluate, push, run_features
 from fedmote.package.quantize import dequantize_values, quantize_input
-from fedmote_convert import convert as convert_module
+from fedmote_convert import forms
+from fedmote_convert.bench.interpreters import run_litert, run_tflite_micro
 from fedmote_convert.calibration import Recipe
 from fedmote_convert.convert import convert
 from fedmote_convert.passes import run_passes
@@ -43,29 +44,13 @@ def int8_inputs(package, x, seed=7):
 
 
 def tflite_micro(tflite, x):
-    runtime = pytest.importorskip("tflite_micro.python.tflite_micro.runtime")
-    interpreter = runtime.Interpreter.from_bytes(tflite, arena_size=1 << 20)
-    outputs = []
-    for sample in x:
-        interpreter.set_input(sample[None], 0)
-        interpreter.invoke()
-        outputs.append(interpreter.get_output(0)[0])
-    return np.stack(outputs)
+    pytest.importorskip("tflite_micro")
+    return run_tflite_micro(tflite, x)
 
 
 def litert_reference(tflite, x):
-    litert = pytest.importorskip("ai_edge_litert.interpreter")
-    interpreter = litert.Interpreter(
-        model_content=tflite, experimental_op_resolver_type=litert.OpResolverType.BUILTIN_REF, num_threads=1
-    )
-    interpreter.allocate_tensors()
-    source, target = interpreter.get_input_details()[0]["index"], interpreter.get_output_details()[0]["index"]
-    outputs = []
-    for sample in x:
-        interpreter.set_tensor(source, sample[None])
-        interpreter.invoke()
-        outputs.append(interpreter.get_tensor(target)[0])
-    return np.stack(outputs)
+    pytest.importorskip("ai_edge_litert")
+    return run_litert(tflite, x, is_reference=True)
 
 
 def test_the_encoder_equals_tflite_micro_in_every_byte(sample):
@@ -205,7 +190,7 @@ def test_a_graph_that_differs_from_the_module_is_our_error(digits, monkeypatch):
         first, *rest = run_passes(graph).ops
         return replace(run_passes(graph), ops=(replace(first, activation=Activation.NONE), *rest))
 
-    monkeypatch.setattr(convert_module, "run_passes", wrong_passes)
+    monkeypatch.setattr(forms, "run_passes", wrong_passes)
 
     with pytest.raises(FedmoteError, match="please report it") as caught:
         converted(digits)

@@ -21,7 +21,7 @@ def residual():
     return capture(residual_cnn(), (3, 8, 8))
 
 
-def test_auto_cuts_before_the_last_linear_and_says_why(digits):
+def test_the_last_cut_is_before_the_last_linear_and_says_why(digits):
     cut = cut_at(digits)
 
     assert cut.head == (HeadLayer("head.weight", "head.bias", 48, 10),)
@@ -110,7 +110,7 @@ def test_a_model_that_does_not_end_with_one_linear_is_refused(model, place, kind
     assert f"ends with {kind}" in caught.value.reason
 
 
-@pytest.mark.parametrize("where", ["auto", "1", "0"])
+@pytest.mark.parametrize("where", ["last", "1", "0"])
 def test_a_model_that_is_one_linear_leaves_no_encoder(where):
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3), nn.Identity())
     if where == "1":

@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fedmote.errors import UnsupportedOpError
 from fedmote.package.graph import Activation, OpKind
 from fedmote_convert.capture import capture
 from fedmote_convert.passes import (
@@ -14,10 +13,13 @@ from fedmote_convert.passes import (
     average_to_features,
     drop_identities,
     fold_batch_norms,
+    fold_batch_norms_forward,
     fuse_activations,
     join_activations,
     join_pads,
+    join_reshapes,
     legalise_padding,
+    write_lone_clamps_as_products,
 )
 
 
@@ -55,6 +57,14 @@ def test_dropping_identities_keeps_a_flatten():
     assert kinds(drop_identities(captured(nn.Flatten(), (2, 3, 3)))) == [OpKind.RESHAPE]
 
 
+def test_a_slice_of_the_whole_goes_and_one_of_a_part_stays():
+    class Slices(nn.Module):
+        def forward(self, x):
+            return torch.relu(x[:, :, 0:5])[:, :, 1:5]
+
+    assert kinds(drop_identities(captured(Slices(), (2, 5)))) == [OpKind.RELU, OpKind.STRIDED_SLICE]
+
+
 def test_folded_norms_are_named_in_order_of_application():
     module = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2, eps=0.5), nn.BatchNorm2d(2))
 
@@ -65,33 +75,72 @@ def test_folded_norms_are_named_in_order_of_application():
 
 
 @pytest.mark.parametrize(
-    "module",
+    "module, expected",
     [
-        nn.Sequential(nn.Conv2d(2, 3, 1), nn.ReLU(), nn.BatchNorm2d(3)),
-        nn.Sequential(nn.BatchNorm2d(2), nn.Conv2d(2, 3, 1)),
-        nn.Sequential(nn.Conv2d(2, 3, 1), nn.MaxPool2d(2), nn.BatchNorm2d(3)),
-        nn.Sequential(nn.Conv2d(2, 3, 1), nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(3)),
+        (
+            nn.Sequential(nn.Conv2d(2, 3, 1), nn.ReLU(), nn.BatchNorm2d(3)),
+            [OpKind.CONV_2D, OpKind.RELU, OpKind.DEPTHWISE_CONV_2D],
+        ),
+        (
+            nn.Sequential(nn.MaxPool2d(2), nn.BatchNorm2d(2), nn.ReLU()),
+            [OpKind.MAX_POOL_2D, OpKind.DEPTHWISE_CONV_2D, OpKind.RELU],
+        ),
+        (
+            nn.Sequential(nn.BatchNorm2d(2), nn.Conv2d(2, 3, 3, padding=1)),
+            [OpKind.DEPTHWISE_CONV_2D, OpKind.PAD, OpKind.CONV_2D],
+        ),
     ],
 )
-def test_a_norm_that_follows_no_layer_with_weights_is_refused_by_name(module):
-    norm = next(name for name, layer in module.named_modules() if isinstance(layer, nn.BatchNorm2d))
+def test_a_norm_that_neither_side_can_take_stays_a_convolution_of_one_pixel(module, expected):
+    graph = fold_batch_norms_forward(fold_batch_norms(captured(module, (2, 4, 4))))
 
-    with pytest.raises(UnsupportedOpError, match="cannot be folded") as caught:
-        fold_batch_norms(captured(module, (2, 4, 4)))
-
-    assert caught.value.node == norm
-    assert "directly behind a convolution" in caught.value.hint
+    assert kinds(graph) == expected
+    assert [op.source.layout for op in graph.ops if op.kind is OpKind.DEPTHWISE_CONV_2D] == ["batch_norm"]
 
 
-def test_a_norm_whose_input_is_also_read_elsewhere_is_refused():
+def test_a_norm_in_front_of_a_convolution_that_pads_nothing_goes_into_its_weights():
+    module = nn.Sequential(nn.BatchNorm2d(2), nn.BatchNorm2d(2, eps=0.5), nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3))
+
+    graph = fold_batch_norms_forward(fold_batch_norms(captured(module, (2, 4, 4))))
+
+    assert kinds(graph) == [OpKind.CONV_2D]
+    source = graph.ops[0].source
+    assert [norm.running_var for norm in source.input_norm] == ["0.running_var", "1.running_var"]
+    assert [norm.running_var for norm in source.batch_norm] == ["3.running_var"]
+
+
+def test_a_norm_whose_input_is_also_read_elsewhere_stays():
     def forward(module, x):
         inner = module.conv(x)
         return module.norm(inner) + inner
 
     module = Through(forward, conv=nn.Conv2d(2, 3, 1), norm=nn.BatchNorm2d(3))
 
-    with pytest.raises(UnsupportedOpError, match=r"norm: .*cannot be folded"):
-        fold_batch_norms(captured(module, (2, 4, 4)))
+    assert kinds(fold_batch_norms(captured(module, (2, 4, 4)))) == [OpKind.CONV_2D, OpKind.DEPTHWISE_CONV_2D, OpKind.ADD]
+
+
+@pytest.mark.parametrize(
+    "layers, expected",
+    [
+        ([nn.Linear(6, 4), nn.BatchNorm1d(4), nn.BatchNorm1d(4)], [OpKind.FULLY_CONNECTED]),
+        ([nn.BatchNorm1d(6), nn.BatchNorm1d(6), nn.Linear(6, 4)], [OpKind.FULLY_CONNECTED]),
+        ([nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 4)], [OpKind.DEPTHWISE_CONV_2D, OpKind.RELU, OpKind.FULLY_CONNECTED]),
+    ],
+)
+def test_a_norm_of_features_goes_into_a_linear_or_is_an_image_of_one_pixel(layers, expected):
+    graph = join_reshapes(drop_identities(captured(nn.Sequential(*layers), (6,))))
+    graph = fold_batch_norms_forward(fold_batch_norms(graph))
+
+    assert [kind for kind in kinds(graph) if kind is not OpKind.RESHAPE] == expected
+    assert (OpKind.RESHAPE in kinds(graph)) == (OpKind.DEPTHWISE_CONV_2D in expected)
+
+
+def test_reshapes_in_a_row_become_one_and_those_that_lead_back_none():
+    module = Through(
+        lambda m, x: m.conv(x.flatten(1).view(-1, 6, 8).view(-1, 3, 2, 8).flatten(1).view(-1, 3, 4, 4)), conv=nn.Conv2d(3, 2, 1)
+    )
+
+    assert kinds(join_reshapes(drop_identities(captured(module, (3, 4, 4))))) == [OpKind.CONV_2D]
 
 
 def test_joined_clamps_keep_the_narrower_interval():
@@ -99,6 +148,14 @@ def test_joined_clamps_keep_the_narrower_interval():
         graph = join_activations(captured(nn.Sequential(*layers), (5,)))
 
         assert [(op.kind, op.activation) for op in graph.ops] == [(OpKind.RELU, Activation.RELU6)]
+
+
+def test_a_clamp_to_one_below_and_above_zero_is_joined_with_its_like_alone():
+    for layers, count in (([nn.Hardtanh(), nn.Hardtanh()], 1), ([nn.Hardtanh(), nn.ReLU()], 2), ([nn.ReLU6(), nn.Hardtanh()], 2)):
+        graph = join_activations(captured(nn.Sequential(*layers), (5,)))
+
+        assert graph.ops[0].activation is captured(nn.Sequential(layers[0]), (5,)).ops[0].activation
+        assert len(graph.ops) == count
 
 
 def test_a_clamp_is_not_fused_into_an_operator_that_others_read():
@@ -112,9 +169,19 @@ def test_a_clamp_is_not_fused_into_an_operator_that_others_read():
 
 
 def test_a_clamp_behind_the_input_or_a_mean_stays_an_operator():
-    graph = fuse_activations(captured(nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.ReLU6()), (2, 4, 4)))
+    module = nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.ReLU6())
+
+    graph = fuse_activations(average_over_the_whole_image(captured(module, (2, 4, 4))))
 
     assert kinds(graph) == [OpKind.RELU, OpKind.MEAN, OpKind.RELU]
+
+
+def test_a_clamp_between_minus_one_and_one_is_a_product_where_nothing_before_it_takes_it():
+    lone = write_lone_clamps_as_products(fuse_activations(captured(nn.Hardtanh(), (5,))))
+    fused = write_lone_clamps_as_products(fuse_activations(captured(nn.Sequential(nn.Linear(5, 3), nn.Hardtanh()), (5,))))
+
+    assert [(op.kind, op.activation) for op in lone.ops] == [(OpKind.MUL, Activation.RELU_N1_TO_1)]
+    assert [(op.kind, op.activation) for op in fused.ops] == [(OpKind.FULLY_CONNECTED, Activation.RELU_N1_TO_1)]
 
 
 def test_joined_pads_add_up():
@@ -133,7 +200,9 @@ def test_an_average_over_the_whole_image_becomes_a_mean_and_a_part_does_not():
 
 
 def test_a_mean_makes_features_without_a_reshape():
-    graph = average_to_features(captured(nn.Sequential(nn.AdaptiveAvgPool1d(1), nn.Flatten()), (3, 8)))
+    module = nn.Sequential(nn.AdaptiveAvgPool1d(1), nn.Flatten())
+
+    graph = average_to_features(average_over_the_whole_image(captured(module, (3, 8))))
 
     assert kinds(graph) == [OpKind.MEAN]
     assert graph.activations[graph.output].shape == (1, 3)
@@ -178,6 +247,26 @@ def test_padding_in_front_of_a_pool_stays_a_pad_because_same_would_not_count_it(
     graph = legalised(nn.AvgPool2d(3, stride=1, padding=1), (2, 6, 6))
 
     assert kinds(graph) == [OpKind.PAD, OpKind.AVERAGE_POOL_2D]
+
+
+@pytest.mark.parametrize("size, kernel, stride, expected", [(8, 3, 1, "SAME"), (7, 3, 2, "SAME"), (8, 3, 2, "VALID")])
+def test_a_maximum_over_padding_becomes_same_where_tflite_pads_alike(size, kernel, stride, expected):
+    graph = legalised(nn.MaxPool2d(kernel, stride=stride, padding=1), (2, size, size))
+
+    assert graph.ops[-1].padding == expected
+    assert [op.pad_value for op in graph.ops[:-1]] == ([] if expected == "SAME" else [-128])
+
+
+def test_a_maximum_over_padded_zeros_keeps_them():
+    graph = legalised(Through(lambda m, x: F.max_pool2d(F.pad(x, (1, 1, 1, 1)), 3, 1)), (2, 6, 6))
+
+    assert [(op.kind, op.pad_value) for op in graph.ops] == [(OpKind.PAD, None), (OpKind.MAX_POOL_2D, None)]
+
+
+def test_padding_of_two_values_is_not_joined():
+    graph = join_pads(captured(Through(lambda m, x: F.max_pool2d(F.pad(x, (1, 1, 1, 1)), 3, 1, padding=1)), (2, 6, 6)))
+
+    assert [op.pad_value for op in graph.ops] == [None, -128, None]
 
 
 def test_padding_that_two_operators_read_stays_whole():

@@ -32,22 +32,14 @@ def refuse(module, shape=(4, 8, 8)):
     "module, reason, hint",
     [
         (nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"), "padding of mode 'reflect'", "pad with zeros"),
-        (nn.MaxPool2d(3, stride=2, padding=1), "max pool with padding", "padding=0"),
         (nn.MaxPool2d(2, dilation=2), "max pool with dilation", "dilation=1"),
-        (nn.MaxPool2d(3, ceil_mode=True), "ceil_mode", "ceil_mode=False"),
-        (nn.AvgPool2d(3, ceil_mode=True), "ceil_mode", "ceil_mode=False"),
-        (nn.AvgPool2d(3, padding=1, count_include_pad=False), "padding is not counted", "count_include_pad=True"),
+        (nn.AvgPool2d(3, padding=1, count_include_pad=False), "is not counted", "count_include_pad=True"),
         (nn.AvgPool2d(2, divisor_override=3), "divisor 3", "divisor_override"),
         (nn.AdaptiveAvgPool2d(3), "8 x 8 to 3 x 3", "divides the input"),
-        (nn.AdaptiveMaxPool2d(1), "adaptive_max_pool2d", "MaxPool"),
-        (nn.BatchNorm2d(4, affine=False), "without parameters or statistics", "affine=True"),
-        (nn.Hardtanh(-1, 1), "clamp to [-1, 1]", "ReLU6"),
-        (nn.Softmax(2), "a softmax over axis 2", "dim=1"),
         (nn.GELU(), "aten.gelu", "ReLU"),
         (nn.LogSoftmax(1), "aten.log_softmax", "Linear that makes the logits"),
         (nn.ConvTranspose2d(4, 4, 2), "aten.conv_transpose2d", "Conv2d"),
         (nn.GroupNorm(2, 4), "aten.group_norm", "BatchNorm"),
-        (nn.Linear(8, 3), "a Linear over (1, 4, 8, 8)", "flatten"),
         (nn.PReLU(), "aten.prelu", "ReLU"),
     ],
 )
@@ -63,28 +55,16 @@ def test_an_unsupported_layer_is_refused_by_path_reason_and_hint(module, reason,
 @pytest.mark.parametrize(
     "function, reason, hint",
     [
-        (lambda x: x.mean(1), "a mean over axes [1]", "all of height and width"),
-        (lambda x: x.mean(3), "a mean over axes [3]", "all of height and width"),
-        (lambda x: x.mean(), "a mean over axes [0, 1, 2, 3]", "all of height and width"),
-        (lambda x: x - 1.0, "aten.sub", "BatchNorm"),
-        (lambda x: torch.add(x, x, alpha=2), "alpha=2", "scale"),
+        (lambda x: x.mean(), "along the batch", "one by one"),
         (lambda x: x.mean((2, 3), keepdim=True) * x[:1, :1, :, :1], "multiplication of", "one shape"),
         (lambda x: torch.cat([x, x], 0), "along the batch", "one by one"),
-        (lambda x: torch.cat([x.flatten(1), x.flatten(1)], 1), "flattened features", "before the flatten"),
-        (lambda x: torch.stack([x, x], 1), "aten.stack", "torch.cat"),
-        (lambda x: x.permute(0, 2, 3, 1), "aten.permute", "channels first"),
-        (lambda x: x.amax((2, 3)), "aten.amax", "MaxPool"),
-        (lambda x: x.max(dim=2)[0], "does not return one float32 tensor", "MaxPool"),
-        (lambda x: x.view(1, 8, 4, 8), "mix channels and positions", "flatten"),
-        (lambda x: x.view(4, 64), "a result of shape (4, 64)", "with the batch in front"),
-        (lambda x: x.view(-1, 64), "a result of shape (4, 64)", "with the batch in front"),
+        (lambda x: x.max(dim=2)[1], "aten.max.dim does not return one float32 tensor", "supported are"),
+        (lambda x: x.view(4, 64), "a result of shape (4, 64)", "the batch of 1 in front"),
+        (lambda x: x.view(-1, 64), "a result of shape (4, 64)", "the batch of 1 in front"),
         (lambda x: F.pad(x, (1, 1), value=2.0), "value 2.0", "zeros"),
         (lambda x: F.pad(x, (-1, 0)), "padding by [-1, 0]", "zero or more"),
-        (lambda x: F.pad(x, (0, 0, 0, 0, 1, 0)), "padding by [0, 0, 0, 0, 1, 0]", "height and width"),
-        (lambda x: x.clamp(max=3), "clamp to [None, 3]", "ReLU6"),
         (lambda x: x.half().float(), "does not return one float32 tensor", "supported are"),
-        (lambda x: x.flatten(1) + x.permute(0, 2, 3, 1).flatten(1), "aten.permute", "channels first"),
-        (lambda x: F.max_pool2d(x.flatten(1), 2) if x.ndim == 2 else F.relu(x.flatten(2)).sum(2), "aten.sum", "supported are"),
+        (lambda x: F.max_pool2d(x.flatten(1), 2) if x.ndim == 2 else F.relu(x.flatten(2)).sum(2), "aten.sum", "use mean"),
     ],
 )
 def test_an_unsupported_call_is_refused_by_path_of_its_module_and_name(function, reason, hint):
@@ -93,20 +73,6 @@ def test_an_unsupported_call_is_refused_by_path_of_its_module_and_name(function,
     assert error.node.startswith("1:")
     assert reason in error.reason
     assert hint in error.hint
-
-
-def test_a_sum_of_branches_flattened_in_different_orders_is_refused():
-    class Network(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.linear = nn.Linear(64, 64)
-
-        def forward(self, x):
-            features = x.flatten(1)
-            return features + self.linear(features)
-
-    with pytest.raises(UnsupportedOpError, match="do not match element by element"):
-        capture(Network().eval(), (4, 4, 4))
 
 
 def relu_through_a_view(x):
@@ -193,5 +159,5 @@ def test_a_module_that_ignores_its_input_is_refused():
 
 
 def test_samples_with_too_many_axes_are_refused():
-    with pytest.raises(UnsupportedOpError, match=r"input: a result of shape \(1, 2, 2, 2, 2\)"):
+    with pytest.raises(ConversionError, match=r"samples of shape \(2, 2, 2, 2\): expected \(C, H, W\)"):
         capture(nn.ReLU().eval(), (2, 2, 2, 2))

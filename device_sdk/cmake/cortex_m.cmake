@@ -48,13 +48,13 @@ function(fedmote_image name slots directories)
         COMMAND "${CMAKE_OBJCOPY}" -O binary "$<TARGET_FILE:${name}>" "${CMAKE_CURRENT_BINARY_DIR}/${name}.bin")
 endfunction()
 
-# fedmote_cortex_m_programs(INCLUDE <directory>... CHIP <source>... [COUNTERS <source>...] [DEVICE <source>...]): the programs
-# that board.toml names. CHIP goes into all of them, COUNTERS into those that count instructions, DEVICE into
-# fedmote-device.
+# fedmote_cortex_m_programs(INCLUDE <directory>... CHIP <source>... [COUNTERS <source>...] [STANDALONE <source>...]
+# [DEVICE <source>...]): the programs that board.toml names. CHIP goes into all of them, COUNTERS into those that count
+# instructions, DEVICE into fedmote-device, STANDALONE into all but that.
 function(fedmote_cortex_m_programs)
-    cmake_parse_arguments(port "" "" "INCLUDE;CHIP;COUNTERS;DEVICE" ${ARGN})
+    cmake_parse_arguments(port "" "" "INCLUDE;CHIP;COUNTERS;STANDALONE;DEVICE" ${ARGN})
     set(program_sources ${port_CHIP} ports/region/samples_region.c)
-    set(results_sources ${program_sources} ports/cortex_m/results.c)
+    set(results_sources ${program_sources} ${port_STANDALONE} ports/cortex_m/results.c)
     separate_arguments(programs UNIX_COMMAND "${FEDMOTE_BOARD_PROGRAMS}")
     if(FEDMOTE_FOOTPRINT_OPERATORS)
         set(programs "")
@@ -65,7 +65,10 @@ function(fedmote_cortex_m_programs)
     endif()
     foreach(program IN LISTS programs)
         if(program STREQUAL "fedmote-device")
-            fedmote_image(${program} HAS_SLOTS "${port_INCLUDE}" ${program_sources} ${port_DEVICE})
+            fedmote_image(${program} HAS_SLOTS "${port_INCLUDE}" ${program_sources} ${port_DEVICE}
+                          ports/cortex_m/device_main.c ports/cortex_m/entropy.c ports/cortex_m/slots.c)
+            # Size where the drivers are, as in the library; programs that count instructions stay as they were.
+            target_compile_options(${program} PRIVATE "$<$<CONFIG:Release>:-Os>")
         elseif(program STREQUAL "fedmote-run")
             fedmote_image(${program} NO_SLOTS "${port_INCLUDE};examples/run" ${results_sources} ports/cortex_m/run_main.c
                           examples/run/run.c)

@@ -25,6 +25,9 @@ ENUMERATIONS = (
     *("limit", "status", "channel", "role", "phase", "encoding", "section", "opcode", "arrangement"),
     *("activation", "loss", "kind"),
 )
+# What the C tables hold: a bit of 64 for each key but 0, and lower bounds of a byte.
+LARGEST_KEY = 63
+LARGEST_LOW = 255
 _CONSTANT = re.compile(rf"^({'|'.join(ENUMERATIONS)})-([a-z0-9-]+) = (\d+)$")
 _UINT = re.compile(r"^([a-z0-9_]+) = \( (\d+) => (\d+)\.\.(\d+) \)$")
 _STRING = re.compile(r"^([a-z0-9_]+) = \( (\d+) => ([bt])str \.size \((\d+)\.\.(\d+)\) \)$")
@@ -92,8 +95,10 @@ def parse(text: str) -> Schema:
 
 def _check(schema: Schema) -> None:
     keys = [item.key for item in schema.fields.values()]
-    if sorted(keys) != list(range(1, len(keys) + 1)):
-        raise ValueError(f"{SCHEMA.name}: field keys must be 1 to {len(keys)} without a gap")
+    if sorted(keys) != list(range(1, len(keys) + 1)) or len(keys) > LARGEST_KEY:
+        raise ValueError(f"{SCHEMA.name}: field keys must be 1 to {len(keys)} without a gap, {LARGEST_KEY} at most")
+    if wide := [item.name for item in schema.fields.values() if item.low > LARGEST_LOW]:
+        raise ValueError(f"{SCHEMA.name}: lower bounds are at most {LARGEST_LOW}, that of {wide[0]} is not")
     for kind, items in schema.messages.items():
         if kind not in schema.constants["kind"]:
             raise ValueError(f"{SCHEMA.name}: {kind}-message has no kind-{kind}")
@@ -135,7 +140,7 @@ def c_header(schema: Schema) -> str:
         "/* Type and bounds of a field: of the value for integers, of the length for strings. */",
         "struct fedmote_field_rule {",
         "    uint8_t type;",
-        "    uint32_t low;",
+        "    uint8_t low;",
         "    uint32_t high;",
         "};",
         "",

@@ -94,7 +94,8 @@ static void begin_head(struct fedmote_client *client) {
     const struct fedmote_plan *plan = &client->round.plan;
     client->fetch = FEDMOTE_FETCH_BEGIN;
     if (plan->has_head) {
-        fedmote_receiver_begin(&client->receiver, plan->head_handle, plan->head_size, client->now);
+        fedmote_receiver_begin(&client->receiver, plan->head_handle, plan->head_size, FEDMOTE_LIMIT_WINDOW,
+                               client->now);
         client->fetch = FEDMOTE_FETCH_HEAD;
     }
 }
@@ -106,7 +107,7 @@ static void erase(struct fedmote_client *client) {
         fedmote_client_fail(client, status, "erase", true);
         return;
     }
-    fedmote_receiver_begin(&client->receiver, plan->model_handle, plan->model_size, client->now);
+    fedmote_receiver_begin(&client->receiver, plan->model_handle, plan->model_size, FEDMOTE_LIMIT_WINDOW, client->now);
     client->fetch = FEDMOTE_FETCH_MODEL;
 }
 
@@ -117,7 +118,7 @@ static bool is_lasting(int32_t status) {
 }
 
 /* Everything is checked, the arena too, before the old package loses its place. */
-static void install(struct fedmote_client *client) {
+void fedmote_client_install(struct fedmote_client *client) {
     const struct fedmote_plan *plan = &client->round.plan;
     int32_t status = fedmote_store_verify(&client->store, plan->model_size, plan->model_hash, &client->round.package);
     if (status == FEDMOTE_OK) {
@@ -127,6 +128,9 @@ static void install(struct fedmote_client *client) {
         status = fedmote_store_commit(&client->store, plan->model_size);
     }
     if (status != FEDMOTE_OK) {
+        if (client->fetch == FEDMOTE_FETCH_DIFFERENCE && client->port->patching->is_lost(client, status)) {
+            return;
+        }
         if (is_lasting(status)) {
             client->misfit = status;
             memcpy(client->misfit_hash, plan->model_hash, sizeof client->misfit_hash);
@@ -160,8 +164,8 @@ static int32_t find_obstacle(const struct fedmote_client *client) {
     return is_misfit ? client->misfit : FEDMOTE_OK;
 }
 
-/* The wanted package is already there, or room is made for it. */
-static void begin_fetch(struct fedmote_client *client) {
+/* The wanted package is already there, or comes as a difference, or whole. */
+static void choose(struct fedmote_client *client) {
     const uint8_t *hash = fedmote_store_hash(&client->store);
     const struct fedmote_plan *plan = &client->round.plan;
     bool is_there = hash && memcmp(hash, plan->model_hash, sizeof plan->model_hash) == 0 &&
@@ -171,19 +175,24 @@ static void begin_fetch(struct fedmote_client *client) {
         fedmote_client_fail(client, status, is_there ? "package" : "fetch", true);
     } else if (is_there) {
         begin_head(client);
-    } else {
+    } else if (!client->port->patching || !client->port->patching->begin(client)) {
         erase(client);
     }
 }
 
 static bool work_fetch(struct fedmote_client *client) {
     switch (client->fetch) {
+    case FEDMOTE_FETCH_CHOOSE:
+        choose(client);
+        return true;
     case FEDMOTE_FETCH_ERASE:
-        begin_fetch(client);
+        erase(client);
         return true;
     case FEDMOTE_FETCH_INSTALL:
-        install(client);
+        fedmote_client_install(client);
         return true;
+    case FEDMOTE_FETCH_DIFFERENCE:
+        return client->port->patching->work(client);
     case FEDMOTE_FETCH_BEGIN:
         begin_round(client);
         return true;

@@ -6,16 +6,19 @@
 #define FEDMOTE_CLIENT_H
 
 #include "link.h"
+#include "patch.h"
 #include "round.h"
 #include "store.h"
 
 /* What FEDMOTE_STATE_FETCH is doing. */
 enum fedmote_fetch {
-    FEDMOTE_FETCH_ERASE,
-    FEDMOTE_FETCH_MODEL,
+    FEDMOTE_FETCH_CHOOSE, /* what to fetch */
+    FEDMOTE_FETCH_ERASE,  /* for the whole package, after a difference that was of no use */
     FEDMOTE_FETCH_INSTALL,
-    FEDMOTE_FETCH_HEAD,
-    FEDMOTE_FETCH_BEGIN
+    FEDMOTE_FETCH_BEGIN,
+    FEDMOTE_FETCH_MODEL, /* from here on chunks are asked for */
+    FEDMOTE_FETCH_DIFFERENCE,
+    FEDMOTE_FETCH_HEAD
 };
 
 /* First and last back-off of hello, milliseconds. */
@@ -76,6 +79,9 @@ void fedmote_client_note(struct fedmote_client *client, enum fedmote_event event
 void fedmote_client_hello_in(struct fedmote_client *client, uint32_t delay_ms);
 /* Says hello after the next, doubled, back-off. */
 void fedmote_client_back_off(struct fedmote_client *client);
+
+/* Makes the package in the other slot the installed one, or fails. */
+void fedmote_client_install(struct fedmote_client *client);
 
 /* hear.c: takes one frame. */
 void fedmote_client_hear(struct fedmote_client *client, const struct fedmote_frame *frame);

@@ -39,6 +39,8 @@ static void read_plan(struct fedmote_plan *plan, const struct fedmote_message *m
     plan->version = number[FEDMOTE_FIELD_VERSION];
     plan->model_handle = number[FEDMOTE_FIELD_MODEL_HANDLE];
     plan->model_size = number[FEDMOTE_FIELD_MODEL_SIZE];
+    plan->difference_handle = fedmote_message_get(message, FEDMOTE_FIELD_DIFFERENCE_HANDLE, 0);
+    plan->difference_size = fedmote_message_get(message, FEDMOTE_FIELD_DIFFERENCE_SIZE, 0);
     plan->has_head = fedmote_message_has(message, FEDMOTE_FIELD_HEAD_HANDLE);
     plan->head_handle = fedmote_message_get(message, FEDMOTE_FIELD_HEAD_HANDLE, 0);
     plan->head_size = fedmote_message_get(message, FEDMOTE_FIELD_HEAD_SIZE, 0);
@@ -83,7 +85,7 @@ static void begin_plan(struct fedmote_client *client, const struct fedmote_messa
     read_plan(&client->round.plan, message, client->identity.is_sending_samples != 0);
     set_deadline(client, message->number[FEDMOTE_FIELD_REMAINING_MS]);
     fedmote_client_note(client, FEDMOTE_EVENT_PLAN, (int32_t)client->round.plan.round);
-    client->fetch = FEDMOTE_FETCH_ERASE;
+    client->fetch = FEDMOTE_FETCH_CHOOSE;
     fedmote_client_go(client, FEDMOTE_STATE_FETCH);
 }
 
@@ -133,8 +135,7 @@ static void hear_get(struct fedmote_client *client, uint8_t channel, const struc
 }
 
 static void hear_data(struct fedmote_client *client, const struct fedmote_message *message) {
-    bool is_model = client->fetch == FEDMOTE_FETCH_MODEL;
-    if (client->state != FEDMOTE_STATE_FETCH || (!is_model && client->fetch != FEDMOTE_FETCH_HEAD)) {
+    if (client->state != FEDMOTE_STATE_FETCH || client->fetch < FEDMOTE_FETCH_MODEL) {
         return;
     }
     int32_t bit = fedmote_receiver_accept(&client->receiver, message);
@@ -144,16 +145,21 @@ static void hear_data(struct fedmote_client *client, const struct fedmote_messag
     uint32_t offset = message->number[FEDMOTE_FIELD_OFFSET];
     uint32_t size = message->number[FEDMOTE_FIELD_DATA];
     const uint8_t *bytes = message->bytes[FEDMOTE_FIELD_DATA];
-    if (is_model) {
+    if (client->fetch == FEDMOTE_FETCH_MODEL) {
         int32_t status = fedmote_store_write(&client->store, offset, bytes, size);
         if (status != FEDMOTE_OK) {
             fedmote_client_fail(client, status, "write", true);
             return;
         }
-    } else {
+    } else if (client->fetch == FEDMOTE_FETCH_HEAD) {
         memcpy((uint8_t *)fedmote_round_head_base(&client->round) + offset, bytes, size);
+    } else {
+        client->port->patching->keep(client, offset, bytes, size);
     }
     fedmote_receiver_done(&client->receiver, bit, client->now);
+    if (client->fetch != FEDMOTE_FETCH_DIFFERENCE) { /* whose windows wait until they are worked off */
+        fedmote_receiver_go_on(&client->receiver, client->now);
+    }
 }
 
 /* ---- answers ------------------------------------------------------------------------------------------------------
@@ -211,7 +217,11 @@ static void hear_refuse(struct fedmote_client *client, uint8_t channel, const st
         drop_update(client);
         fedmote_client_back_off(client);
     } else if (client->state == FEDMOTE_STATE_FETCH && is_about(client, message, client->receiver.handle)) {
-        fedmote_client_fail(client, status, "fetch", false);
+        if (client->fetch == FEDMOTE_FETCH_DIFFERENCE) {
+            client->fetch = FEDMOTE_FETCH_ERASE; /* the whole package instead */
+        } else {
+            fedmote_client_fail(client, status, "fetch", false);
+        }
     } else if (client->state == FEDMOTE_STATE_IDLE && client->hello.is_set) {
         fedmote_client_back_off(client); /* a refused hello: not sooner than that */
     }

@@ -66,13 +66,16 @@ const struct fedmote_field_rule fedmote_field_rules[FEDMOTE_FIELDS_END] = {
     {FEDMOTE_TYPE_UINT, 1U, 4294967295U}, /* 58 clip_norm_micro */
     {FEDMOTE_TYPE_UINT, 1U, 255U}, /* 59 trained_layers */
     {FEDMOTE_TYPE_UINT, 0U, 1U}, /* 60 is_bias_only */
+    {FEDMOTE_TYPE_UINT, 1U, 255U}, /* 61 difference_format */
+    {FEDMOTE_TYPE_UINT, 0U, 4294967295U}, /* 62 difference_handle */
+    {FEDMOTE_TYPE_UINT, 0U, 4294967295U}, /* 63 difference_size */
 };
 
 const struct fedmote_kind_rule fedmote_kind_rules[FEDMOTE_KINDS_END] = {
     {0x0000000000000000ULL, 0x0000000000000000ULL}, /* 0 none */
-    {0x0080000000FFE0C0ULL, 0x00000000000FE000ULL}, /* 1 hello */
+    {0x2080000000FFE0C0ULL, 0x00000000000FE000ULL}, /* 1 hello */
     {0x0020000001000000ULL, 0x0000000001000000ULL}, /* 2 wait */
-    {0x1F001FFFFE8008C0ULL, 0x000003C23E8000C0ULL}, /* 3 plan */
+    {0xDF001FFFFE8008C0ULL, 0x000003C23E8000C0ULL}, /* 3 plan */
     {0x0000000000000036ULL, 0x0000000000000036ULL}, /* 4 get */
     {0x000000000000000EULL, 0x000000000000000EULL}, /* 5 data */
     {0x0007E00008001EC2ULL, 0x00000000080016C2ULL}, /* 6 report */

@@ -59,6 +59,9 @@ static void say_hello(struct fedmote_client *client) {
     fedmote_message_number(&message, FEDMOTE_FIELD_SLOT_BYTES, fedmote_store_room(&client->store));
     fedmote_message_number(&message, FEDMOTE_FIELD_NUM_SAMPLES, port->sample_count(port->context));
     fedmote_message_number(&message, FEDMOTE_FIELD_FRAME_ERRORS, client->line.frame_errors);
+    if (port->patching) {
+        fedmote_message_number(&message, FEDMOTE_FIELD_DIFFERENCE_FORMAT, port->patching->format);
+    }
     const uint8_t *hash = fedmote_store_hash(&client->store);
     if (hash) {
         fedmote_message_string(&message, FEDMOTE_FIELD_MODEL_HASH, hash, 32);
@@ -75,7 +78,7 @@ static void say_hello(struct fedmote_client *client) {
 
 static bool is_fetching(const struct fedmote_client *client) {
     return client->state == FEDMOTE_STATE_FETCH && client->receiver.missing != 0 &&
-           (client->fetch == FEDMOTE_FETCH_MODEL || client->fetch == FEDMOTE_FETCH_HEAD);
+           client->fetch >= FEDMOTE_FETCH_MODEL;
 }
 
 static void say_get(struct fedmote_client *client) {

@@ -66,6 +66,10 @@ int32_t fedmote_store_open(struct fedmote_store *store, const struct fedmote_por
     return FEDMOTE_ERR_NO_PACKAGE;
 }
 
+const uint8_t *fedmote_store_package(const struct fedmote_store *store) {
+    return store->is_installed ? base(store, store->slot) : NULL;
+}
+
 const uint8_t *fedmote_store_hash(const struct fedmote_store *store) {
     return store->is_installed ? base(store, store->slot) + HASH_AT : NULL;
 }

@@ -23,7 +23,8 @@ struct fedmote_store {
 FEDMOTE_MUST_CHECK int32_t fedmote_store_open(struct fedmote_store *store, const struct fedmote_port *port,
                                               struct fedmote_package *package);
 
-/* The installed package's hash[32], NULL where there is none. */
+/* The installed package, NULL where there is none; its hash[32]. */
+const uint8_t *fedmote_store_package(const struct fedmote_store *store);
 const uint8_t *fedmote_store_hash(const struct fedmote_store *store);
 
 /* Bytes that a slot has for a package. */

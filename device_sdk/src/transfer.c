@@ -3,16 +3,18 @@
 
 enum { ASK_AGAIN_MS = 1000 };
 
-/* Mask of the chunks of a window that lie below the blob's end. */
-static uint32_t window_mask(uint32_t offset, uint32_t size) {
-    uint32_t left = size - offset;
+/* Mask of the chunks of the window that lie below the blob's end. */
+static uint32_t window_mask(const struct fedmote_receiver *receiver) {
+    uint32_t left = receiver->size - receiver->offset;
     uint32_t chunks = left / FEDMOTE_CHUNK_MAX + (left % FEDMOTE_CHUNK_MAX != 0);
+    chunks = chunks < receiver->window ? chunks : receiver->window;
     return chunks >= FEDMOTE_LIMIT_WINDOW ? 0xFFFFFFFFU : (1U << chunks) - 1;
 }
 
-void fedmote_receiver_begin(struct fedmote_receiver *receiver, uint32_t handle, uint32_t size, uint32_t now) {
-    *receiver = (struct fedmote_receiver){.handle = handle, .size = size, .asked_at = now};
-    receiver->missing = window_mask(0, size);
+void fedmote_receiver_begin(struct fedmote_receiver *receiver, uint32_t handle, uint32_t size, uint32_t window,
+                            uint32_t now) {
+    *receiver = (struct fedmote_receiver){.handle = handle, .size = size, .window = window, .asked_at = now};
+    receiver->missing = window_mask(receiver);
 }
 
 void fedmote_receiver_ask(struct fedmote_receiver *receiver, struct fedmote_message *get, uint32_t now) {
@@ -41,10 +43,13 @@ int32_t fedmote_receiver_accept(const struct fedmote_receiver *receiver, const s
 void fedmote_receiver_done(struct fedmote_receiver *receiver, int32_t bit, uint32_t now) {
     receiver->missing &= ~(1U << bit);
     receiver->asked_at = now + ASK_AGAIN_MS;
-    uint32_t window = FEDMOTE_LIMIT_WINDOW * FEDMOTE_CHUNK_MAX;
+}
+
+void fedmote_receiver_go_on(struct fedmote_receiver *receiver, uint32_t now) {
+    uint32_t window = receiver->window * FEDMOTE_CHUNK_MAX;
     if (receiver->missing == 0 && receiver->size - receiver->offset > window) {
         receiver->offset += window;
-        receiver->missing = window_mask(receiver->offset, receiver->size);
+        receiver->missing = window_mask(receiver);
         receiver->asked_at = now;
     }
 }

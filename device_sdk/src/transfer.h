@@ -14,20 +14,24 @@
 
 struct fedmote_receiver {
     uint32_t handle, size;
+    uint32_t window;   /* its chunks, at most FEDMOTE_LIMIT_WINDOW */
     uint32_t offset;   /* of the window */
-    uint32_t missing;  /* bit i: the chunk at offset + i * FEDMOTE_CHUNK_MAX; 0 only when all of the blob has come */
+    uint32_t missing;  /* bit i: the chunk at offset + i * FEDMOTE_CHUNK_MAX; 0 when all of the window has come */
     uint32_t asked_at; /* when to ask (again) */
 };
 
-/* Begins with the first window, to be asked for at once. */
-void fedmote_receiver_begin(struct fedmote_receiver *receiver, uint32_t handle, uint32_t size, uint32_t now);
+/* Begins with the first window of so many chunks, to be asked for at once. */
+void fedmote_receiver_begin(struct fedmote_receiver *receiver, uint32_t handle, uint32_t size, uint32_t window,
+                            uint32_t now);
 /* Writes the fields of the next get. */
 void fedmote_receiver_ask(struct fedmote_receiver *receiver, struct fedmote_message *get, uint32_t now);
 /* Takes a data message. Returns its bit if the chunk was still missing and has the right length, -1 where it is to be
  * ignored. */
 int32_t fedmote_receiver_accept(const struct fedmote_receiver *receiver, const struct fedmote_message *data);
-/* The chunk of `bit` is safe. Moves to the next window where it was the last one of this. */
+/* The chunk of `bit` is safe. */
 void fedmote_receiver_done(struct fedmote_receiver *receiver, int32_t bit, uint32_t now);
+/* Moves to the next window where all of this one has come and it is not the last one. */
+void fedmote_receiver_go_on(struct fedmote_receiver *receiver, uint32_t now);
 
 struct fedmote_offer {
     bool is_open;

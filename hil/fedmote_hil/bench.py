@@ -14,6 +14,7 @@ import tempfile
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -36,8 +37,7 @@ _VALIDATION_WORDS = 2 * len(_LOOPS)
 _RESOLUTION = 2
 _KERNEL_WORDS = 8
 _HEAD_ROWS = 11
-_HEAD_WORDS = 13
-_LAST_HEAD_BYTES = 4 * (65 * 16 + 17 * 10)
+_HEAD_WORDS = 14
 _MICRO = 1e6
 _FLOAT_BYTES = 4
 
@@ -157,6 +157,44 @@ def count_kernels(board: Board | str, package: Package) -> KernelCounts:
         RigError: a tool is missing, or the build fails.
     """
     board = _counting_board(board)
+    measured = _count(board, package)
+    return KernelCounts(
+        kernels=_variant(measured.image),
+        instructions=measured.instructions,
+        macs=package.header.macs,
+        operators=measured.operators,
+        verification=measured.verification,
+        startup=measured.startup,
+        arena_bytes=measured.arena_bytes,
+        flash_bytes=runtime_flash(board, {opcode for _, opcode, _ in measured.operators}),
+        stack_bytes=measured.stack_bytes,
+    )
+
+
+def count_operators(board: Board | str, package: Package) -> tuple[int, tuple[int, ...]]:
+    """Instructions of one inference of a package, and of each of its operators as an inference of its own.
+
+    Raises:
+        ConfigError, DoesNotFitError, DeviceError, RigError: as `count_kernels`.
+    """
+    measured = _count(_counting_board(board), package)
+    return measured.instructions, tuple(count for _, _, count in measured.operators)
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """What a board said of one inference, and the image that said it; attributes as of `KernelCounts`."""
+
+    image: Image
+    instructions: int
+    operators: tuple[tuple[str, Opcode, int], ...]
+    verification: int
+    startup: int
+    arena_bytes: int
+    stack_bytes: int
+
+
+def _count(board: Board, package: Package) -> _Measured:
     _check_fit(board, package)
     x = random_samples(package.graph, 1, 0)
     units = compile_graph(package.graph, board.arrangement).units
@@ -173,52 +211,76 @@ def count_kernels(board: Board | str, package: Package) -> KernelCounts:
         raise DeviceError(f"board {board.name} counted {op_count} operators of {len(units)}")
     if blob[words_bytes:] != run_int8(package.graph, x).tobytes():
         raise DeviceError(f"board {board.name} computed other features than the host; nothing was measured")
-    return KernelCounts(
-        kernels=_variant(image),
-        instructions=first,
-        macs=package.header.macs,
-        operators=tuple(
-            (name, opcode, clock.instructions(count)) for (name, opcode, _, _), count in zip(units, each, strict=True)
-        ),
-        verification=clock.instructions(verification),
-        startup=clock.instructions(startup),
-        arena_bytes=arena + structs,
-        flash_bytes=runtime_flash(board, {opcode for _, opcode, _, _ in units}),
-        stack_bytes=stack,
-    )
+    operators = tuple((name, opcode, clock.instructions(count)) for (name, opcode, _, _), count in zip(units, each, strict=True))
+    startup = clock.instructions(startup)
+    return _Measured(image, first, operators, clock.instructions(verification), startup, arena + structs, stack)
 
 
-def count_head(board: Board | str) -> list[HeadCounts]:
+def count_head(board: Board | str, skipped: list[str] | None = None) -> list[HeadCounts]:
     """Counts training steps of heads of several sizes, plain and with every option, in the board's arithmetic.
+
+    Args:
+        board: the board or its name.
+        skipped: gets a line for each head that is too large for the board's memory.
 
     Raises:
         ConfigError, DeviceError, RigError: as `count_kernels`.
     """
     board = _counting_board(board)
-    words_bytes = 4 * (_VALIDATION_WORDS + _HEAD_ROWS * _HEAD_WORDS)
     image = build(board, Program.BENCH_HEAD, is_checked=True, has_crypto=False)
-    blob = _measure(image, {}, words_bytes + _LAST_HEAD_BYTES)
-    if not np.all(np.isfinite(np.frombuffer(blob[words_bytes:], "<f4"))):
+    clock, _, words = _validated(board, _measure(image, {}, 4 * (_VALIDATION_WORDS + _HEAD_ROWS * _HEAD_WORDS)))
+    counted = []
+    for start in range(0, len(words), _HEAD_WORDS):
+        row = _HeadWords(*words[start : start + _HEAD_WORDS])
+        if row.steps > 0:
+            counted.append(_head_counts(board, clock, row))
+        elif skipped is not None:
+            sizes = " -> ".join(str(size) for size in (row.inputs, row.hidden, row.outputs) if size)
+            skipped.append(f"{sizes}, batch {row.batch}: too large for {board.run_arena_bytes} bytes of board {board.name}")
+    return counted
+
+
+class _HeadWords(NamedTuple):
+    """A row of examples/bench/head.c."""
+
+    parameter_bytes: int
+    inputs: int
+    hidden: int
+    outputs: int
+    batch: int
+    momentum: int
+    weight_decay: int
+    clip_norm: int
+    steps: int
+    ticks: int
+    velocity_bytes: int
+    scratch_bytes: int
+    stack_bytes: int
+    finite: int
+
+    @property
+    def parameters(self) -> int:
+        if self.hidden == 0:
+            return (self.inputs + 1) * self.outputs
+        return (self.inputs + 1) * self.hidden + (self.hidden + 1) * self.outputs
+
+
+def _head_counts(board: Board, clock: Clock, row: _HeadWords) -> HeadCounts:
+    if row.finite != row.parameters:
         raise DeviceError(f"board {board.name} trained a head that is not finite; nothing was measured")
-    clock, _, words = _validated(board, blob[:words_bytes])
-    return [_head_counts(clock, words[start : start + _HEAD_WORDS]) for start in range(0, len(words), _HEAD_WORDS)]
-
-
-def _head_counts(clock: Clock, words: tuple[int, ...]) -> HeadCounts:
-    parameter_bytes, inputs, hidden, outputs, batch, momentum, decay, clip, steps, ticks, velocity, scratch, stack = words
     return HeadCounts(
-        arithmetic="float32" if parameter_bytes == _FLOAT_BYTES else "int16",
-        inputs=inputs,
-        hidden=hidden,
-        outputs=outputs,
-        batch=batch,
-        momentum=momentum / _MICRO,
-        weight_decay=decay / _MICRO,
-        clip_norm=clip / _MICRO,
-        instructions_per_sample=round(clock.instructions(ticks) / (steps * batch)),
-        velocity_bytes=velocity,
-        scratch_bytes=scratch,
-        stack_bytes=stack,
+        arithmetic="float32" if row.parameter_bytes == _FLOAT_BYTES else "int16",
+        inputs=row.inputs,
+        hidden=row.hidden,
+        outputs=row.outputs,
+        batch=row.batch,
+        momentum=row.momentum / _MICRO,
+        weight_decay=row.weight_decay / _MICRO,
+        clip_norm=row.clip_norm / _MICRO,
+        instructions_per_sample=round(clock.instructions(row.ticks) / (row.steps * row.batch)),
+        velocity_bytes=row.velocity_bytes,
+        scratch_bytes=row.scratch_bytes,
+        stack_bytes=row.stack_bytes,
     )
 
 

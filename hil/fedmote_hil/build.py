@@ -11,16 +11,15 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
-import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from fedmote import places
 from fedmote.errors import ConfigError, RigError
 from fedmote.package.boards import Board, sdk_root
 
@@ -155,19 +154,12 @@ def _build_once(board: Board, options: _Options) -> Path:
 
 
 def cache_directory() -> Path:
-    """Where builds are kept: below XDG_CACHE_HOME, or in a private temporary folder where the home cannot be written.
+    """Where builds are kept.
 
     Raises:
-        RigError: neither can be made.
+        RigError: no place can be written.
     """
-    home = os.environ.get("XDG_CACHE_HOME") or str(Path("~/.cache").expanduser())
-    candidates = (Path(home) / "fedmote" / "build", Path(tempfile.gettempdir()) / f"fedmote-{os.getuid()}" / "build")
-    for candidate in candidates:
-        with contextlib.suppress(OSError):
-            candidate.mkdir(parents=True, exist_ok=True, mode=0o700)
-            if os.access(candidate, os.W_OK) and candidate.stat().st_uid == os.getuid():
-                return candidate
-    raise RigError(f"no place for builds: neither {candidates[0]} nor {candidates[1]} can be written; set XDG_CACHE_HOME")
+    return places.cache_directory("build")
 
 
 def crypto_sources() -> Path | None:
@@ -187,7 +179,7 @@ def _key(board: Board, options: _Options, compiler: str) -> str:
     digest.update(version)
     for pattern in _SOURCE_PATTERNS:
         for path in sorted(root.glob(pattern)):
-            if path.is_file():
+            if path.is_file() and path.suffix != ".json":  # what was measured of images is no part of them
                 content = path.read_bytes()
                 digest.update(f"{path.relative_to(root)}\0{len(content)}\0".encode())
                 digest.update(content)

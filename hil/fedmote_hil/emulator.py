@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from fedmote.errors import ConfigError, RigError
 from fedmote.package.boards import Board
 from fedmote_hil.build import find_tool
+from fedmote_hil.monitor import Monitor
 from fedmote_hil.process import Child
 
 
@@ -64,8 +66,14 @@ class Emulator(Child):
         """
         if board.emulator is None:
             raise RigError(f"board {board.name} has no emulator")
+        self._board, self._loaded = board, frozenset(regions)
         command = [find_tool("qemu-system-arm"), "-M", board.emulator.machine, "-kernel", str(image)]
-        command += ["-display", "none", "-monitor", "none", "-nodefaults"]
+        command += ["-display", "none", "-nodefaults"]
+        # A directory of its own: the path of a socket has 107 bytes at most.
+        self._sockets = tempfile.TemporaryDirectory(prefix="fedmote-monitor-")
+        socket = Path(self._sockets.name) / "qmp"
+        self._monitor = Monitor(socket, lambda: self.is_running)
+        command += ["-qmp", f"unix:{_escaped(str(socket))},server=on,wait=off"]
         command += ["-semihosting-config", "enable=on,target=native"]
         command += ["-chardev", f"{self._chardev(link)}", "-serial", "chardev:line"]
         if is_counting:
@@ -76,6 +84,44 @@ class Emulator(Child):
                 raise RigError(f"{path} has {size} bytes, region {name} of {board.name} holds {region.bytes}")
             command += ["-device", f"loader,file={_escaped(str(path))},addr={region.address:#x},force-raw=on"]
         super().__init__(command, directory)
+
+    def reset(self) -> None:
+        """Resets the board, as its watchdog would: the serial line stays, memory keeps its contents.
+
+        Regions that were loaded from files hold what is in the files again, the image among them.
+
+        Raises:
+            RigError: it does not run.
+        """
+        self._monitor.execute(("system_reset", {}))
+
+    def is_loaded(self, names: Iterable[str]) -> bool:
+        """Whether one of these regions was loaded from a file."""
+        return not self._loaded.isdisjoint(names)
+
+    def save(self, names: Iterable[str], directory: Path) -> None:
+        """Stops the core between two instructions for good and writes regions to `directory`, NAME.bin each.
+
+        Raises:
+            RigError: it does not run, or a file cannot be written.
+        """
+        partial = directory / "region.partial"
+        self._monitor.execute(("stop", {}))
+        try:
+            for name in names:
+                region = self._board.region(name)
+                # As the core sees it: the memory of some chips is no part of QEMU's system memory.
+                self._monitor.execute(
+                    ("memsave", {"val": region.address, "size": region.bytes, "filename": str(partial.resolve())})
+                )
+                partial.replace(directory / f"{name}.bin")
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def kill(self) -> None:
+        """Ends it at once; see `Child`."""
+        super().kill()
+        self._sockets.cleanup()
 
     @staticmethod
     def _chardev(link: str) -> str:

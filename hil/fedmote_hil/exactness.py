@@ -22,7 +22,7 @@ from fedmote.package.execute import run_int8
 from fedmote.package.graph import Graph
 from fedmote.package.specimen import random_int8_graph, random_samples, wide_int8_graph
 from fedmote.package.tflite_writer import write_numbered
-from fedmote_hil.run import run_jobs
+from fedmote_hil.run import Job, check_fit, run_jobs
 from fedmote_hil.tensors import Int8, check_arena, features_of, job_of, tensors_of
 
 Judge = Callable[[Graph, Int8], dict[str, Int8]]
@@ -41,7 +41,7 @@ class Exactness:
         board: its name.
         judge: whose bytes are right.
         graphs: random graphs.
-        too_large: further graphs, whose tensors do not fit the board's memory all together.
+        too_large: further graphs, whose package or whose tensors all together do not fit the board's memory.
         tensors: activations of all graphs, each over all samples, and each graph's output once more from the optimised plan.
         bytes: that were compared.
         differing_bytes: of them.
@@ -95,26 +95,29 @@ class _Specimen:
     graph: Graph
     samples: Int8
     debug: Plan
-    optimised: Plan
+    jobs: tuple[Job, Job]  # of the debug plan and of the optimised one
 
 
 def _specimens(board: Board, seeds: Iterable[int]) -> list[_Specimen]:
-    """The graphs of which all tensors fit the board's memory."""
+    """The graphs of which packages and all tensors fit the board's memory."""
     specimens = []
     for seed in seeds:
         graph = random_int8_graph(seed) if seed % _WIDE_EVERY else wide_int8_graph(seed)
         debug = compile_graph(graph, board.arrangement, is_debug=True)
         with contextlib.suppress(DoesNotFitError):
             check_arena(board, debug)
-            optimised = compile_graph(graph, board.arrangement)
-            specimens.append(_Specimen(seed, graph, random_samples(graph, SAMPLES, seed), debug, optimised))
+            samples = random_samples(graph, SAMPLES, seed)
+            jobs = job_of(debug, samples), job_of(compile_graph(graph, board.arrangement), samples)
+            if board.emulator is not None:
+                for job in jobs:
+                    check_fit(board, job)
+            specimens.append(_Specimen(seed, graph, samples, debug, jobs))
     return specimens
 
 
 def _pairs(board: Board, judge: Judge, specimens: list[_Specimen]) -> Iterator[tuple[int, str, Int8, Int8]]:
     """(seed, tensor, what it should be, what the board has)."""
-    jobs = [job_of(plan, specimen.samples) for specimen in specimens for plan in (specimen.debug, specimen.optimised)]
-    results = run_jobs(board, jobs)
+    results = run_jobs(board, [job for specimen in specimens for job in specimen.jobs])
     for index, specimen in enumerate(specimens):
         graph, right = specimen.graph, judge(specimen.graph, specimen.samples)
         for name, found in tensors_of(graph, specimen.debug, results[2 * index]).items():

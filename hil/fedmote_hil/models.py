@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -12,12 +12,13 @@ import numpy as np
 
 from fedmote.errors import ConfigError
 from fedmote.package import tflite_reader
-from fedmote.package.boards import Board, sdk_root
+from fedmote.package.boards import Board
 from fedmote.package.execute import observe
 from fedmote.package.file import Package, build_package
 from fedmote.package.geometry import output_shape
 from fedmote.package.graph import Activation, Activations, Graph, HeadLayer, Op, OpKind
 from fedmote.package.quantize import quantize
+from fedmote.places import shared_directory
 
 # The MLPerf Tiny models that are measured, by the names of their files.
 REFERENCE_MODELS = ("kws_ref_model", "pretrainedResnet_quant", "ad01_int8")
@@ -25,7 +26,7 @@ REFERENCE_MODELS = ("kws_ref_model", "pretrainedResnet_quant", "ad01_int8")
 
 def reference_directory() -> Path:
     """Where the MLPerf Tiny models are looked for: below FEDMOTE_SHARED, or below `shared` beside the checkout."""
-    return Path(os.environ.get("FEDMOTE_SHARED", sdk_root().parents[1] / "shared")) / "models" / "mlperf_tiny"
+    return shared_directory() / "models" / "mlperf_tiny"
 
 
 def read_model(path: Path) -> bytes:
@@ -64,6 +65,18 @@ def example_encoders() -> dict[str, Graph]:
     for outputs in (16, 32, 64):
         windows = windows.conv(outputs, (1, 5)).pool((1, 2))
     return {"digits_cnn": digits.averaged(), "har_cnn": windows.averaged(), "mobilenet_v1_025_96": mobilenet()}
+
+
+def measured_models(board: Board, skipped: list[str]) -> Iterator[tuple[str, Package]]:
+    """Names and packages of all models that are measured; files that are absent are named in `skipped`."""
+    for name in REFERENCE_MODELS:
+        path = reference_directory() / f"{name}.tflite"
+        if path.is_file():
+            yield name, whole_encoder(path, board)
+        else:
+            skipped.append(f"{name}: there is no {path}")
+    for name, graph in example_encoders().items():
+        yield name, encoder_package(graph, board, name)
 
 
 def mobilenet() -> Graph:

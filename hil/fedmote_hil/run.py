@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from fedmote.errors import ConfigError, DeviceError, DoesNotFitError
 from fedmote.package.boards import Board
+from fedmote.package.budget import run_arena_bytes
 from fedmote.package.file import Package
 from fedmote.package.planner import round_up
 from fedmote.wire.regions import samples_region
@@ -113,15 +114,10 @@ def _job(board: Board, package: Package, x: NDArray[np.int8], logits: bool) -> J
         raise ConfigError(f"samples of {flat.shape[1]} bytes, the package's input has {package.header.input_count}")
     if logits and package.outputs == 0:
         raise ConfigError("the package has no head: no logits")
-    needed = arena_bytes(package.header.encoder_bytes, package.features, package.head_shape.hidden, package.outputs)
+    needed = run_arena_bytes(package.header.encoder_bytes, package.features, package.head_shape)
     if needed > board.run_arena_bytes:
         raise DoesNotFitError(board.name, "arena", needed, board.run_arena_bytes)
     return Job(package.device_form(), flat, package.features + 4 * package.outputs)
-
-
-def arena_bytes(encoder_bytes: int, features: int, hidden: int, outputs: int) -> int:
-    """What the program takes: encoder, hidden values with the logits, one result (device_sdk/examples/run/run.c)."""
-    return round_up(encoder_bytes) + round_up(4 * (hidden + outputs)) + features + 4 * outputs
 
 
 def _starts(board: Board, jobs: Sequence[Job]) -> Iterator[list[tuple[int, Job]]]:
@@ -134,7 +130,7 @@ def _starts(board: Board, jobs: Sequence[Job]) -> Iterator[list[tuple[int, Job]]
     start: list[tuple[int, Job]] = []
     package_room, samples_room = rooms
     for job in jobs:
-        _check_fit(board, job, *rooms)
+        check_fit(board, job)
     for index, job in enumerate(jobs):
         done = 0
         while done < len(job.samples):
@@ -152,8 +148,13 @@ def _starts(board: Board, jobs: Sequence[Job]) -> Iterator[list[tuple[int, Job]]
         yield start
 
 
-def _check_fit(board: Board, job: Job, package_room: int, samples_room: int) -> None:
-    """Refuses a job of which not even one sample fits an empty board."""
+def check_fit(board: Board, job: Job) -> None:
+    """Refuses a job of which not even one sample fits the empty regions of an emulated board.
+
+    Raises:
+        DoesNotFitError: needed and available bytes are in it.
+    """
+    package_room, samples_room = board.region("package").bytes, board.region("samples").bytes
     if len(job.package) > package_room:
         raise DoesNotFitError(board.name, "flash", len(job.package), package_room)
     if _samples_in(samples_room, job) == 0:

@@ -15,12 +15,14 @@ from numpy.typing import NDArray
 
 from fedmote.errors import DoesNotFitError
 from fedmote.package.boards import Board
+from fedmote.package.budget import run_arena_bytes
 from fedmote.package.compile import Plan, compile_graph
 from fedmote.package.container import join_sections
 from fedmote.package.graph import Graph
+from fedmote.package.head import HeadShape
 from fedmote.package.plan_check import HEAD_HEADER, HEAD_LAYER
 from fedmote.wire.schema import Activation, Section
-from fedmote_hil.run import Job, arena_bytes, run_jobs
+from fedmote_hil.run import Job, run_jobs
 
 Int8 = NDArray[np.int8]
 _EMPTY_MAP = b"\xa0"  # a manifest that says nothing
@@ -51,7 +53,8 @@ def check_arena(board: Board, plan: Plan) -> None:
     Raises:
         DoesNotFitError: needed and available bytes are in it.
     """
-    needed = arena_bytes(plan.header.encoder_bytes, plan.header.feature_count, 0, _OUTPUTS)
+    features = plan.header.feature_count
+    needed = run_arena_bytes(plan.header.encoder_bytes, features, HeadShape(features, 0, _OUTPUTS))
     if needed > board.run_arena_bytes:
         raise DoesNotFitError(board.name, "arena", needed, board.run_arena_bytes)
 

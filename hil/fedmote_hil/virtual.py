@@ -21,12 +21,15 @@ from fedmote_hil.slots import slots_with_package
 
 _PTY = re.compile(r"(/dev/\S+)")
 _PTY_TIMEOUT_S = 10.0
+_SLOTS = ("slot0", "slot1")  # regions of flash, one for each
 
 
 class VirtualDevice:
     """One device that can be started, killed as by a power cut, and started again.
 
-    On `posix` installed packages outlive a restart, as in a board's flash; on emulated boards, whose slots are RAM, they do not.
+    Installed packages outlive a restart on `posix` and on boards whose flash is emulated (nrf51822): what the slots hold at the
+    instant of the cut is read from the emulator and loaded at the next start. Elsewhere an emulated board's slots are RAM, and
+    packages do not outlive it.
 
     Attributes:
         board: its board.
@@ -78,7 +81,7 @@ class VirtualDevice:
         self._write("samples", samples_region)
         self._write("identity", identity_region)
         if package is not None:
-            self._write("slots", slots_with_package(package, self.board))
+            self._write_slots(slots_with_package(package, self.board))
 
     def start(self) -> None:
         """Builds the image where needed and starts it.
@@ -94,16 +97,23 @@ class VirtualDevice:
             command += ["--slots", str(self._path("slots")), "--events", *_stream_options(self.link)]
             self._child = Child(command, self.directory)
         else:
-            regions = {"identity": self._path("identity"), "samples": self._path("samples")}
-            if self._path("slots").exists():
-                regions["ram_slots"] = self._path("slots")
+            names = ("identity", "samples", *_slot_regions(self.board))
+            regions = {name: self._path(name) for name in names if self._path(name).exists()}
             self._child = Emulator(self.board, image.path, regions, self.link, self.directory)
 
     def kill(self) -> None:
         """Ends it at once, as a power cut does. Harmless where it does not run."""
-        if self._child is not None:
-            self._child.kill()
-            self._child = None
+        child, self._child = self._child, None
+        if child is None:
+            return
+        try:
+            if isinstance(child, Emulator) and child.is_running and self._has_flash:
+                child.save(_SLOTS, self.directory)
+        except RigError:
+            if child.is_running:  # else it ended by itself meanwhile, and its flash with it
+                raise
+        finally:
+            child.kill()
 
     def stop(self) -> None:
         """Ends it. A device has no orderly end: it must survive any."""
@@ -113,6 +123,30 @@ class VirtualDevice:
         """Ends it and starts it again, with its files as they are."""
         self.kill()
         self.start()
+
+    def reset(self) -> None:
+        """Resets an emulated board while its line stays, as a watchdog does; what its slots hold, RAM or flash, it keeps.
+
+        Raises:
+            RigError: it does not run, is no emulated board, or began with slots from files, which a reset would load again.
+        """
+        if not isinstance(self._child, Emulator):
+            raise RigError(f"device {self.id} is no emulated board that runs; only these can be reset")
+        if self._child.is_loaded(_slot_regions(self.board)):
+            raise RigError(f"device {self.id} began with slots from files, which a reset would load again; restart it instead")
+        self._child.reset()
+
+    def halt_and_read(self, region: str) -> bytes:
+        """What a region of an emulated board holds at this instant; the core stands still from then on.
+
+        Raises:
+            RigError: it does not run, or is no emulated board.
+            ConfigError: the board has no such region.
+        """
+        if not isinstance(self._child, Emulator):
+            raise RigError(f"device {self.id} is no emulated board that runs; only these can be read")
+        self._child.save([region], self.directory)
+        return self._path(region).read_bytes()
 
     @property
     def is_running(self) -> bool:
@@ -147,6 +181,18 @@ class VirtualDevice:
         """What it said on standard error: events of a process, faults of an emulated board."""
         return "" if self._child is None else self._child.text()
 
+    @property
+    def _has_flash(self) -> bool:
+        """Whether its slots are flash that the emulator models."""
+        return _slot_regions(self.board) == _SLOTS
+
+    def _write_slots(self, content: bytes) -> None:
+        """The files of both slots: of one region, or of a region each."""
+        names = _slot_regions(self.board) or ("slots",)
+        part = len(content) // len(names)
+        for index, name in enumerate(names):
+            self._write(name, content[index * part : (index + 1) * part])
+
     def _path(self, name: str) -> Path:
         return self.directory / f"{name}.bin"
 
@@ -165,6 +211,13 @@ class VirtualDevice:
         self.kill()
         if self._temporary is not None:
             self._temporary.cleanup()
+
+
+def _slot_regions(board: Board) -> tuple[str, ...]:
+    """Names of the regions where an emulated board has its slots; none for a process."""
+    if "ram_slots" in board.regions:
+        return ("ram_slots",)
+    return _SLOTS if board.regions else ()
 
 
 def _stream_options(link: str) -> list[str]:

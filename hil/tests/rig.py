@@ -4,6 +4,7 @@
 import contextlib
 import shutil
 import socket
+import subprocess
 import time
 from collections.abc import Iterator
 
@@ -17,6 +18,8 @@ from fedmote.package.specimen import random_int8_graph
 from fedmote.wire import codec
 from fedmote.wire.frame import FrameDecoder
 from fedmote.wire.regions import identity_region, samples_region
+from fedmote_hil.build import build
+from fedmote_hil.virtual import VirtualDevice
 
 _EMULATOR_TOOLS = ("qemu-system-arm", "arm-none-eabi-gcc")
 _missing = [tool for tool in _EMULATOR_TOOLS if shutil.which(tool) is None]
@@ -35,7 +38,7 @@ def _emulated(name: str):
 
 
 # One parameter per kind of virtual board: those that can be federated devices.
-BOARDS = ("posix", _emulated("stm32f405"))
+BOARDS = ("posix", *(_emulated(name) for name in boards_with("fedmote-device") if name != "posix"))
 # Those that run and count packages alone.
 EMULATED_BOARDS = tuple(_emulated(name) for name in board_names() if name not in boards_with("fedmote-device"))
 
@@ -58,6 +61,18 @@ def regions(name: str = "board-1", link: str = "serial", count: int = 4, input_b
     rng = np.random.default_rng(count)
     x = rng.integers(-128, 128, (count, input_bytes)).astype(np.int8)
     return samples_region(x, np.arange(count) % 3), identity_region(name, "lab", link, name, "secret")
+
+
+def stack_used(device: VirtualDevice) -> int:
+    """Bytes of stack that a checked image on an emulated board has touched since its start: memory is zero before."""
+    image = build(device.board, is_checked=True)
+    listing = subprocess.run(["arm-none-eabi-nm", str(image.path)], capture_output=True, text=True, check=True).stdout
+    symbols = {
+        name: int(address, 16) for address, _, name in (line.split() for line in listing.splitlines() if len(line.split()) == 3)
+    }
+    ram, base = device.halt_and_read("ram"), device.board.region("ram").address
+    stack = ram[symbols["image_stack_bottom"] - base : symbols["image_stack_top"] - base]
+    return len(stack.lstrip(b"\0"))
 
 
 @contextlib.contextmanager

@@ -27,10 +27,10 @@ def _package(seed=3):
     return encoder_package(random_int8_graph(seed), Board.load(BOARD), "specimen")
 
 
-def _said(*arguments):
+def _said(subject, *arguments):
     parser = argparse.ArgumentParser()
-    bench_verb.add_arguments(parser)
-    return bench_verb.run(parser.parse_args(list(arguments)))
+    subject.add_arguments(parser)
+    return subject.run(parser.parse_args(list(arguments)))
 
 
 @emulator_test
@@ -47,17 +47,19 @@ def test_counts_of_one_package_do_not_change_and_operators_add_up(board):
     package = encoder_package(random_int8_graph(3), Board.load(board), "specimen")
     counts = bench.count_kernels(board, package)
     assert counts == bench.count_kernels(board, package)
-    alone = sum(count for _, _, count in counts.operators)
-    # Stopping in front of the next operator costs a call and a reading of its record.
-    assert 0 <= alone - counts.instructions <= 600 * len(counts.operators)
+    # Each operator alone is an inference of its own, whose call and return are counted again.
+    alone, repeated = sum(count for _, _, count in counts.operators), len(counts.operators) - 1
+    assert 0 < alone - counts.instructions <= 60 * repeated
+    # A core without a divider shares out what is left of its budget in loops of different length.
+    assert (alone - counts.instructions) % repeated == 0 or Board.load(board).core == "cortex-m0"
 
 
 @emulator_test
-def test_two_machines_and_four_counters_agree_on_the_same_code():
-    emulated, part = (
-        bench.count_kernels(board, encoder_package(random_int8_graph(3), Board.load(board), "specimen"))
-        for board in ("mps2-m4", "stm32f405")
-    )
+# The core's timer of the lm3s6965 comes round every 2.6 million instructions, so within one of these counts or another.
+@pytest.mark.parametrize("boards", [("mps2-m4", "stm32f405"), ("mps2-m3", "lm3s6965"), ("mps2-m0", "nrf51822")])
+def test_two_machines_and_four_counters_agree_on_the_same_code(boards):
+    graph = example_encoders()["har_cnn"]
+    emulated, part = (bench.count_kernels(board, encoder_package(graph, Board.load(board), "har")) for board in boards)
     assert emulated.operators == part.operators
     assert (emulated.instructions, emulated.startup) == (part.instructions, part.startup)
 
@@ -162,6 +164,16 @@ def test_a_core_without_fpu_trains_in_integers():
     assert plain.velocity_bytes == 0
 
 
+@emulator_test
+def test_heads_that_a_small_board_does_not_hold_are_named_and_the_rest_is_counted_as_on_a_large_one():
+    skipped = []
+    counted = bench.count_head("nrf51822", skipped)
+    assert len(counted) + len(skipped) == bench._HEAD_ROWS
+    assert "256 -> 10, batch 1: too large for 12288 bytes of board nrf51822" in skipped
+    assert counted
+    assert set(counted) <= set(bench.count_head("mps2-m0"))
+
+
 def test_a_board_that_cannot_count_is_refused_with_those_that_can():
     with pytest.raises(ConfigError, match=r"posix cannot count instructions; these can: .*stm32f405"):
         bench.count_head("posix")
@@ -184,7 +196,7 @@ def test_absent_and_too_large_models_are_named_and_the_rest_is_counted(monkeypat
         return bench.count_kernels(board, package)
 
     monkeypatch.setattr(bench_verb, "count_kernels", refuse_windows)
-    assert _said("kernels", "--json") == 0
+    assert _said(bench_verb.kernels, "--json") == 0
     said = json.loads(capsys.readouterr().out)
     assert [row["model"] for row in said["rows"]] == ["digits_cnn"]
     assert [reason.split(":")[0] for reason in said["skipped"]] == [*REFERENCE_MODELS, "har_cnn", "mobilenet_v1_025_96"]
@@ -193,7 +205,7 @@ def test_absent_and_too_large_models_are_named_and_the_rest_is_counted(monkeypat
 @emulator_test
 def test_one_model_is_counted_by_operator_and_printed(tmp_path, capsys):
     (tmp_path / "digits.fmp").write_bytes(encoder_package(example_encoders()["digits_cnn"], Board.load(BOARD), "d").to_bytes())
-    assert _said("kernels", "--model", str(tmp_path / "digits.fmp"), "--per-op") == 0
+    assert _said(bench_verb.kernels, "--model", str(tmp_path / "digits.fmp"), "--per-op") == 0
     said = capsys.readouterr().out
     assert "max_pool_2d" in said
     assert said.startswith(f"board {BOARD}")

@@ -2,15 +2,16 @@
 import itertools
 import json
 
+import numpy as np
 import pytest
 
 from fedmote.errors import ConfigError
-from fedmote.package.boards import Board, board_names, sdk_root
+from fedmote.package.boards import Board, board_names, boards_with, sdk_root
+from fedmote.wire.regions import samples_region
 from fedmote_hil.build import Program, build
 
 # Reference manual RM0090, table 5: sizes of the flash sectors of the STM32F405.
 _SECTORS = [16 * 1024] * 4 + [64 * 1024] + [128 * 1024] * 7
-_FLASH = 0x08000000
 
 
 def _text(name):
@@ -44,21 +45,27 @@ def test_a_program_that_a_board_lacks_is_refused_with_those_that_it_has():
         build("mps2-m3")
 
 
-def test_flash_regions_begin_and_end_at_sectors_and_do_not_overlap():
-    board = Board.load("stm32f405")
-    boundaries = {_FLASH + sum(_SECTORS[:n]) for n in range(len(_SECTORS) + 1)}
+@pytest.mark.parametrize(("name", "sectors"), [("stm32f405", _SECTORS), ("lm3s6965", [1024] * 256), ("nrf51822", [1024] * 256)])
+def test_flash_regions_begin_and_end_at_sectors_and_do_not_overlap(name, sectors):
+    board = Board.load(name)
+    first = board.region("image").address
+    boundaries = {first + sum(sectors[:n]) for n in range(len(sectors) + 1)}
     regions = sorted((r.address, r.address + r.bytes) for r in board.regions.values() if r.address < 0x20000000)
     assert {edge for region in regions for edge in region} <= boundaries
-    assert all(first[1] <= second[0] for first, second in itertools.pairwise(regions))
-    assert sum(_SECTORS) == board.flash_bytes
+    assert all(one[1] <= other[0] for one, other in itertools.pairwise(regions))
+    assert sum(sectors) == board.flash_bytes
 
 
-def test_slots_fit_where_they_are_on_the_part_and_in_the_emulator():
-    board = Board.load("stm32f405")
+@pytest.mark.parametrize("name", [name for name in boards_with(Program.DEVICE) if name != "posix"])
+def test_slots_fit_where_they_are_on_the_part_and_in_the_emulator(name):
+    board = Board.load(name)
     assert board.slot_bytes <= min(board.region("slot0").bytes, board.region("slot1").bytes)
-    assert 2 * board.slot_bytes == board.region("ram_slots").bytes
-    ram = board.region("ram")
-    assert board.region("ram_slots").address + board.region("ram_slots").bytes == ram.address + ram.bytes
+    if "ram_slots" in board.regions:
+        assert 2 * board.slot_bytes == board.region("ram_slots").bytes
+        ram = board.region("ram")
+        assert board.region("ram_slots").address + board.region("ram_slots").bytes == ram.address + ram.bytes
+    else:  # the files of the emulated ones
+        assert board.slot_bytes == board.region("slot0").bytes == board.region("slot1").bytes
 
 
 def test_samples_of_human_activity_recognition_fit_the_flash():
@@ -90,3 +97,17 @@ def test_an_unknown_board_is_refused_with_the_known_ones():
 def test_a_board_of_files_has_no_regions():
     with pytest.raises(ConfigError, match="no region 'samples'"):
         Board.load("posix").region("samples")
+
+
+@pytest.mark.parametrize("input_bytes", [1, 63, 64, 490, 1152, 3072, 100_000])
+@pytest.mark.parametrize("name", board_names())
+def test_as_many_samples_as_a_board_is_said_to_hold_fill_its_region_and_one_more_does_not_fit(name, input_bytes):
+    board = Board.load(name)
+    count = board.samples_for(input_bytes)
+    sizes = [len(samples_region(np.zeros((n, input_bytes), np.int8), np.zeros(n, np.int64))) for n in (count, count + 1)]
+    if "samples" not in board.regions:
+        assert count == board.max_samples
+        return
+    room = board.region("samples").bytes
+    assert sizes[0] <= room or count == 0
+    assert count == board.max_samples or sizes[1] > room

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from fedmote.config import CellConfig
-from fedmote.errors import TransportError
+from fedmote.errors import RigError, TransportError
+from fedmote.package.boards import Board
 from fedmote.package.execute import run_int8
 from fedmote.package.specimen import random_samples
 from fedmote.transport.broker import PrivateBroker, find_mosquitto
@@ -23,7 +24,7 @@ from fedmote.wire.schema import Channel, Kind, Phase
 from fedmote.wire.transfer import BlobSink, BlobSource
 from fedmote_hil.virtual import VirtualDevice
 
-from .rig import BOARDS, small_package
+from .rig import BOARDS, small_package, stack_used
 
 _RUN = b"testrun1"
 _SAMPLES, _CLASSES, _EPOCHS, _BATCH, _RATE, _MOMENTUM = 40, 3, 3, 8, 0.05, 0.9
@@ -54,7 +55,7 @@ def _plan(package, round_number):
     )
 
 
-async def _train_once(transport, package, round_number):
+async def _train_once(transport, package, round_number, is_fetch_expected=True):
     """Leads the device through one round; returns its report and the head update."""
     source, sink, report = BlobSource(zlib.crc32(package.device_form()), package.device_form()), None, None
     max_body = 0
@@ -69,6 +70,7 @@ async def _train_once(transport, package, round_number):
             max_body = message["max_body"]
             await say([_plan(package, round_number)])
         elif message.kind is Kind.GET:
+            assert is_fetch_expected, "the device asks for a package that it should have"
             await say(source.answer(message, max_body))
         elif message.kind is Kind.REPORT and sink is None:
             report = message
@@ -122,9 +124,34 @@ def _data(board):
     return package, x, y
 
 
-def _check(package, x, y, report, delta):
+def _check(board, package, x, y, report, delta):
     assert (report["trained"], report["num_examples"], report["discarded"]) == (_SAMPLES * _EPOCHS, _SAMPLES, 0)
-    np.testing.assert_allclose(delta, _reference(package, x, y), rtol=2e-4, atol=2e-5)
+    expected = _reference(package, x, y)
+    if Board.load(board).arithmetic == "int16":  # weights of 16 bits, rounded at random: as near as the tests of the head demand
+        assert np.linalg.norm(delta - expected) <= 0.05 * np.linalg.norm(expected)
+    else:
+        np.testing.assert_allclose(delta, expected, rtol=2e-4, atol=2e-5)
+
+
+def _check_stack(device):
+    """An emulated board has kept to the stack that board.toml reserves."""
+    if device.board.emulator is not None:
+        used = stack_used(device)
+        print(f"{device.board.name}: {used} bytes of stack, {device.board.stack_bytes} are reserved")
+        assert 256 < used <= device.board.stack_bytes
+
+
+@contextlib.asynccontextmanager
+async def _on_serial_line(board, x, y):
+    """A device on a serial line, and the server at its other end."""
+    server = LinkServer("tcp://127.0.0.1:0")
+    await server.start()
+    try:
+        identity = identity_region("board-1", "lab", "serial")
+        with VirtualDevice(board, "board-1", samples_region(x, y), identity, server.url, is_checked=True) as device:
+            yield server, device
+    finally:
+        await server.close()
 
 
 @pytest.mark.parametrize("board", BOARDS)
@@ -132,21 +159,73 @@ def test_a_round_over_serial_frames_trains_what_the_reference_trains(board, tmp_
     package, x, y = _data(board)
 
     async def run():
-        server = LinkServer("tcp://127.0.0.1:0")
-        await server.start()
-        identity = identity_region("board-1", "lab", "serial")
-        try:
-            with VirtualDevice(board, "board-1", samples_region(x, y), identity, server.url, is_checked=True) as device:
-                first = await asyncio.wait_for(_train_once(server, package, 1), _TIMEOUT_S)
-                # The package of round 1 is installed: round 2 trains on it, from the head inside it, to the same end.
-                second = await asyncio.wait_for(_train_once(server, package, 2), _TIMEOUT_S)
-                assert device.is_running
-                return first, second
-        finally:
-            await server.close()
+        async with _on_serial_line(board, x, y) as (server, device):
+            first = await asyncio.wait_for(_train_once(server, package, 1), _TIMEOUT_S)
+            # The package of round 1 is installed: round 2 trains on it, from the head inside it, to the same end.
+            second = await asyncio.wait_for(_train_once(server, package, 2), _TIMEOUT_S)
+            assert device.is_running
+            _check_stack(device)
+            return first, second
 
     (report, delta), (_, again) = asyncio.run(run())
-    _check(package, x, y, report, delta)
+    _check(board, package, x, y, report, delta)
+    assert np.array_equal(delta, again)
+
+
+def _flash_boards():
+    """Boards whose flash is emulated."""
+    return [board for board in BOARDS if board != "posix" and "ram_slots" not in Board.load(board.values[0]).regions]
+
+
+@pytest.mark.parametrize("board", _flash_boards())
+def test_a_pushed_package_outlives_a_reset_and_a_power_cut_in_emulated_flash(board):
+    package, x, y = _data(board)
+
+    async def run():
+        async with _on_serial_line(board, x, y) as (server, device):
+            deltas = [await asyncio.wait_for(_train_once(server, package, 1), _TIMEOUT_S)]
+            for number, interrupt in enumerate((device.reset, device.restart), 2):
+                interrupt()
+                deltas.append(await asyncio.wait_for(_train_once(server, package, number, False), _TIMEOUT_S))
+            with pytest.raises(RigError, match="began with slots from files"):
+                device.reset()
+            return deltas
+
+    first, *others = asyncio.run(run())
+    _check(board, package, x, y, *first)
+    assert all(np.array_equal(delta, first[1]) for _, delta in others)
+
+
+@pytest.mark.parametrize("board", _flash_boards())
+def test_a_power_cut_within_a_fetch_leaves_the_installed_package_in_emulated_flash(board):
+    package, x, y = _data(board)
+    other = small_package(3, board, _CLASSES)
+    source = BlobSource(zlib.crc32(other.device_form()), other.device_form())
+
+    async def fetch_a_part(server):
+        """Plans the other package, and gives the device half of it: until it asks for the rest."""
+        is_half_sent = False
+        while True:
+            message = (await server.receive()).message
+            if message.kind is Kind.HELLO:
+                max_body = message["max_body"]
+                await server.send("board-1", Channel.COORDINATOR, _plan(other, 2))
+            elif message.kind is Kind.GET:
+                if is_half_sent:
+                    return
+                chunks = source.answer(message, max_body)
+                for chunk in chunks[: len(chunks) // 2]:
+                    await server.send("board-1", Channel.COORDINATOR, chunk)
+                is_half_sent = True
+
+    async def run():
+        async with _on_serial_line(board, x, y) as (server, device):
+            first = await asyncio.wait_for(_train_once(server, package, 1), _TIMEOUT_S)
+            await asyncio.wait_for(fetch_a_part(server), _TIMEOUT_S)
+            device.restart()
+            return first, await asyncio.wait_for(_train_once(server, package, 3, False), _TIMEOUT_S)
+
+    (_, delta), (_, again) = asyncio.run(run())
     assert np.array_equal(delta, again)
 
 
@@ -165,12 +244,14 @@ def test_a_round_over_mqtt_survives_a_broker_that_dies_before_it(board, tmp_path
     async def run(broker):
         # An emulated board learns of the broker's death only by its own keep-alive.
         identity = identity_region("board-1", "lab", "mqtt", "board-1", broker.password("board-1"), keep_alive_s=2)
-        with VirtualDevice(board, "board-1", samples_region(x, y), identity, broker.url, is_checked=True):
+        with VirtualDevice(board, "board-1", samples_region(x, y), identity, broker.url, is_checked=True) as device:
             await until_it_is_there(broker)
             broker.restart()
             async with _coordinator(broker) as transport:
-                return await asyncio.wait_for(_train_once(transport, package, 1), _TIMEOUT_S)
+                results = await asyncio.wait_for(_train_once(transport, package, 1), _TIMEOUT_S)
+            _check_stack(device)
+            return results
 
     with PrivateBroker(tmp_path / "broker", "lab", [CellConfig("cell", ("board-1",))]) as broker:
         report, delta = asyncio.run(run(broker))
-    _check(package, x, y, report, delta)
+    _check(board, package, x, y, report, delta)

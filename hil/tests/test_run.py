@@ -8,6 +8,7 @@ import pytest
 
 from fedmote.errors import ConfigError, DeviceError, DoesNotFitError, PackageError
 from fedmote.package.boards import Board, Region
+from fedmote.package.budget import run_arena_bytes
 from fedmote.package.execute import run_int8
 from fedmote.package.specimen import random_samples
 from fedmote.wire.schema import Status
@@ -98,7 +99,7 @@ def test_a_package_that_a_board_refuses_is_named_with_its_status(board, monkeypa
 def test_a_package_beyond_the_arena_of_the_program_is_refused_before_anything_starts():
     package = small_package(1, "posix")
     x = random_samples(package.graph, 1, 1)
-    needed = run_module.arena_bytes(package.header.encoder_bytes, package.features, 0, package.outputs)
+    needed = run_arena_bytes(package.header.encoder_bytes, package.features, package.head_shape)
     budgets = Board.load("posix")
     run_on_board(dataclasses.replace(budgets, run_arena_bytes=needed), package.to_bytes(), x)
     with pytest.raises(DoesNotFitError) as refusal:

@@ -4,7 +4,6 @@
 include(cmake/cortex_m.cmake)
 fedmote_cortex_m_programs(
     INCLUDE ports/stm32f4
-    CHIP ports/stm32f4/chip.c ports/stm32f4/clock.c ports/stm32f4/entropy.c ports/stm32f4/flash.c ports/stm32f4/interrupts.c
-         ports/stm32f4/tick.c ports/stm32f4/uart.c
+    CHIP ports/stm32f4/chip.c ports/stm32f4/clock.c ports/stm32f4/interrupts.c ports/stm32f4/uart.c ports/cortex_m/systick.c
     COUNTERS ports/stm32f4/counters.c
-    DEVICE "${FEDMOTE_BOARD_DIR}/device_main.c")
+    DEVICE ports/stm32f4/flash.c ports/stm32f4/noise.c)

@@ -10,7 +10,7 @@
 #include <stdint.h>
 
 #define BENCH_TIMERS 2U
-#define BENCH_WORDS 512U
+#define BENCH_WORDS 192U
 
 typedef void (*bench_work)(void *context);
 

@@ -86,6 +86,7 @@ enum fedmote_event {
     FEDMOTE_EVENT_REFUSED,     /* status, negative: the peer said no */
     FEDMOTE_EVENT_ERROR,       /* status, negative; fedmote_status() says where */
     FEDMOTE_EVENT_CACHE_LOST,  /* status, negative: the cache region failed; what it does not hold is encoded again */
+    FEDMOTE_EVENT_DIFFERENCE_LOST, /* status, negative: it makes no package here; the whole one is fetched */
 };
 
 /* A picture of the device, filled by fedmote_status(). */
@@ -113,7 +114,7 @@ struct fedmote {
     union {
         void *pointer;
         uint64_t word;
-        uint8_t bytes[760 + 40 * sizeof(void *)];
+        uint8_t bytes[768 + 40 * sizeof(void *)];
     } inside;
 };
 
@@ -126,7 +127,7 @@ struct fedmote {
 FEDMOTE_MUST_CHECK int32_t fedmote_init(struct fedmote *device, const struct fedmote_port *port,
                                         const struct fedmote_identity *identity, uint8_t *arena, uint32_t arena_bytes);
 
-/* Does one bounded piece of work: one frame in, one frame out, one flash operation or at most
+/* Does one bounded piece of work: one frame in, one frame out, one flash operation, one page of a difference or at most
  * FEDMOTE_MACS_PER_STEP multiply-accumulates. Call it for ever. Returns FEDMOTE_BUSY or FEDMOTE_IDLE, and never an
  * error: the device goes on by itself from all of them, and fedmote_status() tells. Three pieces exceed the bound, each
  * at most once per round: ranking (2 n log2 n comparisons; equal losses add up to n^2 / 2 reads of a bit), verifying a

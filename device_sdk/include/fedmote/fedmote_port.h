@@ -21,6 +21,11 @@ extern const struct fedmote_arithmetic fedmote_int16;   /* integers alone (src/h
 struct fedmote_cache;
 extern const struct fedmote_cache fedmote_cache_region;
 
+/* What makes new packages out of the installed one and a difference; where none names it, it is not linked and packages
+ * come whole (src/patch.c). */
+struct fedmote_patching;
+extern const struct fedmote_patching fedmote_difference_patching;
+
 struct fedmote_port {
     void *context; /* handed to every callback, never touched */
 
@@ -73,6 +78,9 @@ struct fedmote_port {
     const int8_t *(*cache_base)(void *context);
     int32_t (*cache_erase)(void *context);
     int32_t (*cache_write)(void *context, uint32_t offset, const uint8_t *bytes, uint32_t size);
+
+    /* Optional: &fedmote_difference_patching, or NULL. */
+    const struct fedmote_patching *patching;
 };
 
 #endif

@@ -52,6 +52,8 @@ enum fedmote_status {
     FEDMOTE_ERR_NO_PACKAGE = -33,
     FEDMOTE_ERR_SAMPLE_IO = -34,
     FEDMOTE_ERR_NO_SAMPLES = -35,
+    FEDMOTE_ERR_DIFFERENCE = -36,
+    FEDMOTE_ERR_DIFFERENCE_BASE = -37,
     FEDMOTE_ERR_LINK = -40,
     FEDMOTE_ERR_LINK_REFUSED = -41,
     FEDMOTE_ERR_TIMEOUT = -42,
@@ -207,7 +209,10 @@ enum fedmote_field {
     FEDMOTE_FIELD_CLIP_NORM_MICRO = 58,
     FEDMOTE_FIELD_TRAINED_LAYERS = 59,
     FEDMOTE_FIELD_IS_BIAS_ONLY = 60,
-    FEDMOTE_FIELDS_END = 61, /* one more than the highest key */
+    FEDMOTE_FIELD_DIFFERENCE_FORMAT = 61,
+    FEDMOTE_FIELD_DIFFERENCE_HANDLE = 62,
+    FEDMOTE_FIELD_DIFFERENCE_SIZE = 63,
+    FEDMOTE_FIELDS_END = 64, /* one more than the highest key */
 };
 
 enum fedmote_type { FEDMOTE_TYPE_NONE, FEDMOTE_TYPE_UINT, FEDMOTE_TYPE_BYTES, FEDMOTE_TYPE_TEXT };
@@ -215,7 +220,7 @@ enum fedmote_type { FEDMOTE_TYPE_NONE, FEDMOTE_TYPE_UINT, FEDMOTE_TYPE_BYTES, FE
 /* Type and bounds of a field: of the value for integers, of the length for strings. */
 struct fedmote_field_rule {
     uint8_t type;
-    uint32_t low;
+    uint8_t low;
     uint32_t high;
 };
 

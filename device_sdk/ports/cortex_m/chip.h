@@ -6,11 +6,12 @@
 #ifndef FEDMOTE_CHIP_H
 #define FEDMOTE_CHIP_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "fedmote/fedmote_port.h"
 
-/* Clock and serial line, before chip_port and chip_sleep(). */
+/* Clock, serial line and, in the federated device, the tick; before chip_port and chip_sleep(). */
 void chip_start(void);
 
 /* The serial line: stream_read and stream_write, nothing else. */
@@ -21,6 +22,20 @@ void chip_sleep(void);
 
 /* What a board shows for ever after a fault. */
 __attribute__((noreturn)) void chip_halt(void);
+
+/* What the federated device takes besides (device_main.c). Milliseconds since some moment, modulo 2^32, with an
+ * interrupt each; a word that is hard to foretell, of a generator or of a fine timer. */
+uint32_t chip_now_ms(void);
+uint32_t chip_noise(void);
+
+/* The flash controller. chip_flash_start(): whether it answers. Erases the sectors from a slot's address on that hold
+ * so many bytes; writes whole words, from anywhere. 0, or one of these errors, after which the controller is locked
+ * again. */
+bool chip_flash_start(void);
+int32_t chip_flash_erase(uintptr_t address, uint32_t bytes);
+int32_t chip_flash_write(uintptr_t address, const uint8_t *bytes, uint32_t size);
+#define CHIP_ERROR_FLASH_TIMEOUT (-130)
+#define CHIP_ERROR_FLASH_REFUSED (-131)
 
 /* Two counters with 32 bits, which count up at the rates counter0_hz and counter1_hz of board.toml. */
 #define CHIP_COUNTERS 2U

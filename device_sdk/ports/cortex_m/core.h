@@ -21,6 +21,9 @@
 #define SCB_BFAR CORE_REGISTER(0xE000ED38U)
 #define SCB_CPACR CORE_REGISTER(0xE000ED88U)
 
+#define SYSTICK_COUNTING (1U << 0)
+#define SYSTICK_INTERRUPTING (1U << 1)
+#define SYSTICK_CORE_CLOCK (1U << 2)
 #define SCB_CCR_TRAP_UNALIGNED (1U << 3)
 #define SCB_SHCSR_OWN_NAMES (7U << 16) /* memory, bus and usage faults by their own names */
 #define SCB_CPACR_FLOAT (0xFU << 20)   /* float and vector registers */

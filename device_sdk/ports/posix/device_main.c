@@ -262,6 +262,7 @@ int main(int count, char **arguments) {
         .cache_base = has_cache ? port_cache_base : NULL,
         .cache_erase = has_cache ? port_cache_erase : NULL,
         .cache_write = has_cache ? port_cache_write : NULL,
+        .patching = &fedmote_difference_patching,
     };
     const int32_t status = fedmote_init(&device, &port, &identity, arena, sizeof arena);
     if (status != FEDMOTE_OK) {

@@ -1,30 +1,23 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * What the programs of ports/cortex_m need of an STM32F4, and what a fault shows: the LED on PC12 (the Olimex H405's)
+ * Start of an STM32F4, and what a fault shows: the LED on PC12 (the Olimex H405's)
  * blinks.
  */
 #include "chip.h"
 
 #include "registers.h"
 #include "stm32f4.h"
+#include "systick.h"
 
 #define LED_PIN 12U
 
-static int32_t stream_read(void *context, uint8_t *bytes, uint32_t capacity) {
-    (void)context;
-    return stm32_uart_read(bytes, capacity);
+void chip_start(void) {
+    stm32_clock_start();
+    systick_start(stm32_core_hz());
+    stm32_uart_start();
 }
 
-static int32_t stream_write(void *context, const uint8_t *bytes, uint32_t size) {
-    (void)context;
-    return stm32_uart_write(bytes, size);
-}
-
-const struct fedmote_port chip_port = {.stream_read = stream_read, .stream_write = stream_write};
-
-void chip_start(void) { stm32_start(); }
-
-void chip_sleep(void) { stm32_sleep(); }
+void chip_sleep(void) { __asm volatile("wfi" ::: "memory"); }
 
 __attribute__((noreturn)) void chip_halt(void) {
     RCC_AHB1ENR |= RCC_AHB1ENR_GPIOC;

@@ -3,6 +3,8 @@
  * Core clock: 168 MHz from the crystal through the PLL, or the 16 MHz reset clock where crystal or PLL do not come up.
  * Every wait for a ready flag is counted, so that a broken crystal costs milliseconds, not the device.
  */
+#include <stdbool.h>
+
 #include "fedmote_board.h"
 #include "registers.h"
 #include "stm32f4.h"
@@ -74,10 +76,3 @@ void stm32_clock_start(void) {
 uint32_t stm32_core_hz(void) { return core_hz; }
 
 uint32_t stm32_peripheral_hz(void) { return peripheral_hz; }
-
-void stm32_start(void) {
-    stm32_clock_start();
-    stm32_tick_start();
-    stm32_uart_start();
-    stm32_slots_start();
-}

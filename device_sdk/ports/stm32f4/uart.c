@@ -2,43 +2,15 @@
  *
  * USART1 with two rings. The receiver fills its ring from the interrupt; the transmitter is emptied by whoever finds
  * the data register free: the interrupt on the part, the writer itself in emulators that raise no transmit interrupt.
- *
- * Each ring has one producer and one consumer. Indices run freely and wrap at 2^32, which a power of two as size
- * makes harmless; a byte is stored before the index that publishes it.
  */
+#include "chip.h"
 #include "fedmote_board.h"
 #include "registers.h"
+#include "ring.h"
 #include "stm32f4.h"
 
-#if (STM32_UART_RING & (STM32_UART_RING - 1U)) != 0U
-#error "STM32_UART_RING must be a power of two"
-#endif
-
-struct ring {
-    volatile uint32_t head; /* bytes ever put in */
-    volatile uint32_t tail; /* bytes ever taken out */
-    volatile uint8_t bytes[STM32_UART_RING];
-};
-
-static struct ring received, sending;
-
-static bool ring_put(struct ring *ring, uint8_t byte) {
-    if (ring->head - ring->tail == STM32_UART_RING) {
-        return false;
-    }
-    ring->bytes[ring->head % STM32_UART_RING] = byte;
-    ring->head++;
-    return true;
-}
-
-static bool ring_take(struct ring *ring, uint8_t *byte) {
-    if (ring->head == ring->tail) {
-        return false;
-    }
-    *byte = ring->bytes[ring->tail % STM32_UART_RING];
-    ring->tail++;
-    return true;
-}
+static volatile uint8_t received_bytes[2048], sending_bytes[2048];
+static struct ring received = RING_OVER(received_bytes), sending = RING_OVER(sending_bytes);
 
 /* Only with the transmit interrupt off, or from it: the sending ring has one consumer at a time. */
 static void send_while_free(void) {
@@ -63,7 +35,7 @@ void usart1_handler(void) {
     }
     if ((USART1_CR1 & USART_CR1_SENDABLE_INTERRUPT) != 0U) {
         send_while_free();
-        if (sending.head == sending.tail) {
+        if (ring_is_empty(&sending)) {
             USART1_CR1 &= ~USART_CR1_SENDABLE_INTERRUPT;
         }
     }
@@ -81,34 +53,20 @@ void stm32_uart_start(void) {
     NVIC_ENABLE(USART1_INTERRUPT / 32U) = 1U << (USART1_INTERRUPT % 32U);
 }
 
-int32_t stm32_uart_read(uint8_t *bytes, uint32_t capacity) {
-    uint32_t count = 0;
-    while (count < capacity && ring_take(&received, &bytes[count])) {
-        count++;
-    }
-    return (int32_t)count;
+static int32_t stream_read(void *context, uint8_t *bytes, uint32_t capacity) {
+    (void)context;
+    return ring_read(&received, bytes, capacity);
 }
 
-int32_t stm32_uart_write(const uint8_t *bytes, uint32_t size) {
-    uint32_t count = 0;
-    while (count < size && ring_put(&sending, bytes[count])) {
-        count++;
-    }
+static int32_t stream_write(void *context, const uint8_t *bytes, uint32_t size) {
+    (void)context;
+    const int32_t count = ring_write(&sending, bytes, size);
     USART1_CR1 &= ~USART_CR1_SENDABLE_INTERRUPT;
     send_while_free();
-    if (sending.head != sending.tail) {
+    if (!ring_is_empty(&sending)) {
         USART1_CR1 |= USART_CR1_SENDABLE_INTERRUPT;
     }
-    return (int32_t)count;
+    return count;
 }
 
-void stm32_uart_say(const char *message) {
-    for (; *message != '\0'; message++) {
-        const uint8_t byte = (uint8_t)*message;
-        while (stm32_uart_write(&byte, 1U) == 0) {
-        }
-    }
-    while (sending.head != sending.tail) {
-        (void)stm32_uart_write((const uint8_t *)"", 0U);
-    }
-}
+const struct fedmote_port chip_port = {.stream_read = stream_read, .stream_write = stream_write};

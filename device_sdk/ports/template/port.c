@@ -105,4 +105,5 @@ const struct fedmote_port board_port = {
     .event = NULL, /* a place for a log or an LED */
     .operators = operators,
     .arithmetic = &fedmote_int16, /* &fedmote_float32 on a core with an FPU */
+    .patching = NULL,             /* &fedmote_difference_patching: new packages may come as differences */
 };

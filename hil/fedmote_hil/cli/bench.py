@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`fedmote bench`: instruction counts of kernels and of the head, beside those of others; and whether boards compute right."""
+"""Subjects of `fedmote bench`: instructions of kernels and of the head, their prediction; whether boards compute right."""
 
 from __future__ import annotations
 
@@ -10,19 +10,22 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from fedmote.errors import DoesNotFitError
+from fedmote.cli.bench import Subject
+from fedmote.errors import ConfigError, DoesNotFitError
 from fedmote.package.boards import Board, boards_with
 from fedmote.package.file import Package
+from fedmote.package.instructions import is_stale
 from fedmote_hil.bench import HeadCounts, KernelCounts, count_head, count_kernels, counting_boards
 from fedmote_hil.exactness import compare
-from fedmote_hil.models import REFERENCE_MODELS, encoder_package, example_encoders, reference_directory, whole_encoder
+from fedmote_hil.instructions import LIMIT, Comparison, by_origin, compare_models, refresh, refresh_sizes
+from fedmote_hil.models import measured_models, whole_encoder
 from fedmote_hil.peers import HEAD, KERNELS, NO_FIGURE, Figure
 
-SUMMARY = "count instructions of the kernels or of the head on an emulated board, or compare its bytes"
-EXAMPLES = """examples:
+_EXAMPLES = """examples:
   fedmote bench kernels                                 the MLPerf Tiny and example models
   fedmote bench kernels --model model.fmp --per-op      one model, operator by operator
   fedmote bench head --json                             training steps, for programs
+  fedmote bench instructions --board all --check        predicted instructions beside counted ones
   fedmote bench exactness --graphs 200 --board all      every tensor of random graphs against TensorFlow Lite Micro
 """
 _DEFAULT_BOARD = "stm32f405"
@@ -30,37 +33,52 @@ _DEFAULT_BOARD = "stm32f405"
 Row = dict[str, Any]
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the arguments of the verb."""
-    subjects = parser.add_subparsers(dest="subject", required=True, metavar="kernels|head|exactness")
-    kernels = subjects.add_parser("kernels", help="one inference of MLPerf Tiny and example models, or of one model")
-    kernels.add_argument("--model", type=Path, metavar="FILE.tflite|X.fmp", help="this model alone")
-    kernels.add_argument("--per-op", action="store_true", help="the operators of each model as well")
-    head = subjects.add_parser("head", help="training steps of the head")
-    for subject in (kernels, head):
-        subject.add_argument("--board", default=_DEFAULT_BOARD, metavar="BOARD", help=", ".join(counting_boards()))
-        subject.add_argument("--json", action="store_true", help="one JSON object on standard output")
-    exactness = subjects.add_parser("exactness", help="bytes of random graphs; exit status 1 if one differs")
-    exactness.add_argument("--graphs", type=int, default=200, metavar="N", help="how many (default: 200)")
-    exactness.add_argument("--board", default="all", metavar="BOARD|all", help=", ".join(boards_with("fedmote-run")))
-    exactness.add_argument("--json", action="store_true", help="one JSON object on standard output")
+def _add_kernels(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", type=Path, metavar="FILE.tflite|X.fmp", help="this model alone")
+    parser.add_argument("--per-op", action="store_true", help="the operators of each model as well")
+    _add_counting(parser)
 
 
-def run(options: argparse.Namespace) -> int:
-    """Counts and prints."""
-    if options.subject == "exactness":
-        return _compare_boards(options)
+def _add_counting(parser: argparse.ArgumentParser) -> None:
+    """Arguments of all that counts instructions on one board."""
+    parser.add_argument("--board", default=_DEFAULT_BOARD, metavar="BOARD", help=", ".join(counting_boards()))
+    parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
+
+
+def _add_instructions(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--board", default=_DEFAULT_BOARD, metavar="BOARD|all", help=", ".join(counting_boards()))
+    scope = parser.add_mutually_exclusive_group()
+    scope.add_argument("--sizes", action="store_true", help="measure the flash that images take, nothing else")
+    scope.add_argument("--check", action="store_true", help="write nothing: compare the tables that are there")
+    parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
+
+
+def _add_exactness(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--graphs", type=int, default=200, metavar="N", help="how many (default: 200)")
+    parser.add_argument("--board", default="all", metavar="BOARD|all", help=", ".join(boards_with("fedmote-run")))
+    parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
+
+
+def _measure_kernels(options: argparse.Namespace) -> int:
     board = Board.load(options.board)
     skipped: list[str] = []
-    if options.subject == "head":
-        rows = [_head_row(board, counts) for counts in count_head(board)]
-    else:
-        rows = [_kernel_row(board, name, counts) for name, counts in _count_models(options.model, board, skipped)]
+    rows = [_kernel_row(board, name, counts) for name, counts in _count_models(options.model, board, skipped)]
+    _print_rows(rows, "kernels", options, skipped)
+    return 0
+
+
+def _measure_head(options: argparse.Namespace) -> int:
+    board = Board.load(options.board)
+    skipped: list[str] = []
+    _print_rows([_head_row(board, counts) for counts in count_head(board, skipped)], "head", options, skipped)
+    return 0
+
+
+def _print_rows(rows: list[Row], subject: str, options: argparse.Namespace, skipped: list[str]) -> None:
     if options.json:
         sys.stdout.write(json.dumps({"rows": rows, "skipped": skipped}) + "\n")
-        return 0
-    sys.stdout.write("\n".join(_text(rows, options.subject, getattr(options, "per_op", False), skipped)) + "\n")
-    return 0
+    else:
+        sys.stdout.write("\n".join(_text(rows, subject, getattr(options, "per_op", False), skipped)) + "\n")
 
 
 def _compare_boards(options: argparse.Namespace) -> int:
@@ -83,28 +101,56 @@ def _compare_boards(options: argparse.Namespace) -> int:
     return int(any(row["differing_bytes"] for row in rows))
 
 
+def _predict_models(options: argparse.Namespace) -> int:
+    """The tables of boards, measured unless they are only checked, and whole models as they are predicted and as counted."""
+    boards = by_origin(counting_boards()) if options.board == "all" else [Board.load(options.board)]
+    if options.sizes:
+        return _measure_sizes(boards, options.json)
+    rows: list[Row] = []
+    skipped: list[str] = []
+    for board in boards:
+        if not options.check:
+            refresh(board)
+        elif is_stale(board):
+            command = f"fedmote bench instructions --board {board.name}"
+            raise ConfigError(f"board {board.name}: its kernels have changed since they were counted; run: {command}")
+        found = [_prediction_row(board, comparison) for comparison in compare_models(board, skipped)]
+        if not options.json:
+            sys.stdout.write("\n".join(_table(_PREDICTION_COLUMNS, found)) + "\n\n")
+            sys.stdout.flush()
+        rows += found
+    if options.json:
+        sys.stdout.write(json.dumps({"limit_percent": 100 * LIMIT, "rows": rows, "skipped": skipped}) + "\n")
+    else:
+        sys.stdout.write("".join(f"skipped: {reason}\n" for reason in skipped))
+    return int(any(abs(row["error_percent"]) > 100 * LIMIT for row in rows))
+
+
+def _measure_sizes(boards: list[Board], is_json: bool) -> int:
+    rows = []
+    for board in boards:
+        sizes = refresh_sizes(board)
+        rows.append({"board": board.name, "device_image_bytes": sizes.device, "run_image_bytes": sizes.run})
+    sys.stdout.write(json.dumps({"rows": rows}) if is_json else "\n".join(_table(tuple(rows[0]), rows)))
+    sys.stdout.write("\n")
+    return 0
+
+
+def _prediction_row(board: Board, comparison: Comparison) -> Row:
+    return {"board": board.name, **vars(comparison), "error_percent": round(100 * comparison.error, 3)}
+
+
 def _count_models(model: Path | None, board: Board, skipped: list[str]) -> Iterator[tuple[str, KernelCounts]]:
     """Names and counts of one model or of all; those that are absent or too large are named in `skipped`."""
     if model is not None:
         package = Package.read(model) if model.suffix == ".fmp" else whole_encoder(model, board)
         yield model.stem, count_kernels(board, package)
         return
-    for name, package in _default_models(board, skipped):
+    for name, package in measured_models(board, skipped):
         try:
             yield name, count_kernels(board, package)
         except DoesNotFitError as error:
             skipped.append(f"{name}: {error}")
-
-
-def _default_models(board: Board, skipped: list[str]) -> Iterator[tuple[str, Package]]:
-    for name in REFERENCE_MODELS:
-        path = reference_directory() / f"{name}.tflite"
-        if path.is_file():
-            yield name, whole_encoder(path, board)
-        else:
-            skipped.append(f"{name}: there is no {path}")
-    for name, graph in example_encoders().items():
-        yield name, encoder_package(graph, board, name)
 
 
 def _kernel_row(board: Board, model: str, counts: KernelCounts) -> Row:
@@ -173,6 +219,7 @@ def _compare(values: Mapping[str, int], figures: Mapping[str, Figure]) -> list[R
     ]
 
 
+_PREDICTION_COLUMNS = ("board", "model", "predicted", "counted", "error_percent", "worst_operator", "worst_difference")
 _KERNEL_COLUMNS = (
     *("model", "kernels", "macs", "instructions", "instructions_per_mac", "verification_instructions", "startup_instructions"),
     *("arena_bytes", "flash_bytes", "stack_bytes"),
@@ -232,3 +279,11 @@ def _cell(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.2f}"
     return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+kernels = Subject("one inference of MLPerf Tiny and example models, or of one model", _EXAMPLES, _add_kernels, _measure_kernels)
+head = Subject("training steps of the head", _EXAMPLES, _add_counting, _measure_head)
+exactness = Subject("bytes of random graphs; exit status 1 if one differs", _EXAMPLES, _add_exactness, _compare_boards)
+instructions = Subject(
+    "measure the tables that predict instructions; exit status 1 if they are off", _EXAMPLES, _add_instructions, _predict_models
+)

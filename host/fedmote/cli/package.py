@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`fedmote package`: make, show and check partition packages."""
+"""`fedmote package`: make, show and check partition packages, and the differences between them."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fedmote.errors import ConfigError
+from fedmote.errors import ConfigError, PackageError
 from fedmote.package import container
 from fedmote.package.boards import Board, boards_with
+from fedmote.package.difference import apply_difference, make_difference
 from fedmote.package.file import Package
 from fedmote.package.importer import import_tflite
 from fedmote.package.plan_check import check_plan
@@ -21,13 +22,26 @@ from fedmote.package.records import Record, record_words
 from fedmote.store.durable import write_result
 from fedmote.wire.schema import Opcode, Section
 
-SUMMARY = "make a package of a .tflite file, show a package, verify it"
+SUMMARY = "make a package of a .tflite file, show a package, verify it, make and apply differences"
 
 EXAMPLES = """examples:
   fedmote package import kws.tflite -o kws.fmp                    the last dense layer becomes the head that devices train
   fedmote package import kws.tflite -o kws.fmp --classes 4        ... or a new head of 4 classes behind the same encoder
   fedmote package show kws.fmp                                    sections, operators, bytes, what it costs on each board
   fedmote package verify kws.fmp                                  every check of a device, and those of a host
+  fedmote package diff old.fmp new.fmp -o new.fmd                 what a device needs that has the old one
+  fedmote package patch old.fmp new.fmd -o new.fmp                what it makes of it: the new device form
+"""
+_DIFF_EXAMPLE = """example:
+  fedmote package diff kws-v6.fmp kws-v7.fmp -o kws.fmd --json
+
+Both are taken in device form, as they lie in a slot: sections of the host do not travel. The coordinator sends a difference only
+where it is smaller than the package.
+"""
+_PATCH_EXAMPLE = """example:
+  fedmote package patch kws-v6.fmp kws.fmd -o kws-v7-device.fmp
+
+The result is the device form, which is verified like every package, and must have the hash that the difference promises.
 """
 _IMPORT_EXAMPLE = """example:
   fedmote package import kws.tflite -o kws.fmp --board stm32f405
@@ -39,8 +53,8 @@ Everything that was done is said. Rounds can train the head of such a package; n
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    """Adds the three verbs of packages."""
-    verbs = parser.add_subparsers(dest="package_verb", required=True, metavar="import|show|verify")
+    """Adds the verbs of packages."""
+    verbs = parser.add_subparsers(dest="package_verb", required=True, metavar="import|show|verify|diff|patch")
     _add_import(verbs)
     for name, text in (
         ("show", "what is inside, and what it costs on each board"),
@@ -55,6 +69,18 @@ def add_arguments(parser: ArgumentParser) -> None:
         )
         verb.add_argument("package", type=Path, metavar="X.fmp")
         verb.add_argument("--json", action="store_true", help="one JSON object on stdout")
+
+    _add_two_sided(verbs, "diff", ("old", "OLD.fmp"), ("new", "NEW.fmp"), "X.fmd", _DIFF_EXAMPLE)
+    _add_two_sided(verbs, "patch", ("old", "OLD.fmp"), ("difference", "X.fmd"), "NEW.fmp", _PATCH_EXAMPLE)
+
+
+def _add_two_sided(verbs: Any, name: str, left: tuple[str, str], right: tuple[str, str], output: str, example: str) -> None:  # noqa: ANN401
+    text = {"diff": "make the difference between two packages", "patch": "make a package of another one and a difference"}[name]
+    verb = verbs.add_parser(name, help=text, description=text, epilog=example, formatter_class=RawDescriptionHelpFormatter)
+    for destination, metavar in (left, right):
+        verb.add_argument(destination, type=Path, metavar=metavar)
+    verb.add_argument("-o", "--output", type=Path, required=True, metavar=output)
+    verb.add_argument("--json", action="store_true", help="one JSON object on stdout")
 
 
 def _add_import(verbs: Any) -> None:  # noqa: ANN401 - argparse has no public name for it
@@ -79,7 +105,7 @@ def _add_import(verbs: Any) -> None:  # noqa: ANN401 - argparse has no public na
 
 def run(options: Namespace) -> int:
     """Runs the verb that was asked for. Returns the exit code."""
-    verbs = {"import": _run_import, "show": _run_show, "verify": _run_verify}
+    verbs = {"import": _run_import, "show": _run_show, "verify": _run_verify, "diff": _run_diff, "patch": _run_patch}
     return verbs[options.package_verb](options)
 
 
@@ -127,6 +153,41 @@ def _run_verify(options: Namespace) -> int:
             _say(f"ok  {check}")
         _say(f"hash {package.hash.hex()}")
     return 0
+
+
+def _run_diff(options: Namespace) -> int:
+    old, new = Package.read(options.old).device_form(), Package.read(options.new).device_form()
+    difference = make_difference(old, new)
+    write_result(options.output, difference)
+    _tell_sizes(options, "difference", old, new, difference)
+    return 0
+
+
+def _run_patch(options: Namespace) -> int:
+    old = Package.read(options.old).device_form()
+    try:
+        difference = options.difference.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{options.difference}: {error.strerror or error}") from error
+    try:
+        new = Package.read(apply_difference(old, difference)).device_form()
+    except PackageError as error:
+        raise PackageError(f"{options.difference}: {error}", error.status) from error
+    write_result(options.output, new)
+    _tell_sizes(options, "package", old, new, difference)
+    return 0
+
+
+def _tell_sizes(options: Namespace, made: str, old: bytes, new: bytes, difference: bytes) -> None:
+    ratio = len(difference) / len(new)
+    if options.json:
+        sizes = {"old_bytes": len(old), "new_bytes": len(new), "difference_bytes": len(difference), "ratio": ratio}
+        hashes = {"old_hash": container.hash_of(old).hex(), "new_hash": container.hash_of(new).hex()}
+        _print_json({made: str(options.output), **sizes, **hashes})
+        return
+    rows = [(name, f"{len(data):,}") for name, data in (("old device form", old), ("new device form", new))]
+    _print_rows(("", "bytes"), [*rows, ("difference", f"{len(difference):,}")])
+    _say(f"{ratio:.1%} of the new package; {options.output} is the {made}")
 
 
 def describe(package: Package) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from fedmote.cli.state import add_state_arguments, ledger_of, state_directory
 from fedmote.cli.table import say, write_json, write_table
-from fedmote.coordinator.results import RoundResult, refusals, round_result
+from fedmote.coordinator.results import SERVED, RoundResult, refusals, round_result
 from fedmote.errors import ConfigError
 from fedmote.store import Ledger
 
@@ -68,7 +68,7 @@ def _show(ledger: Ledger, number: int, directory: Path, is_json: bool) -> None:
         write_json({**result.to_json(), "refusals": list(noes)})
         return
     say(result.words())
-    names = ("participant", "role", "attempt", "num_examples", "trained", "sent", "discarded")
+    names = ("participant", "role", "attempt", "num_examples", "trained", "sent", "discarded", *SERVED)
     write_table(names, [[update.get(name) for name in names] for update in result.updates])
     for who, why in result.missing.items():
         say(f"missing: {who} ({why})")

@@ -21,6 +21,7 @@ from fedmote.coordinator.forms import Partition
 from fedmote.coordinator.results import RunResult
 from fedmote.coordinator.run import Run, Talk
 from fedmote.errors import RemoteWireError, TransportError
+from fedmote.package.difference import FORMAT
 from fedmote.rounds.events import BlobArrived, BlobSpoiled, Event, Refused, Reported, SaidHello, TookPlan
 from fedmote.store import State
 from fedmote.transport import Received, Transport
@@ -205,7 +206,8 @@ class Coordinator:
         if complaint is not None:
             await run.refuse_stranger(who, *complaint)
             return
-        run.exchange.knows(who, hello["board"], hello["max_body"])
+        base = hello.get("model_hash") if hello.get("difference_format") == FORMAT else None
+        run.exchange.knows(who, hello["board"], hello["max_body"], base)
         await self._handle(run, SaidHello(who, Role(hello["role"]), hello["boot"]))
 
     async def _get(self, run: Run, who: str, get: Message) -> None:
@@ -213,7 +215,7 @@ class Coordinator:
             await run.refuse_stranger(who, Status.NOT_EXPECTED, "no plan, no blobs", get["handle"])
             return
         if not run.exchange.is_offered(get["handle"]):
-            run.offer_everything()
+            await run.offer_everything()
         if run.exchange.is_offered(get["handle"]):
             await self._handle(run, TookPlan(who))
         await run.exchange.answer(who, get)
@@ -241,6 +243,11 @@ class Coordinator:
         handle, reason = message.get("handle"), message.get("reason", "")
         if handle is not None and run.exchange.is_pulling(who, handle):
             await self._handle(run, Refused(who, status, handle, reason))
+            return
+        if handle is not None and run.machine.is_member(who) and not run.exchange.is_offered(handle):
+            await run.offer_everything()  # before a restart it may have been
+        if handle is not None and run.exchange.name_of(handle) == "difference":
+            run.difference_lost(who, handle, status)
             return
         is_of_round = plan is not None and message.get("round") == plan.round and message.get("run") == run.name
         if is_of_round or ("round" not in message and status in _PLAN_REFUSALS):

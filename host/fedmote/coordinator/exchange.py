@@ -7,7 +7,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fedmote.errors import LocalWireError, RemoteWireError
 from fedmote.transport import Transport
@@ -30,11 +30,17 @@ class Peer:
         transport: on which it was heard last; None before it was heard.
         board: as its hello said.
         max_body: bytes of the largest body that it takes.
+        base: hash of its installed package, where it makes packages from differences.
+        lost: handles of differences that it could not use.
+        served: bytes of chunks that it was sent in this round, by what they were of.
     """
 
     transport: Transport | None = None
     board: str = ""
     max_body: int = LIMIT_BODY_FLOOR
+    base: bytes | None = None
+    lost: set[int] = field(default_factory=set)
+    served: Counter[str] = field(default_factory=Counter)
 
 
 class Exchange:
@@ -56,10 +62,10 @@ class Exchange:
             if peer.max_body > LIMIT_BODY_FLOOR:
                 transport.set_max_body(who, peer.max_body)
 
-    def knows(self, who: str, board: str, max_body: int) -> None:
+    def knows(self, who: str, board: str, max_body: int, base: bytes | None = None) -> None:
         """What a hello said, now or before a restart."""
         peer = self.peers.setdefault(who, Peer())
-        peer.board, peer.max_body = board, max_body
+        peer.board, peer.max_body, peer.base = board, max_body, base
         if peer.transport is not None:
             peer.transport.set_max_body(who, max_body)
 
@@ -95,6 +101,19 @@ class Exchange:
         """Whether a blob of this handle can be pulled."""
         return handle in self._sources
 
+    def name_of(self, handle: int) -> str | None:
+        """What the blob of this handle is; None where it cannot be pulled."""
+        return self._sources[handle].name if handle in self._sources else None
+
+    def begin_round(self) -> None:
+        """Count anew what participants are sent."""
+        for peer in self.peers.values():
+            peer.served.clear()
+
+    def served(self, who: str) -> dict[str, int]:
+        """Bytes that a participant was sent in this round, as numbers of its update: "package_bytes" and the like."""
+        return {f"{name}_bytes": size for name, size in sorted(self.peers[who].served.items())}
+
     async def answer(self, who: str, get: Message) -> None:
         """Answer a request for chunks.
 
@@ -108,8 +127,10 @@ class Exchange:
         peer = self.peers[who]
         needed = get["chunk"] + LIMIT_CHUNK_OVERHEAD
         if needed > peer.max_body:
-            self.knows(who, peer.board, needed)
-        await self.send_all(who, source.answer(get, peer.max_body))
+            self.knows(who, peer.board, needed, peer.base)
+        answers = source.answer(get, peer.max_body)
+        peer.served[source.name] += sum(len(answer["data"]) for answer in answers if answer.kind is Kind.DATA)
+        await self.send_all(who, answers)
 
     # ---- blobs that we pull -----------------------------------------------------------------------------------------
 

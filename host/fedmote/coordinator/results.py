@@ -8,6 +8,10 @@ from typing import Any
 
 from fedmote.store import Ledger, RoundEntry
 
+# Numbers of an update that the coordinator adds: bytes of chunks that its participant was sent in the round, of a package, of a
+# difference in its place, of a newer head, or of a partner's checkpoint. What was asked for twice counts twice.
+SERVED = ("package_bytes", "difference_bytes", "head_bytes", "checkpoint_bytes")
+
 
 @dataclass(frozen=True)
 class RoundResult:

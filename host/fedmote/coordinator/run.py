@@ -9,6 +9,7 @@ tests kill it at each. What is lost then is at most work of participants, who re
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -140,7 +141,11 @@ class Run:
             self._talk(f"checkpoint {newest.version} was missing or damaged: computed again from the journal, byte for byte")
         self._encoder_version = newest.encoder_version
         self._forms = Forms(self._partition, load)
-        self._forms.show(self.checkpoint, newest.encoder_version)
+        self._forms.show(self.checkpoint, self._encoder_versions())
+
+    def _encoder_versions(self) -> list[int]:
+        """Of all committed checkpoints, ascending: each was packed for devices."""
+        return sorted({entry.encoder_version for entry in self.state.ledger.checkpoints()})
 
     def _rules(self) -> Rules:
         codec, model = self.merging.strategy.codec, self.merging.model
@@ -160,7 +165,7 @@ class Run:
         if plan is None:
             return
         for who, entry in self.state.ledger.plans(plan.round).items():
-            self.exchange.knows(who, entry.board, entry.max_body)
+            self.exchange.knows(who, entry.board, entry.max_body, entry.base)
         self._talk(self.machine.words(self._clock()))
 
     @property
@@ -175,10 +180,21 @@ class Run:
         board = self.exchange.peers[who].board
         return self._partition.max_samples(board) if board in self.boards else 0
 
-    def offer_everything(self) -> None:
+    async def offer_everything(self) -> None:
         """A participant goes on pulling after a restart: offer whatever this round may have offered before."""
         for planned in self._forms.all_planned():
             self.exchange.offer(planned.sources())
+        for board, base in sorted({(peer.board, peer.base) for peer in self.exchange.peers.values() if peer.base is not None}):
+            with contextlib.suppress(ConversionError, PackageError):  # a board without a package asks for none
+                planned = await self._forms.with_difference(self._forms.planned(Role.DEVICE, board), board, base)
+                self.exchange.offer(planned.sources())
+
+    def difference_lost(self, who: str, handle: int, status: Status) -> None:
+        """A device could not use a difference, and fetches the whole package."""
+        number = self.machine.plan.round if self.machine.plan is not None else 0
+        self.exchange.peers[who].lost.add(handle)
+        self.state.ledger.add_refusal(number, who, "participant", status, "difference; the package was sent whole")
+        self._talk(f"{who} could not use a difference ({status.name.lower().replace('_', '-')}): its package comes whole")
 
     # ---- actions ------------------------------------------------------------------------------------------------------
 
@@ -212,18 +228,21 @@ class Run:
         match action:
             case OpenRound():
                 ledger.open_round(action.plan)
+                self.exchange.begin_round()
                 self._opened_at = self._clock()
                 self._talk(
                     f"round {action.plan.round} ({action.plan.phase.name.lower()}): {len(action.plan.members)} participants"
                 )
             case JournalPlan():
                 peer = self.exchange.peers[action.id]
-                ledger.add_plan(action.round, PlanEntry(action.id, action.attempt, action.boot, peer.board, peer.max_body))
+                entry = PlanEntry(action.id, action.attempt, action.boot, peer.board, peer.max_body, peer.base)
+                ledger.add_plan(action.round, entry)
             case JournalUpdate():
-                entry = UpdateEntry(
-                    action.id, action.role, action.attempt, action.num_examples, action.crc, action.content, action.numbers
+                numbers = {**action.numbers, **self.exchange.served(action.id)}
+                update = UpdateEntry(
+                    action.id, action.role, action.attempt, action.num_examples, action.crc, action.content, numbers
                 )
-                ledger.add_update(action.round, entry)
+                ledger.add_update(action.round, update)
                 if self.machine.num_counted % max(1, self.machine.num_expected // _PROGRESS_LINES) == 0:
                     self._talk(self.machine.words(self._clock()))
             case NoteRefusal():
@@ -246,13 +265,17 @@ class Run:
                 await self.exchange.send(action.id, answer)
 
     async def _send_plan(self, action: SendPlan) -> None:
+        peer = self.exchange.peers[action.id]
         try:
-            planned = self._forms.planned(action.role, self.exchange.peers[action.id].board)
+            planned = self._forms.planned(action.role, peer.board)
         except (ConversionError, PackageError) as error:
             # One board's package must not stop the others: this participant waits, and is named as missing.
             self._talk(f"no plan for {action.id}: {error}")
             await self._tell(SendWait(action.id, self.config.windows.wait_ms, f"no package: {error}"))
             return
+        if action.role is Role.DEVICE and peer.base is not None:
+            offer = await self._forms.with_difference(planned, peer.board, peer.base)
+            planned = planned if offer.fields().get("difference_handle") in peer.lost else offer
         self.exchange.offer(planned.sources())
         fields: dict[str, int | bytes | str] = {
             "run": self.name,
@@ -312,7 +335,7 @@ class Run:
         self.state.ledger.commit_round(plan.round, entry, self._clock() - self._opened_at)
         self._passing("round-committed")
         self.checkpoint = checkpoint
-        self._forms.show(checkpoint, self._encoder_version)
+        self._forms.show(checkpoint, self._encoder_versions())
         self.exchange.withdraw()
         self._say_round(plan.round)
         await self.perform(self.machine.committed(checkpoint.version, self._clock()))

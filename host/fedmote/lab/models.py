@@ -18,12 +18,12 @@ def digits_cnn(seed: int = 0) -> nn.Module:
 
     As an int8 package with its float head it takes about 12 KB, so it fits the slot of `stm32f405`.
     """
-    return _seeded(lambda: _ImageNetwork(channels=(8, 16, 48), num_classes=10), seed)
+    return seeded(lambda: _ImageNetwork(channels=(8, 16, 48), num_classes=10), seed)
 
 
 def har_cnn(seed: int = 0) -> nn.Module:
     """Human activity from a phone's sensors: (9, 128) windows -> 64 features -> 6 classes; 14 thousand parameters."""
-    return _seeded(lambda: _SequenceNetwork(inputs=9, channels=(16, 32, 64), num_classes=6), seed)
+    return seeded(lambda: _SequenceNetwork(inputs=9, channels=(16, 32, 64), num_classes=6), seed)
 
 
 def residual_cnn(seed: int = 0) -> nn.Module:
@@ -32,17 +32,17 @@ def residual_cnn(seed: int = 0) -> nn.Module:
     The stride-2 convolution pads both ends, which TFLite's SAME does not, and the head follows a flatten: the two
     places where channels-first and channels-last models differ in more than the order of axes.
     """
-    return _seeded(lambda: _ResidualNetwork(channels=8, num_classes=4), seed)
+    return seeded(lambda: _ResidualNetwork(channels=8, num_classes=4), seed)
 
 
 def image_cnn(inputs: int, num_classes: int, seed: int = 0) -> nn.Module:
     """Images (inputs, H, W) of at least 4 x 4 pixels -> 48 features -> classes: `digits_cnn` for other data."""
-    return _seeded(lambda: _ImageNetwork(channels=(8, 16, 48), num_classes=num_classes, inputs=inputs), seed)
+    return seeded(lambda: _ImageNetwork(channels=(8, 16, 48), num_classes=num_classes, inputs=inputs), seed)
 
 
 def sequence_cnn(inputs: int, num_classes: int, seed: int = 0) -> nn.Module:
     """Windows (inputs, W) of at least 8 steps -> 64 features -> classes: `har_cnn` for other data."""
-    return _seeded(lambda: _SequenceNetwork(inputs=inputs, channels=(16, 32, 64), num_classes=num_classes), seed)
+    return seeded(lambda: _SequenceNetwork(inputs=inputs, channels=(16, 32, 64), num_classes=num_classes), seed)
 
 
 class _ImageNetwork(nn.Module):
@@ -115,7 +115,8 @@ class _ResidualNetwork(nn.Module):
         return logits
 
 
-def _seeded(build: Callable[[], nn.Module], seed: int) -> nn.Module:
+def seeded(build: Callable[[], nn.Module], seed: int) -> nn.Module:
+    """The module that `build` makes, its parameters drawn from a seed, in evaluation mode; the caller's random state stays."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return build().eval()

@@ -13,6 +13,7 @@ from fedmote.package.arrangement import OF_KERNELS
 from fedmote.wire.schema import Arrangement, Opcode
 
 Arithmetic = Literal["float32", "int16"]
+_SAMPLES_HEAD_BYTES = 16  # magic, count, bytes of an input, CRC-32
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Board:
         stack_bytes: reserved for the stack.
         regions: named parts of the address space ("identity", "package", "samples", ...); empty where files stand for them.
         is_unaligned_trapped: whether unaligned accesses trap though the core could do them.
-        peripherals: addresses that the chip's port asks for; nothing on the host does.
+        peripherals: addresses and pins that the chip's port asks for; nothing on the host does.
         emulator: how an emulator runs it, or None.
         flash_command: command that writes `{file}` to `{address}` of the real part, or None.
         hse_hz: frequency of the crystal, or None.
@@ -141,6 +142,16 @@ class Board:
     def arithmetic(self) -> Arithmetic:
         """What the board trains its head in: floats where they are in hardware."""
         return "float32" if self.has_fpu else "int16"
+
+    def samples_for(self, input_bytes: int) -> int:
+        """How many samples of that size the board can hold: `max_samples`, or as many as fit its region (SPEC.md, section 8)."""
+        if "samples" not in self.regions:
+            return self.max_samples
+        room = self.regions["samples"].bytes - _SAMPLES_HEAD_BYTES
+        most = min(self.max_samples, max(0, room // (input_bytes + 1)))  # each with a label, a byte
+        while most and most + -most % 4 + most * input_bytes > room:  # the labels end at a multiple of 4
+            most -= 1
+        return most
 
     def region(self, name: str) -> Region:
         """The region called `name`.

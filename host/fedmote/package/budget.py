@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fedmote.errors import DoesNotFitError
+from fedmote.errors import ConversionError, DoesNotFitError
 from fedmote.package.boards import Arithmetic, Board
 from fedmote.package.head import HeadShape
 from fedmote.package.planner import round_up
@@ -78,6 +78,12 @@ def _scratch(header: PlanHeader, head: HeadShape, arithmetic: Arithmetic) -> tup
     return start, max(header.encoder_bytes, start + _WORD_BYTES * words)
 
 
+def run_arena_bytes(encoder_bytes: int, features: int, head: HeadShape) -> int:
+    """What the inference image takes: encoder, hidden values with the logits, one result (device_sdk/examples/run/run.c)."""
+    results = _WORD_BYTES * head.outputs
+    return round_up(encoder_bytes) + round_up(_WORD_BYTES * head.hidden + results) + features + results
+
+
 @dataclass(frozen=True)
 class Cost:
     """Bytes that a package needs on one board.
@@ -85,9 +91,11 @@ class Cost:
     Attributes:
         board: name.
         slot_bytes, slot_available: the device form and its commit record.
-        arena_bytes, arena_available: with all of the board's samples, without cached embeddings.
+        samples: that the board can hold.
+        arena_bytes, arena_available: with so many samples, without cached embeddings.
         cached_samples: embeddings that fit into the rest of the arena.
         run_arena_bytes, run_arena_available: of the inference image.
+        package_bytes, package_available: the device form in the inference image's region; None where a file stands for it.
     """
 
     board: str
@@ -95,14 +103,23 @@ class Cost:
     slot_available: int
     arena_bytes: int
     arena_available: int
+    samples: int
     cached_samples: int
     run_arena_bytes: int
     run_arena_available: int
+    package_bytes: int
+    package_available: int | None
 
     @property
     def fits(self) -> bool:
         """Whether the board can train with this package."""
-        return self.slot_bytes <= self.slot_available and self.arena_bytes <= self.arena_available
+        return self.samples > 0 and self.slot_bytes <= self.slot_available and self.arena_bytes <= self.arena_available
+
+    @property
+    def runs(self) -> bool:
+        """Whether the board's inference image can run it."""
+        has_room = self.package_available is None or self.package_bytes <= self.package_available
+        return has_room and self.run_arena_bytes <= self.run_arena_available
 
 
 def cost(package_bytes: int, header: PlanHeader, head: HeadShape, board: Board) -> Cost:
@@ -114,7 +131,8 @@ def cost(package_bytes: int, header: PlanHeader, head: HeadShape, board: Board) 
         head: sizes of the head.
         board: the board.
     """
-    arena = layout(board.max_samples, board.body_max, header, head, board.arithmetic)
+    samples = board.samples_for(header.input_count)
+    arena = layout(samples, board.body_max, header, head, board.arithmetic)
     left = board.arena_bytes - arena.required
     return Cost(
         board=board.name,
@@ -122,9 +140,12 @@ def cost(package_bytes: int, header: PlanHeader, head: HeadShape, board: Board) 
         slot_available=board.slot_bytes,
         arena_bytes=arena.required,
         arena_available=board.arena_bytes,
-        cached_samples=min(board.max_samples, max(0, left) // head.inputs),
-        run_arena_bytes=header.encoder_bytes,
+        samples=samples,
+        cached_samples=min(samples, max(0, left) // head.inputs),
+        run_arena_bytes=run_arena_bytes(header.encoder_bytes, header.feature_count, head),
         run_arena_available=board.run_arena_bytes,
+        package_bytes=package_bytes,
+        package_available=board.regions["package"].bytes if "package" in board.regions else None,
     )
 
 
@@ -133,8 +154,11 @@ def check_cost(needs: Cost) -> None:
 
     Raises:
         DoesNotFitError: the slot or the arena is too small; needed and available bytes are in it.
+        ConversionError: the board has no room for a sample.
     """
     if needs.slot_bytes > needs.slot_available:
         raise DoesNotFitError(needs.board, "slot", needs.slot_bytes, needs.slot_available)
     if needs.arena_bytes > needs.arena_available:
         raise DoesNotFitError(needs.board, "arena", needs.arena_bytes, needs.arena_available)
+    if needs.samples < 1:
+        raise ConversionError(f"board {needs.board}: not one sample of this size fits its region; choose a larger board")

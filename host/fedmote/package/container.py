@@ -48,6 +48,11 @@ def package_hash(head: bytes, rest: bytes) -> bytes:
     return hashlib.blake2b(head + rest, digest_size=HASH_BYTES).digest()
 
 
+def hash_of(package: bytes) -> bytes:
+    """The hash in a package's header: the `model_hash` of a device form."""
+    return package[_HASH_START:HEADER_BYTES]
+
+
 def split_sections(data: bytes) -> dict[int, bytes]:
     """Checks the container and takes it apart.
 
@@ -57,6 +62,11 @@ def split_sections(data: bytes) -> dict[int, bytes]:
     Raises:
         PackageError: with the status that a device would give.
     """
+    return {kind: data[start:end] for kind, (start, end) in section_spans(data).items()}
+
+
+def section_spans(data: bytes) -> dict[int, tuple[int, int]]:
+    """Checks the container and says where each section begins and ends; see `split_sections`."""
     size, count = _check_header(data)
     data = data[:size]
     (crc,) = struct.unpack_from("<I", data, 12)
@@ -84,11 +94,11 @@ def _check_header(data: bytes) -> tuple[int, int]:
     return size, count
 
 
-def _read_table(data: bytes, count: int) -> dict[int, bytes]:
+def _read_table(data: bytes, count: int) -> dict[int, tuple[int, int]]:
     end = HEADER_BYTES + _ENTRY.size * count
     if end > len(data):
         raise PackageError(f"a table of {count} sections does not fit the file", Status.PACKAGE_SECTION)
-    sections: dict[int, bytes] = {}
+    sections: dict[int, tuple[int, int]] = {}
     is_doubled = False
     for index in range(count):
         kind, offset, size, reserved = _ENTRY.unpack_from(data, HEADER_BYTES + _ENTRY.size * index)
@@ -96,8 +106,8 @@ def _read_table(data: bytes, count: int) -> dict[int, bytes]:
         if is_misplaced or reserved or (kind in REQUIRED and kind in sections):
             raise PackageError(f"section {kind} is doubled, misplaced or misaligned", Status.PACKAGE_SECTION)
         is_doubled |= kind in sections
-        sections[kind] = data[offset : offset + size]
         end = offset + size
+        sections[kind] = (offset, end)
     missing = [kind.name.lower() for kind in REQUIRED if kind not in sections]
     if missing:
         raise PackageError(f"sections are missing: {', '.join(missing)}", Status.PACKAGE_SECTION)

@@ -250,19 +250,19 @@ def _float_function(op: Op, x: NDArray[np.float32]) -> NDArray[Any]:
     return x
 
 
-def run_float_op(graph: Graph, op: Op, values: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32]:
-    """Runs one operator of a float graph on a block of samples.
+def run_float_op(graph: Graph, op: Op, values: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+    """Runs one operator on a block of samples.
 
     Args:
-        graph: whose activations the operator reads and makes.
-        op: with float32 weights.
-        values: float32 (n, ...) of its inputs, by name.
+        graph: whose activations have the shapes; the operator need not be in it.
+        op: with float weights, if it has any.
+        values: of its inputs, float32 or float64 (N, ...), by name.
 
     Returns:
-        float32 (n, ...) values of its output.
+        Its output (N, ...), in the type of its first input.
 
     Raises:
-        ConversionError: it has no weights, or there is no float form of it.
+        ConversionError: the operator has no weights, or is no float one.
     """
     x = values[op.inputs[0]]
     shape = (len(x), *graph.activations[op.output].shape[1:])
@@ -289,9 +289,9 @@ def run_float_op(graph: Graph, op: Op, values: Mapping[str, NDArray[np.float32]]
         case OpKind.MEAN:
             out = x.mean(axis=(1, 2), dtype=np.float64)
         case OpKind.PAD:
-            if op.pad_value is not None:
-                raise ConversionError(f"{op.name}: a float graph pads with zeros")
-            out = _pad(x, op.pads, 0)
+            if op.pad_value not in (None, fixed_point.INT8_MIN):
+                raise ConversionError(f"{op.name}: a float graph pads with zeros or with what a maximum never takes")
+            out = _pad(x, op.pads, 0 if op.pad_value is None else float(x.min()))
         case OpKind.SOFTMAX:
             powers = np.exp(np.float32(op.beta) * (x - x.max(axis=-1, keepdims=True)))
             out = powers / powers.sum(axis=-1, keepdims=True)
@@ -299,7 +299,7 @@ def run_float_op(graph: Graph, op: Op, values: Mapping[str, NDArray[np.float32]]
             out = _float_function(op, x)
         case _:
             out = _moved(op, values, shape)
-    return _float_clamp(out, op.activation).astype(np.float32, copy=False).reshape(shape)
+    return _float_clamp(out, op.activation).astype(x.dtype, copy=False).reshape(shape)
 
 
 def _float_clamp(values: NDArray[Any], activation: Activation) -> NDArray[Any]:
@@ -353,9 +353,9 @@ def run_int8_op(graph: Graph, op: Op, values: Mapping[str, NDArray[np.int8]]) ->
             out = np.maximum.reduce(_windows(x, op, window_of(op, (1, *x.shape[1:])), fixed_point.INT8_MIN)).astype(np.int64)
         case OpKind.MEAN:
             count = x.shape[1] * x.shape[2]
-            total = np.asarray(x.sum(axis=(1, 2), dtype=np.int64) - int(source.zero_point[0]) * count)
-            numbers_of_mean = fixed_point.mean_requantization(source, target, count)
-            out = fixed_point.requantize(total, *numbers_of_mean) + int(target.zero_point[0])
+            total = np.asarray(x.sum(axis=(1, 2), dtype=np.int64)) - int(source.zero_point[0]) * count
+            out = fixed_point.requantize(total, *fixed_point.mean_requantization(source, target, count))
+            out = out + int(target.zero_point[0])
         case OpKind.PAD:
             out = _pad(x, op.pads, int(source.zero_point[0]) if op.pad_value is None else op.pad_value)
         case OpKind.SOFTMAX:

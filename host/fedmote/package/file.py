@@ -27,7 +27,7 @@ from fedmote.package.boards import Board
 from fedmote.package.budget import Cost, check_cost, cost
 from fedmote.package.compile import Plan, compile_graph
 from fedmote.package.graph import Activation, Graph, HeadLayer, Ranges, Tensors
-from fedmote.package.head import DenseLayer, HeadShape, head_bytes, logits_of, split_blob
+from fedmote.package.head import DenseLayer, HeadShape, head_bytes, logits_of, parameter_count, split_blob
 from fedmote.package.host_manifest import HostManifest
 from fedmote.package.plan_check import HEAD_HEADER, HEAD_LAYER, check_head, check_plan
 from fedmote.package.records import PlanHeader
@@ -278,6 +278,31 @@ def seal_package(
     sections[int(Section.MANIFEST)] = cbor2.dumps(manifest, canonical=True)
     check_plan(plan.records, plan.weights)
     return Package(sections)
+
+
+def device_form_bytes(
+    graph: Graph, plan: Plan, head_layers: Sequence[HeadLayer], board: Board, model_id: str, version: int
+) -> int:
+    """Size of the device form of a package, before there are values for its head.
+
+    Args:
+        graph: the int8 encoder.
+        plan: compiled from it, for the board.
+        head_layers: the dense layers that the device trains.
+        board: whose arena the manifest speaks of.
+        model_id: name of the model.
+        version: number of the checkpoint.
+    """
+    host = HostManifest(model_id, version, board.name, "as_is", tuple(head_layers), None, {})
+    manifest = cbor2.dumps(_manifest(graph, plan, head_layers, board, host, b""), canonical=True)
+    head = HEAD_HEADER.size + HEAD_LAYER.size * len(head_layers) + 4 * parameter_count(head_layers)
+    sections = {
+        int(Section.MANIFEST): manifest,
+        int(Section.PLAN): plan.records,
+        int(Section.WEIGHTS): plan.weights,
+        int(Section.HEAD): bytes(head),
+    }
+    return len(container.join_sections(sections))
 
 
 def _head_section(layers: Sequence[HeadLayer], tensors: Tensors, features: int) -> bytes:

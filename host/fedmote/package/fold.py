@@ -2,8 +2,11 @@
 """From a template and checkpoint tensors to a float graph: layouts are turned to NHWC, batch normalisation is folded.
 
 A batch normalisation `y = (x - mean) / sqrt(var + eps) * gamma + beta` behind a linear operator scales its output channels and
-shifts its bias, so it costs nothing on the device. Folding is done in float64 and rounded once: the result is a pure
-function of the tensors, on which the bytes of every later stage depend.
+shifts its bias; in front of one that pads nothing it scales its input channels, and what its offsets add up to goes into the
+bias. So it costs nothing on the device. One that stands alone is a depthwise convolution with a kernel of one pixel. Folding is
+done in float64 and rounded once: the result is a pure function of the tensors, on which the bytes of every later stage depend.
+
+A narrower model has the same tensors; it takes rows and columns of them, after the folding.
 
 Factors of cross-layer equalisation, where a template has them, are applied in the same place: a positive factor passes a ReLU, so
 dividing a channel where it is made and multiplying it where it is read changes the numbers in between and nothing else.
@@ -26,6 +29,8 @@ _PERMUTATIONS: dict[str, tuple[int | None, ...]] = {
     "depthwise2d": (1, 2, 3, 0),
     "depthwise1d": (1, None, 2, 0),
     "linear": (0, 1),
+    "pixel_linear": (0, None, None, 1),
+    "batch_norm": (None, None, None, 0),
 }
 
 
@@ -38,8 +43,9 @@ def parameter_names(template: Graph) -> tuple[str, ...]:
         names[op.source.weight] = None
         if op.source.bias is not None:
             names[op.source.bias] = None
-        for norm in op.source.batch_norm:
-            names.update(dict.fromkeys((norm.weight, norm.bias, norm.running_mean, norm.running_var)))
+        for norm in (*op.source.input_norm, *op.source.batch_norm):
+            tensors = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
+            names.update(dict.fromkeys(name for name in tensors if name is not None))
     return tuple(names)
 
 
@@ -64,13 +70,23 @@ def _bind_op(op: Op, tensors: Tensors) -> Op:
     if source is None:
         return op
     weight = _lookup(tensors, source.weight, op)
+    if source.layout == "constant":
+        return replace(op, constant=_constant(weight, source, op).astype(np.float32))
+    if source.layout == "batch_norm":
+        weight = np.ones(weight.shape)
     outputs = weight.shape[0]
     bias = np.zeros(outputs) if source.bias is None else _lookup(tensors, source.bias, op, outputs)
+    for norm in reversed(source.input_norm):
+        weight, bias = _fold_input(weight, bias, norm, tensors, op)
     for norm in source.batch_norm:
-        weight, bias = _fold(weight, bias, norm, tensors, op)
+        factor, offset = _affine(norm, tensors, op, outputs)
+        weight, bias = weight * factor.reshape(-1, *[1] * (weight.ndim - 1)), bias * factor + offset
     arranged = _arrange(weight, source, op)
+    if source.layout == "batch_norm":
+        bias = _channels_last(bias, source, op)
+    arranged, bias = _select(arranged, bias, source, op)
     if source.output_factors is not None:
-        factors = _factors(source.output_factors, op, outputs)
+        factors = _factors(source.output_factors, op, len(bias))
         arranged = arranged * (
             factors if op.kind is OpKind.DEPTHWISE_CONV_2D else factors.reshape(-1, *[1] * (arranged.ndim - 1))
         )
@@ -96,16 +112,48 @@ def _lookup(tensors: Tensors, name: str, op: Op, length: int | None = None) -> N
     return value
 
 
-def _fold(
-    weight: NDArray[np.float64], bias: NDArray[np.float64], norm: BatchNormRef, tensors: Tensors, op: Op
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    gamma, beta, mean, variance = (
-        _lookup(tensors, name, op, weight.shape[0]) for name in (norm.weight, norm.bias, norm.running_mean, norm.running_var)
-    )
+def _affine(norm: BatchNormRef, tensors: Tensors, op: Op, length: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """A batch normalisation of `length` channels as factors and offsets."""
+    mean, variance = (_lookup(tensors, name, op, length) for name in (norm.running_mean, norm.running_var))
+    gamma = np.ones(length) if norm.weight is None else _lookup(tensors, norm.weight, op, length)
+    beta = np.zeros(length) if norm.bias is None else _lookup(tensors, norm.bias, op, length)
     if (variance + norm.eps <= 0).any():
         raise ConversionError(f"{op.name}: tensor {norm.running_var!r} plus epsilon is not positive")
     factor = gamma / np.sqrt(variance + norm.eps)
-    return weight * factor.reshape(-1, *[1] * (weight.ndim - 1)), (bias - mean) * factor + beta
+    return factor, beta - mean * factor
+
+
+def _fold_input(
+    weight: NDArray[np.float64], bias: NDArray[np.float64], norm: BatchNormRef, tensors: Tensors, op: Op
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """A normalisation of the inputs in the weights (outputs, inputs of its group, ...) and biases of what reads them."""
+    inputs = _lookup(tensors, norm.running_mean, op).size
+    outputs, group_inputs = (*weight.shape, 1)[:2]
+    groups = inputs // group_inputs
+    if weight.ndim < 2 or groups * group_inputs != inputs or outputs % groups:
+        raise ConversionError(f"{op.name}: weights {weight.shape} do not suit {norm.running_mean!r} of {inputs} channels")
+    scaling = _affine(norm, tensors, op, inputs)
+    factor, offset = (np.repeat(values.reshape(groups, -1), outputs // groups, axis=0) for values in scaling)
+    spread = (outputs, group_inputs, *[1] * (weight.ndim - 2))
+    shift = (weight * offset.reshape(spread)).reshape(outputs, -1).sum(axis=1)
+    return weight * factor.reshape(spread), bias + shift
+
+
+def _constant(value: NDArray[np.float64], source: WeightRef, op: Op) -> NDArray[np.float64]:
+    """The second operand of a sum or product, in the graph's order of axes."""
+    if value.size != np.prod(source.axes) or sorted(source.order) != list(range(len(source.axes))):
+        raise ConversionError(f"{op.name}: {source.weight} of shape {value.shape} does not match {source.axes}")
+    arranged = value.reshape(source.axes).transpose(source.order)
+    return arranged if source.columns is None else _take(arranged, source.columns, -1, source, op)
+
+
+def _channels_last(values: NDArray[np.float64], source: WeightRef, op: Op) -> NDArray[np.float64]:
+    """A vector over a flattened image in the order in which the graph has it."""
+    if source.chw is None:
+        return values
+    if values.size != np.prod(source.chw):
+        raise ConversionError(f"{op.name}: {source.weight} of {values.size} values does not match a flattened {source.chw}")
+    return values.reshape(source.chw).transpose(1, 2, 0).reshape(-1)
 
 
 def _factors(factors: NDArray[np.float32], op: Op, length: int) -> NDArray[np.float64]:
@@ -126,8 +174,36 @@ def _scale_inputs(weight: NDArray[np.float64], factors: NDArray[np.float32], op:
     return (weight.reshape(groups, -1, *weight.shape[1:]) * per_group).reshape(weight.shape)
 
 
+def _take(values: NDArray[np.float64], kept: tuple[int, ...], axis: int, source: WeightRef, op: Op) -> NDArray[np.float64]:
+    if max(kept, default=-1) >= values.shape[axis]:
+        raise ConversionError(
+            f"{op.name}: {source.weight} has {values.shape[axis]} channels, the narrower model keeps {max(kept)}"
+        )
+    return np.take(values, kept, axis)
+
+
+def _select(
+    weight: NDArray[np.float64], bias: NDArray[np.float64], source: WeightRef, op: Op
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """What a narrower model keeps of weights in the graph's order and of biases, with its own statistics."""
+    axis = 3 if op.kind is OpKind.DEPTHWISE_CONV_2D else 0
+    if source.rows is not None:
+        weight, bias = _take(weight, source.rows, axis, source, op), _take(bias, source.rows, 0, source, op)
+    if source.columns is not None:
+        weight = _take(weight, source.columns, -1, source, op)
+    if source.norm_scale:
+        scale, shift = np.array(source.norm_scale), np.array(source.norm_shift)
+        if scale.shape != bias.shape or shift.shape != bias.shape:
+            raise ConversionError(f"{op.name}: {len(scale)} and {len(shift)} corrections for {len(bias)} channels")
+        weight = weight * scale.reshape([-1 if i == axis else 1 for i in range(weight.ndim)])
+        bias = bias * scale + shift
+    return weight, bias
+
+
 def _arrange(weight: NDArray[np.float64], source: WeightRef, op: Op) -> NDArray[np.float64]:
     """Torch's order of axes -> the graph's (WeightRef.layout)."""
+    if source.layout == "batch_norm":
+        weight = _channels_last(weight, source, op)
     if source.layout == "linear_chw":
         if source.chw is None or weight.ndim != 2 or weight.shape[1] != np.prod(source.chw):
             raise ConversionError(f"{op.name}: {source.weight} of shape {weight.shape} does not match a flattened {source.chw}")
@@ -140,5 +216,5 @@ def _arrange(weight: NDArray[np.float64], source: WeightRef, op: Op) -> NDArray[
         raise ConversionError(
             f"{op.name}: {source.weight} has shape {weight.shape}, layout {source.layout} needs {len(axes)} axes"
         )
-    arranged = weight.transpose(axes)
-    return np.expand_dims(arranged, permutation.index(None)) if None in permutation else arranged
+    inserted = tuple(position for position, axis in enumerate(permutation) if axis is None)
+    return np.expand_dims(weight.transpose(axes), inserted)

@@ -97,10 +97,16 @@ class Activations:
 
 @dataclass(frozen=True)
 class BatchNormRef:
-    """Names of the tensors of a batch normalisation that is folded into an operator, and its epsilon."""
+    """Names of the tensors of a batch normalisation, and its epsilon.
 
-    weight: str
-    bias: str
+    Attributes:
+        weight, bias: of the factors and offsets that were learned; None where there are none: ones and zeros.
+        running_mean, running_var: of the statistics.
+        eps: added to the variance.
+    """
+
+    weight: str | None
+    bias: str | None
     running_mean: str
     running_var: str
     eps: float
@@ -116,11 +122,20 @@ class WeightRef:
         batch_norm: folded batch normalisations in order of application.
         layout: how the torch tensor becomes the graph's: "conv2d" (O,I,H,W)->(O,H,W,I), "conv1d" (O,I,W)->(O,1,W,I),
             "depthwise2d" (O,1,H,W)->(1,H,W,O), "depthwise1d" (O,1,W)->(1,1,W,O), "linear" (O,I) as it is,
-            "linear_chw" (O,I) with I regrouped from channels-first to channels-last order of `chw`.
-        chw: (channels, height, width) of the flattened activation, for "linear_chw".
+            "linear_chw" (O,I) with I regrouped from channels-first to channels-last order of `chw`, "pixel_linear"
+            (O,I)->(O,1,1,I); "batch_norm", ones (C,) that the normalisations scale, (C,)->(1,1,1,C); "constant", the second
+            operand of ADD or MUL: the tensor in the shape `axes`, transposed by `order`.
+        chw: (channels, height, width) of the flattened activation, for "linear_chw", and for a "batch_norm" over one.
+        input_norm: batch normalisations in front of the operator that are folded into it, in order of application.
+        axes, order: for "constant".
+        rows: output channels that a narrower model keeps, ascending; None: all.
+        columns: inputs of each output that it keeps, or channels of a "constant", in the graph's order, ascending; None: all.
+        norm_scale, norm_shift: factor and summand of each kept output channel behind the folded normalisations: what their
+            statistics would be in the narrower model. Empty: 1 and 0.
         output_factors: (O,) float32 or None, by which each output channel's weights and bias are multiplied behind the norms.
         input_factors: (I,) float32 or None, by which the weights of each input channel are multiplied, in the graph's order.
-            Both are of cross-layer equalisation: the factors of a producer's outputs undo those of its reader's inputs.
+            Both are of the kept channels, from cross-layer equalisation: the factors of a producer's outputs undo those of its
+            reader's inputs.
     """
 
     weight: str
@@ -128,6 +143,13 @@ class WeightRef:
     batch_norm: tuple[BatchNormRef, ...] = ()
     layout: str = "conv2d"
     chw: tuple[int, int, int] | None = None
+    input_norm: tuple[BatchNormRef, ...] = ()
+    axes: tuple[int, ...] = ()
+    order: tuple[int, ...] = ()
+    rows: tuple[int, ...] | None = None
+    columns: tuple[int, ...] | None = None
+    norm_scale: tuple[float, ...] = ()
+    norm_shift: tuple[float, ...] = ()
     output_factors: NDArray[np.float32] | None = None
     input_factors: NDArray[np.float32] | None = None
 
@@ -147,16 +169,18 @@ class Op:
         padding: "VALID" or "SAME" as TFLite means them; explicit torch padding is a PAD operator before it.
         kernel: (height, width) of pooling windows and convolutions.
         pads: (top, bottom, left, right) for PAD.
-        pad_value: int8 value that PAD writes; None: what stands for zero.
+        pad_value: int8 value that PAD writes; None: what stands for zero. A float graph knows the lowest one only, -128, which
+            there is no more than any value of the input: MAX_POOL never takes it.
         depth_multiplier: for DEPTHWISE_CONV_2D.
         axis: for CONCATENATION, counted from the batch axis.
         permutation: for TRANSPOSE: the input's axis for each axis of the output.
         starts, steps: for STRIDED_SLICE, of every axis of the input: output index i is input index start + i * step.
         alpha: slope of LEAKY_RELU below zero.
         beta: factor of the exponents of SOFTMAX.
-        constant: the second operand of ADD or MUL where it is no activation; float32 or int8, any shape that broadcasts.
+        constant: the second operand of ADD or MUL where it is no activation; float32 or int8, any shape that broadcasts. In a
+            template it may come from the checkpoint: `source` has the layout "constant".
         constant_quantization: of an int8 constant, one scale.
-        source: where the weights come from; None for graphs read from `.tflite` files.
+        source: where the weights, or the constant, come from; None for graphs read from `.tflite` files.
         weights: CONV_2D (O, H, W, I / groups), DEPTHWISE_CONV_2D (1, H, W, O), FULLY_CONNECTED (O, I); float32 or int8.
         weight_bits: 8, or 4 where weights lie in [-8, 7] and are stored two to a byte.
         has_one_scale: whether all output channels share one weight scale; else each has its own.

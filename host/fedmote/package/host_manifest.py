@@ -23,14 +23,16 @@ from fedmote.package.graph import Activation, Activations, BatchNormRef, Graph, 
 from fedmote.wire.schema import Status
 
 FORMAT: Final = 1
-# How samples (N, ...) of data files become the graph's channels-last input: "nchw" and "ncw" from torch's order, "nf" flat
-# features, "as_is" already in the graph's shape.
-INPUT_LAYOUTS: Final = ("as_is", "nchw", "ncw", "nf")
+# How samples (N, ...) of data files become the graph's channels-last input: "nchw" and "ncw" from torch's order, "nwc" steps
+# with their channels behind, "nf" flat features, "as_is" already in the graph's shape.
+INPUT_LAYOUTS: Final = ("as_is", "nchw", "ncw", "nwc", "nf")
 # Fields of Op that a template keeps; values that equal the default are left out.
 _OP_FIELDS: Final = (
     *("stride", "dilation", "padding", "kernel", "pads", "depth_multiplier", "weight_bits"),
     *("axis", "permutation", "starts", "steps", "alpha", "beta", "has_one_scale"),
 )
+# Fields of WeightRef that only narrower models have.
+_NARROWING: Final = ("rows", "columns", "norm_scale", "norm_shift")
 # Vectors of Op and of WeightRef; those that are None are left out.
 _OP_VECTORS: Final = ("float_means", "int8_means")
 _SOURCE_VECTORS: Final = ("output_factors", "input_factors")
@@ -122,6 +124,8 @@ def _dump_op(op: Op) -> dict[str, Any]:
         value = getattr(op, name)
         if value != _DEFAULTS[name]:
             content[name] = list(value) if isinstance(value, tuple) else value
+    if op.pad_value is not None:
+        content["pad_value"] = op.pad_value
     if op.constant is not None:
         content["constant"] = {"shape": list(op.constant.shape), "values": [float(value) for value in op.constant.reshape(-1)]}
     if op.source is not None:
@@ -132,8 +136,13 @@ def _dump_op(op: Op) -> dict[str, Any]:
             "batch_norm": [vars(norm) for norm in source.batch_norm],
             "layout": source.layout,
             "chw": None if source.chw is None else list(source.chw),
+            **{name: list(value) for name in _NARROWING if (value := getattr(source, name))},
             **_dump_vectors(source, _SOURCE_VECTORS),
         }
+        if source.input_norm:
+            content["source"]["input_norm"] = [vars(norm) for norm in source.input_norm]
+        if source.axes:
+            content["source"] |= {"axes": list(source.axes), "order": list(source.order)}
     return content | _dump_vectors(op, _OP_VECTORS)
 
 
@@ -173,6 +182,7 @@ def _load_op(content: Mapping[str, Any]) -> Op:
         activation=Activation(content.get("activation", Activation.NONE.value)),
         source=_load_source(content["source"]) if "source" in content else None,
         constant=_load_constant(content["constant"]) if "constant" in content else None,
+        pad_value=_integer(content["pad_value"]) if "pad_value" in content else None,
         **values,
         **_load_vectors(content, _OP_VECTORS),
     )
@@ -204,6 +214,13 @@ def _load_source(content: Mapping[str, Any]) -> WeightRef:
         batch_norm=tuple(_load_norm(norm) for norm in content["batch_norm"]),
         layout=_text(content["layout"]),
         chw=_load_chw(content["chw"]),
+        input_norm=tuple(_load_norm(norm) for norm in content.get("input_norm", ())),
+        axes=tuple(_count(length) for length in content.get("axes", ())),
+        order=tuple(_count(axis) for axis in content.get("order", ())),
+        rows=_load_indices(content.get("rows")),
+        columns=_load_indices(content.get("columns")),
+        norm_scale=_load_numbers(content.get("norm_scale", ())),
+        norm_shift=_load_numbers(content.get("norm_shift", ())),
         **_load_vectors(content, _SOURCE_VECTORS),
     )
 
@@ -219,8 +236,20 @@ def _load_vectors(content: Mapping[str, Any], names: Sequence[str]) -> dict[str,
     return vectors
 
 
+def _load_indices(content: Sequence[object] | None) -> tuple[int, ...] | None:
+    return None if content is None else tuple(_count(index) for index in content)
+
+
+def _load_numbers(content: Sequence[float]) -> tuple[float, ...]:
+    numbers = tuple(float(number) for number in content)
+    if not all(math.isfinite(number) for number in numbers):
+        raise ValueError("a correction is not finite")
+    return numbers
+
+
 def _load_norm(content: Mapping[str, Any]) -> BatchNormRef:
-    weight, bias, mean, variance = (_text(content[name]) for name in ("weight", "bias", "running_mean", "running_var"))
+    weight, bias = (None if content[name] is None else _text(content[name]) for name in ("weight", "bias"))
+    mean, variance = (_text(content[name]) for name in ("running_mean", "running_var"))
     return BatchNormRef(weight, bias, mean, variance, float(content["eps"]))
 
 

@@ -11,7 +11,20 @@ from numpy.typing import NDArray
 from fedmote.errors import ConversionError
 
 # Axes of (N, ...) samples in channels-last order, and the shape of a graph's input with that many axes, by layout.
-_TRANSPOSITIONS = {"nchw": (0, 2, 3, 1), "ncw": (0, 2, 1), "nf": (0, 1)}
+_TRANSPOSITIONS = {"nchw": (0, 2, 3, 1), "ncw": (0, 2, 1), "nwc": (0, 1, 2), "nf": (0, 1)}
+_SEQUENCES = ("ncw", "nwc")
+
+
+def layouts_of(sample_shape: tuple[int, ...]) -> tuple[str, ...]:
+    """The layouts that samples of this shape, without batch, can have: with channels first, as torch has them, and last.
+
+    Raises:
+        ConversionError: another number of axes than 1 to 3.
+    """
+    layouts = {3: ("nchw", "as_is"), 2: _SEQUENCES, 1: ("nf",)}
+    if len(sample_shape) not in layouts:
+        raise ConversionError(f"samples of shape {sample_shape}: expected (C, H, W), (C, W) or (F,)")
+    return layouts[len(sample_shape)]
 
 
 def layout_of(sample_shape: tuple[int, ...]) -> str:
@@ -20,21 +33,23 @@ def layout_of(sample_shape: tuple[int, ...]) -> str:
     Raises:
         ConversionError: another number of axes.
     """
-    layouts = {3: "nchw", 2: "ncw", 1: "nf"}
-    if len(sample_shape) not in layouts:
-        raise ConversionError(f"samples of shape {sample_shape}: expected (C, H, W), (C, W) or (F,)")
-    return layouts[len(sample_shape)]
+    return layouts_of(sample_shape)[0]
 
 
-def graph_shape(sample_shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The graph's input shape for torch samples of this shape: (1, H, W, C), (1, 1, W, C) or (1, F).
+def graph_shape(sample_shape: tuple[int, ...], layout: str | None = None) -> tuple[int, ...]:
+    """The graph's input shape for samples of this shape: (1, H, W, C), (1, 1, W, C) or (1, F).
+
+    Args:
+        sample_shape: of one sample, without the batch.
+        layout: one of `layouts_of`; None: channels are first.
 
     Raises:
         ConversionError: another number of axes.
     """
-    layout = layout_of(sample_shape)
-    arranged = tuple(sample_shape[axis - 1] for axis in _TRANSPOSITIONS[layout][1:])
-    return (1, 1, *arranged) if layout == "ncw" else (1, *arranged)
+    layout = layout or layout_of(sample_shape)
+    axes = _TRANSPOSITIONS.get(layout, tuple(range(len(sample_shape) + 1)))
+    arranged = tuple(sample_shape[axis - 1] for axis in axes[1:])
+    return (1, 1, *arranged) if layout in _SEQUENCES else (1, *arranged)
 
 
 def arrange(x: NDArray[Any], layout: str, shape: tuple[int, ...]) -> NDArray[Any]:
@@ -54,7 +69,7 @@ def arrange(x: NDArray[Any], layout: str, shape: tuple[int, ...]) -> NDArray[Any
             f"samples have shape {x.shape[1:]}, which is not {layout}; the model's input is {shape[1:]}, channels last"
         )
     arranged = x.transpose(axes)
-    if layout == "ncw":
+    if layout in _SEQUENCES:
         arranged = arranged[:, None]
     if arranged.shape[1:] != shape[1:]:
         raise ConversionError(f"samples have shape {x.shape[1:]} ({layout}), the model's input is {shape[1:]}, channels last")
@@ -67,7 +82,7 @@ def restore(x: NDArray[Any], layout: str) -> NDArray[Any]:
     Raises:
         ConversionError: the samples do not have the number of axes that a graph's input of this layout has.
     """
-    if layout == "ncw":
+    if layout in _SEQUENCES:
         if x.ndim != 4 or x.shape[1] != 1:
             raise ConversionError(f"samples of shape {x.shape[1:]} are no sequences (1, W, C)")
         x = x[:, 0]

@@ -117,7 +117,7 @@ class Trainer:
         samples = Samples.joined([part for part in parts if len(part)])
         base = load_safetensors(checkpoint)
         model = self._factory()
-        write_tensors(model, base)
+        write_tensors(model, of_module(model, base, manifest))
         seed = (plan["seed"], self._seed, zlib.crc32(id.encode()))
         recipe = recipe_of(plan, seed)
         outcome = train(model, samples, recipe)
@@ -130,6 +130,16 @@ class Trainer:
             "loss_after_micro": micro(outcome.loss_after),
         }
         return Trained(dump_safetensors(update), numbers)
+
+
+def of_module(model: nn.Module, checkpoint: Tensors, manifest: HostManifest) -> Tensors:
+    """The checkpoint without the head of a form that leaves the model early.
+
+    Its layers are none of the module's: devices train them, the update of a partner does not cover them.
+    """
+    own = model.state_dict().keys()
+    head = {name for layer in manifest.head for name in (layer.weight, layer.bias)}
+    return {name: values for name, values in checkpoint.items() if name in own or name not in head}
 
 
 def recipe_of(plan: Message, seed: tuple[int, ...]) -> Recipe:

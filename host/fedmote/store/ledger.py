@@ -68,6 +68,7 @@ class PlanEntry:
         participant, attempt: who, and how often it has begun.
         boot: nonce of its boot.
         board, max_body: as its hello said; a restarted coordinator needs them before the next hello.
+        base: hash of its installed package, which a difference may start from; None where packages come whole.
     """
 
     participant: str
@@ -75,6 +76,7 @@ class PlanEntry:
     boot: int
     board: str
     max_body: int
+    base: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -169,13 +171,14 @@ class Ledger:
         """Journal that a participant begins an attempt."""
         with self._transaction():
             self._write(
-                "INSERT INTO plan VALUES (?, ?, ?, ?, ?, ?)",
+                "INSERT INTO plan VALUES (?, ?, ?, ?, ?, ?, ?)",
                 number,
                 plan.participant,
                 plan.attempt,
                 plan.boot,
                 plan.board,
                 plan.max_body,
+                plan.base,
             )
 
     def add_update(self, number: int, update: UpdateEntry) -> None:
@@ -309,7 +312,7 @@ class Ledger:
     def plans(self, number: int) -> dict[str, PlanEntry]:
         """The newest plan of a round, by participant."""
         rows = self._all(
-            "SELECT participant, max(attempt), boot, board, max_body FROM plan WHERE round = ? GROUP BY participant", number
+            "SELECT participant, max(attempt), boot, board, max_body, base FROM plan WHERE round = ? GROUP BY participant", number
         )
         return {row[0]: PlanEntry(*row) for row in rows}
 

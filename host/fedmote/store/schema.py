@@ -70,5 +70,9 @@ CREATE TABLE refusal (                          -- every no, by reason
 );
 """
 
+VERSION_2 = """
+ALTER TABLE plan ADD COLUMN base BLOB;          -- hash of the installed package, of a device that makes packages from differences
+"""
+
 # Script of version n at index n - 1.
-SCRIPTS = (VERSION_1,)
+SCRIPTS = (VERSION_1, VERSION_2)

@@ -58,6 +58,8 @@ class Status(IntEnum):
     NO_PACKAGE = 33
     SAMPLE_IO = 34
     NO_SAMPLES = 35
+    DIFFERENCE = 36
+    DIFFERENCE_BASE = 37
     LINK = 40
     LINK_REFUSED = 41
     TIMEOUT = 42
@@ -236,6 +238,9 @@ NumberField = Literal[
     "clip_norm_micro",
     "trained_layers",
     "is_bias_only",
+    "difference_format",
+    "difference_handle",
+    "difference_size",
 ]
 BytesField = Literal[
     "data",
@@ -310,6 +315,9 @@ FIELDS: Final[dict[str, FieldRule]] = {
     "clip_norm_micro": FieldRule(58, int, 1, 4294967295),
     "trained_layers": FieldRule(59, int, 1, 255),
     "is_bias_only": FieldRule(60, int, 0, 1),
+    "difference_format": FieldRule(61, int, 1, 255),
+    "difference_handle": FieldRule(62, int, 0, 4294967295),
+    "difference_size": FieldRule(63, int, 0, 4294967295),
 }
 
 # Fields of a kind, True where the field is required.
@@ -329,6 +337,7 @@ MESSAGES: Final[dict[Kind, dict[str, bool]]] = {
         "num_samples": False,
         "model_hash": False,
         "frame_errors": False,
+        "difference_format": False,
     },
     Kind.WAIT: {
         "wait_ms": True,
@@ -364,6 +373,8 @@ MESSAGES: Final[dict[Kind, dict[str, bool]]] = {
         "clip_norm_micro": False,
         "trained_layers": False,
         "is_bias_only": False,
+        "difference_handle": False,
+        "difference_size": False,
     },
     Kind.GET: {
         "handle": True,

@@ -31,11 +31,12 @@ def handle_of(blob: bytes) -> int:
 
 
 class BlobSource:
-    """The sender's side of one blob."""
+    """The sender's side of one blob; `name` is a word for what it is."""
 
-    def __init__(self, handle: int, blob: bytes) -> None:
+    def __init__(self, handle: int, blob: bytes, name: str = "blob") -> None:
         self.handle = handle
         self.blob = blob
+        self.name = name
 
     def answer(self, get: Message, max_body: int) -> list[Message]:
         """One `data` for each chunk that `get` asks for and the blob has.

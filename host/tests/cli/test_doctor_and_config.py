@@ -24,7 +24,7 @@ def test_doctor_says_everything_as_one_json_object(capsys):
     code = main(["doctor", "--json"])
     found = json.loads(capsys.readouterr().out)
     names = {check["name"] for check in found["checks"]}
-    assert {"python", "numpy", "torch", "mosquitto", "qemu-system-arm", "arm-none-eabi-gcc", "cmake", "ninja"} <= names
+    assert {"python", "numpy", "torch", "onnx", "mosquitto", "qemu-system-arm", "arm-none-eabi-gcc", "cmake", "ninja"} <= names
     assert found["is_complete"] == all(check["is_present"] for check in found["checks"])
     assert code == (0 if found["is_complete"] else 1)
 

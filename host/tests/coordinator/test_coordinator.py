@@ -376,5 +376,7 @@ def test_ledger_says_what_devices_reported(site):
     one = site(rounds=1)
     one.serve()
     with Ledger.open(one.config.run.state_directory / "ledger.sqlite", is_read_only=True) as ledger:
-        assert [entry.numbers for entry in ledger.updates(1)] == [{"trained": 9}] * 3
+        numbers = [entry.numbers for entry in ledger.updates(1)]
+        assert [set(one) for one in numbers] == [{"package_bytes", "trained"}] * 3  # what was sent to it as well
+        assert [one["trained"] for one in numbers] == [9] * 3
         assert HEAD  # the head alone is what they sent

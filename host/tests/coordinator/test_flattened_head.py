@@ -15,8 +15,8 @@ from fedmote.partner.training import Samples, write_tensors
 from fedmote.partner.update import Trainer
 from fedmote.store import Checkpoints
 from fedmote.wire.blobs import encode_head_update
-from fedmote_convert.convert import convert
 from fedmote_convert.output import write
+from fedmote_convert.tiers import convert_tiers
 
 SEED = 11
 SHAPE, CLASSES = (2, 6, 5), 3
@@ -41,8 +41,7 @@ def samples():
 @pytest.fixture
 def deployed(tmp_path):
     x, y = samples()
-    boards = [Board.load("posix")]
-    write(convert(build(), x, boards, model_id="flat", cut="2"), boards, tmp_path / "flat")
+    write(convert_tiers(build(), x, [Board.load("posix")], model_id="flat", cut="2"), tmp_path / "flat")
     np.savez(tmp_path / "test.npz", x=x, y=y)
     partition = DeployedPartition(tmp_path / "flat", tmp_path / "test.npz")
     assert partition.partition.head[0].chw == (4, 4, 3)

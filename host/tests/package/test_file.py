@@ -14,7 +14,7 @@ from fedmote.package import container
 from fedmote.package.boards import Board
 from fedmote.package.budget import check_cost, layout
 from fedmote.package.file import Package, build_package, check_fit
-from fedmote.package.graph import HeadLayer
+from fedmote.package.graph import Activations, BatchNormRef, Graph, HeadLayer, Op, OpKind, WeightRef
 from fedmote.package.head import HeadShape
 from fedmote.package.host_manifest import HostManifest
 from fedmote.package.specimen import random_graph, random_int8_graph
@@ -190,6 +190,25 @@ def test_host_manifest_keeps_every_field_of_every_operator(package):
         for one, two in zip(ops, again.template.ops, strict=True):
             for name, value in vars(one).items():
                 np.testing.assert_array_equal(getattr(two, name), value, f"seed {seed}: {one.name}.{name}")
+
+
+def test_host_manifest_keeps_every_field_of_a_weight_reference(package):
+    norm = BatchNormRef(None, None, "mean", "variance", 1e-5)
+    sources = (
+        WeightRef("w", "b", (norm,), "depthwise2d", input_norm=(norm, norm)),
+        WeightRef("w", None, layout="constant", axes=(3, 1, 2), order=(2, 0, 1)),
+        WeightRef("mean", None, (norm,), "batch_norm", chw=(2, 3, 4)),
+    )
+    activations = {name: Activations(name, (1, 2, 2, 3)) for name in "xabc"}
+    ops = [Op(OpKind.PAD, "op", ("x",), "x0", pad_value=-128)]
+    activations["x0"] = Activations("x0", (1, 2, 2, 3))
+    for source, name, made in zip(sources, ("x0", "a", "b"), "abc", strict=True):
+        ops.append(Op(OpKind.CONV_2D, "op", (name,), made, source=source))
+    template = Graph("x", "c", activations, tuple(ops))
+
+    again = HostManifest.from_bytes(replace(package.host, template=template).to_bytes()).template
+
+    assert again == template
 
 
 def test_head_must_suit_the_encoder():

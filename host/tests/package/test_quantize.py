@@ -144,6 +144,70 @@ def test_folding_gives_what_the_layers_give_one_after_the_other():
     np.testing.assert_allclose(run_float(bind(template, tensors), x), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_a_norm_in_front_of_a_convolution_is_folded_into_the_weights_of_its_groups(groups):
+    rng = np.random.default_rng(12)
+    norm = BatchNormRef(None, "b", "m", "v", eps=1e-3)
+    tensors = {"w": rng.normal(size=(8, 4 // groups, 1, 1)), "c": rng.normal(size=8)}
+    tensors |= {name: rng.uniform(0.5, 2, 4) for name in ("b", "m", "v")}
+    tensors = {name: value.astype(np.float32) for name, value in tensors.items()}
+    source = WeightRef("w", "c", layout="conv2d", input_norm=(norm,))
+    activations = {"x": Activations("x", (1, 3, 3, 4)), "y": Activations("y", (1, 3, 3, 8))}
+    template = Graph("x", "y", activations, (Op(OpKind.CONV_2D, "conv", ("x",), "y", source=source),))
+    assert parameter_names(template) == ("w", "c", "b", "m", "v")
+    x = rng.normal(size=(5, 3, 3, 4)).astype(np.float32)
+
+    plain = replace(template, ops=(replace(template.ops[0], source=replace(source, input_norm=())),))
+    normed = ((x - tensors["m"]) / np.sqrt(tensors["v"] + 1e-3) + tensors["b"]).astype(np.float32)
+
+    expected = run_float(bind(plain, tensors), normed)
+    np.testing.assert_allclose(run_float(bind(template, tensors), x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_norm_that_stands_alone_over_a_flattened_image_has_its_order():
+    rng = np.random.default_rng(13)
+    names = ("g", "b", "m", "v")
+    tensors = {name: rng.uniform(0.5, 2, 24).astype(np.float32) for name in names}
+    source = WeightRef("m", None, (BatchNormRef(*names, eps=0.0),), layout="batch_norm", chw=(2, 3, 4))
+    activations = {name: Activations(name, (1, 1, 1, 24)) for name in ("x", "y")}
+    template = Graph("x", "y", activations, (Op(OpKind.DEPTHWISE_CONV_2D, "norm", ("x",), "y", source=source),))
+    image = rng.normal(size=(1, 2, 3, 4)).astype(np.float32)
+    expected = (image.reshape(-1) - tensors["m"]) / np.sqrt(tensors["v"]) * tensors["g"] + tensors["b"]
+
+    actual = run_float(bind(template, tensors), image.transpose(0, 2, 3, 1).reshape(1, 1, 1, 24))
+
+    channels_last = expected.reshape(2, 3, 4).transpose(1, 2, 0).reshape(-1)
+    np.testing.assert_allclose(actual.reshape(-1), channels_last, rtol=1e-4)
+
+
+def test_a_constant_of_the_checkpoint_is_transposed_to_the_order_of_the_graph():
+    source = WeightRef("offset", None, layout="constant", axes=(3, 2, 1), order=(1, 2, 0))
+    activations = {name: Activations(name, (1, 2, 5, 3)) for name in ("x", "y")}
+    template = Graph("x", "y", activations, (Op(OpKind.ADD, "add", ("x",), "y", source=source),))
+    offset = np.arange(6, dtype=np.float32).reshape(1, 3, 2, 1)
+
+    bound = bind(template, {"offset": offset})
+
+    expected = np.broadcast_to(offset.transpose(0, 2, 3, 1), (1, 2, 5, 3))
+    np.testing.assert_array_equal(run_float(bound, np.zeros((1, 2, 5, 3), np.float32)), expected)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (WeightRef("t", None, layout="constant", axes=(3, 2), order=(1, 0)), r"t of shape \(24,\) does not match \(3, 2\)"),
+        (WeightRef("t", None, layout="constant", axes=(4, 6), order=(0, 0)), "does not match"),
+        (WeightRef("t", None, layout="batch_norm", chw=(2, 3, 5)), r"24 values does not match a flattened \(2, 3, 5\)"),
+        (WeightRef("t", None, layout="linear", input_norm=(BatchNormRef(None, None, "t", "t", 1.0),)), "do not suit 't' of 24"),
+    ],
+)
+def test_a_reference_that_does_not_suit_its_tensor_is_refused_by_name(source, message):
+    activations = {name: Activations(name, (1, 1, 1, 24)) for name in ("x", "y")}
+    template = Graph("x", "y", activations, (Op(OpKind.DEPTHWISE_CONV_2D, "op", ("x",), "y", source=source),))
+    with pytest.raises(ConversionError, match=message):
+        bind(template, {"t": np.ones(24, np.float32)})
+
+
 def test_flattened_inputs_are_regrouped_to_channels_last():
     rng = np.random.default_rng(3)
     weight, image = rng.normal(size=(4, 24)).astype(np.float32), rng.normal(size=(1, 2, 3, 4)).astype(np.float32)

@@ -13,7 +13,7 @@ from fedmote.package.execute import observe
 from fedmote.package.fold import bind
 from fedmote.package.graph import Activations
 from fedmote.package.inputs import arrange, restore
-from fedmote.package.quantize import activation_quantization, quantize_values
+from fedmote.package.quantize import activation_quantization, observation_points, quantize_values
 from fedmote.partner.session import Offer
 from fedmote.partner.training import Recipe, Samples, read_tensors, train
 from fedmote.partner.update import MANIFEST_KEY, Trainer, from_device, load_own_samples, read_manifest, samples_of
@@ -24,6 +24,7 @@ from fedmote.wire.blobs import encode_selected_samples
 from fedmote.wire.codec import Message
 from fedmote.wire.schema import Kind, Phase, Role, Status
 from fedmote_convert.convert import convert
+from fedmote_convert.tiers import convert_tiers
 
 SEED = 3
 RUN = b"run-0001"
@@ -178,3 +179,31 @@ def test_a_data_file_that_is_none_is_a_configuration_error(tmp_path):
     for name in ("short.npz", "absent.npz"):
         with pytest.raises(ConfigError, match=name):
             load_own_samples(tmp_path / name)
+
+
+def test_the_head_of_a_form_that_leaves_the_model_early_is_not_the_partners_to_train():
+    x, y = np.random.default_rng(SEED).random((40, 1, 8, 8), np.float32), np.arange(40) % 10
+    (tier,) = convert_tiers(digits_cnn(), x, [Board.load("posix")], model_id="m", cut="max_pool2d", y=y.astype(np.int64)).tiers
+    manifest, tensors = tier.conversion.package.host, tier.conversion.tensors
+    checkpoint = dump_safetensors(tensors, {MANIFEST_KEY: manifest.to_bytes().decode()})
+    made = Trainer(digits_cnn, None, seed=5).update("partner-a", plan(), checkpoint, [offer_of(manifest, x, y, np.ones(40))])
+    update = load_safetensors(made.blob)
+    head = {name for layer in manifest.head for name in (layer.weight, layer.bias)}
+    assert head == set(tensors) - set(read_tensors(digits_cnn()))
+    assert {name for name in update if not name.startswith(RANGE_PREFIX)} == set(tensors) - head
+    assert {name for name in update if name.startswith(RANGE_PREFIX)} == {
+        RANGE_PREFIX + name for name in observation_points(manifest.template) if name != manifest.template.input
+    }
+    decoded = Float32().decode(
+        Role.PARTNER, made.blob, ModelShape(tensors, manifest.head, manifest.ranges, manifest.template.input)
+    )
+    assert not head & set(decoded.tensors)
+
+
+def test_a_module_without_the_checkpoints_own_head_is_refused(case):
+    factory, manifest, x, y = case
+    other = har_cnn if factory is digits_cnn else digits_cnn
+    with pytest.raises(ConfigError, match="does not fit the partner's model"):
+        Trainer(other, None, seed=5).update(
+            "a", plan(), checkpoint_of(factory, manifest), [offer_of(manifest, x, y, np.ones(40))]
+        )

@@ -15,6 +15,7 @@ import pytest
 from fedmote.errors import ConfigError, StoreError
 from fedmote.store import Blobs, Checkpoint, CheckpointEntry, Checkpoints, Ledger, PlanEntry, RunEntry, State, UpdateEntry
 from fedmote.store.durable import write_durably, write_result
+from fedmote.store.schema import SCRIPTS
 from fedmote.strategies import Member, RoundPlan
 from fedmote.wire.schema import Phase, Role, Status
 
@@ -191,6 +192,16 @@ def test_update_of_somebody_unexpected_is_refused(tmp_path):
         ledger.open_round(PLAN)
         with pytest.raises(StoreError):
             ledger.add_update(1, update("mallory"))
+
+
+def test_ledger_of_the_first_version_is_upgraded(tmp_path):
+    with sqlite3.connect(tmp_path / "l") as connection:
+        connection.executescript(f"{SCRIPTS[0]} PRAGMA user_version = 1;")
+    with Ledger.open(tmp_path / "l") as ledger:
+        ledger.begin_run(RunEntry(b"run-0001", 42, "{}"), CheckpointEntry(0, 0, "h0", 0, None))
+        ledger.open_round(PLAN)
+        ledger.add_plan(1, PlanEntry("board-1", 1, 77, "posix", 144, bytes(32)))
+        assert ledger.plans(1)["board-1"].base == bytes(32)
 
 
 def test_newer_ledger_is_refused(tmp_path):

@@ -104,7 +104,7 @@ def prepare(
     directory: Path,
     command: Command,
     model: ModelChoice | None = None,
-    cut: str = "auto",
+    cut: str = "last",
 ) -> Materials:
     """Pre-train, convert for `boards`, write the files.
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from fedmote.coordinator.results import SERVED
 from fedmote.lab.demo.data import CELLS
 from fedmote.lab.demo.experiment import Scene
 from fedmote.package.partition import Partition
@@ -121,7 +122,7 @@ class Report:
             "flash_bytes": self.footprint.flash_bytes[board],
             **{key: sum(one.get(key, 0) for one in said) for key in ("discarded", "trained", "sent")},
             "bytes_up": sum(up + samples_bytes(one.get("sent", 0), package.header.input_count) for one in said),
-            "bytes_down": len(said) * len(package.device_form()),
+            "bytes_down": sum(one.get(key, 0) for one in said for key in SERVED),
         }
 
 

@@ -1,15 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The federated device on an STM32F405: the whole image. Identity and samples are regions of flash outside the image,
- * so that one image serves a fleet.
+ * The federated device: the whole image. Identity and samples are regions of flash outside the image, so that one image
+ * serves a fleet.
  */
 #include <stddef.h>
 
+#include "chip.h"
+#include "entropy.h"
 #include "fedmote/fedmote.h"
 #include "fedmote_board.h"
 #include "monocypher_port.h"
 #include "samples_region.h"
-#include "stm32f4.h"
+#include "slots.h"
 
 #define SAY_AGAIN_MS 1000U
 
@@ -20,22 +22,22 @@ static uint8_t arena[FEDMOTE_BOARD_ARENA_BYTES] __attribute__((aligned(16)));
 
 static uint32_t port_now_ms(void *context) {
     (void)context;
-    return stm32_now_ms();
+    return chip_now_ms();
 }
 
 static uint32_t port_random(void *context) {
     (void)context;
-    return stm32_random();
+    return entropy_word();
 }
 
 static int32_t port_stream_read(void *context, uint8_t *bytes, uint32_t capacity) {
     (void)context;
-    return stm32_uart_read(bytes, capacity);
+    return chip_port.stream_read(NULL, bytes, capacity);
 }
 
 static int32_t port_stream_write(void *context, const uint8_t *bytes, uint32_t size) {
     (void)context;
-    return stm32_uart_write(bytes, size);
+    return chip_port.stream_write(NULL, bytes, size);
 }
 
 static uint32_t port_sample_count(void *context) {
@@ -58,13 +60,23 @@ static const struct fedmote_port port = {
     .sample_count = port_sample_count,
     .sample_read = port_sample_read,
     .slot_bytes = FEDMOTE_BOARD_SLOT_BYTES,
-    .slot_base = stm32_slot_base,
-    .slot_erase = stm32_slot_erase,
-    .slot_write = stm32_slot_write,
+    .slot_base = slots_base,
+    .slot_erase = slots_erase,
+    .slot_write = slots_write,
     .hash = FEDMOTE_PORT_HASH,
     .operators = operators,
     .arithmetic = &FEDMOTE_BOARD_ARITHMETIC,
+    .patching = &fedmote_difference_patching,
 };
+
+/* Waits until the line has taken it all. */
+static void say(const char *message) {
+    for (; *message != '\0'; message++) {
+        const uint8_t byte = (uint8_t)*message;
+        while (chip_port.stream_write(NULL, &byte, 1U) == 0) {
+        }
+    }
+}
 
 /* A status as decimal digits; its name is in fedmote_schema.h. */
 static void say_status(int32_t status) {
@@ -75,21 +87,21 @@ static void say_status(int32_t status) {
         *--digit = (char)('0' + (char)(rest % 10U));
         rest /= 10U;
     } while (rest > 0U);
-    stm32_uart_say("status -");
-    stm32_uart_say(digit);
+    say("status -");
+    say(digit);
 }
 
 /* A board that cannot start says why, in words, once a second: there is a person at the other end of the line now. */
 __attribute__((noreturn)) static void refuse_to_start(const char *what, int32_t status) {
     for (;;) {
-        stm32_uart_say("fedmote: ");
-        stm32_uart_say(what);
-        stm32_uart_say(": ");
+        say("fedmote: ");
+        say(what);
+        say(": ");
         say_status(status);
-        stm32_uart_say("\r\n");
-        const uint32_t said = stm32_now_ms();
-        while (stm32_now_ms() - said < SAY_AGAIN_MS) {
-            stm32_sleep();
+        say("\r\n");
+        const uint32_t said = chip_now_ms();
+        while (chip_now_ms() - said < SAY_AGAIN_MS) {
+            chip_sleep();
         }
     }
 }
@@ -103,14 +115,15 @@ int main(void) {
     const uint8_t *identity_region = (const uint8_t *)FEDMOTE_BOARD_REGIONS_IDENTITY_ADDRESS;
     struct fedmote_identity identity;
 
-    stm32_start();
+    chip_start();
+    slots_start();
     int32_t status =
         fedmote_identity_read(&identity, identity_text, identity_region, FEDMOTE_BOARD_REGIONS_IDENTITY_BYTES);
     if (status != FEDMOTE_OK) {
         refuse_to_start("no identity in flash", status);
     }
     identity.board = FEDMOTE_BOARD_NAME;
-    stm32_entropy_start(identity_salt(identity_region));
+    entropy_start(identity_salt(identity_region));
     status = samples_region_open(&samples, (const uint8_t *)FEDMOTE_BOARD_REGIONS_SAMPLES_ADDRESS,
                                  FEDMOTE_BOARD_REGIONS_SAMPLES_BYTES, FEDMOTE_BOARD_MAX_SAMPLES);
     if (status != FEDMOTE_OK) {
@@ -122,7 +135,7 @@ int main(void) {
     }
     for (;;) {
         if (fedmote_step(&device) == FEDMOTE_IDLE) {
-            stm32_sleep(); /* the tick wakes it at the latest */
+            chip_sleep(); /* the tick wakes it at the latest */
         }
     }
 }

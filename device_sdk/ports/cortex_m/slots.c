@@ -1,0 +1,59 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "slots.h"
+
+#include <stdbool.h>
+#include <string.h>
+
+#include "chip.h"
+#include "fedmote_board.h"
+
+#ifdef FEDMOTE_BOARD_REGIONS_RAM_SLOTS_ADDRESS
+static bool is_ram;
+
+void slots_start(void) { is_ram = !chip_flash_start(); }
+
+static uintptr_t ram_slots(void) { return FEDMOTE_BOARD_REGIONS_RAM_SLOTS_ADDRESS; }
+#else
+static const bool is_ram = false;
+
+void slots_start(void) { (void)chip_flash_start(); }
+
+static uintptr_t ram_slots(void) { return 0U; }
+#endif
+
+static uintptr_t slot_address(uint32_t slot) {
+    if (is_ram) {
+        return ram_slots() + slot * (uintptr_t)FEDMOTE_BOARD_SLOT_BYTES;
+    }
+    return slot == 0U ? (uintptr_t)FEDMOTE_BOARD_REGIONS_SLOT0_ADDRESS : (uintptr_t)FEDMOTE_BOARD_REGIONS_SLOT1_ADDRESS;
+}
+
+const uint8_t *slots_base(void *context, uint32_t slot) {
+    (void)context;
+    return (const uint8_t *)slot_address(slot);
+}
+
+int32_t slots_erase(void *context, uint32_t slot) {
+    (void)context;
+    if (slot > 1U) {
+        return SLOTS_ERROR_ARGUMENT;
+    }
+    if (is_ram) {
+        memset((void *)slot_address(slot), 0xFF, FEDMOTE_BOARD_SLOT_BYTES);
+        return 0;
+    }
+    return chip_flash_erase(slot_address(slot), FEDMOTE_BOARD_SLOT_BYTES);
+}
+
+int32_t slots_write(void *context, uint32_t slot, uint32_t offset, const uint8_t *bytes, uint32_t size) {
+    (void)context;
+    if (slot > 1U || offset % 4U != 0U || size % 4U != 0U || offset > FEDMOTE_BOARD_SLOT_BYTES ||
+        size > FEDMOTE_BOARD_SLOT_BYTES - offset) {
+        return SLOTS_ERROR_ARGUMENT;
+    }
+    if (is_ram) {
+        memcpy((void *)(slot_address(slot) + offset), bytes, size);
+        return 0;
+    }
+    return chip_flash_write(slot_address(slot) + offset, bytes, size);
+}
