@@ -246,7 +246,7 @@ def mean_sums(op: Op, weights: NDArray[np.float64], shape: tuple[int, ...], mean
         return np.asarray(np.einsum("hwo,hw->o", weights[0], inside) * np.repeat(expected, op.depth_multiplier))
     taps = np.einsum("ohwi,hw->oi", weights, inside)
     groups = expected.reshape(-1, taps.shape[1])
-    return np.asarray(np.einsum("goi,gi->go", taps.reshape(len(groups), -1, taps.shape[1]), groups)).reshape(-1)
+    return np.asarray(np.einsum("goi,gi->go", taps.reshape(len(groups), -1, taps.shape[1]), groups).reshape(-1))
 
 
 def _weight_scales(
