@@ -240,13 +240,13 @@ def mean_sums(op: Op, weights: NDArray[np.float64], shape: tuple[int, ...], mean
     expected = means.astype(np.float64)
     # einsum rather than matrix products: for a few thousand numbers, threads of a BLAS cost more than they save.
     if op.kind is OpKind.FULLY_CONNECTED:
-        return np.einsum("oi,i->o", weights, expected)
+        return np.asarray(np.einsum("oi,i->o", weights, expected))
     inside = coverage(op, shape)
     if op.kind is OpKind.DEPTHWISE_CONV_2D:
-        return np.einsum("hwo,hw->o", weights[0], inside) * np.repeat(expected, op.depth_multiplier)
+        return np.asarray(np.einsum("hwo,hw->o", weights[0], inside) * np.repeat(expected, op.depth_multiplier))
     taps = np.einsum("ohwi,hw->oi", weights, inside)
     groups = expected.reshape(-1, taps.shape[1])
-    return np.einsum("goi,gi->go", taps.reshape(len(groups), -1, taps.shape[1]), groups).reshape(-1)
+    return np.asarray(np.einsum("goi,gi->go", taps.reshape(len(groups), -1, taps.shape[1]), groups).reshape(-1))
 
 
 def _weight_scales(
