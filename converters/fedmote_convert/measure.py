@@ -3,8 +3,9 @@
 
 One calibration and one int8 run of the whole network give the features of all its edges; bytes, arena, MACs and instructions
 come from compiling the beginning of the network up to each edge, which takes milliseconds. The bytes are those of the package
-that a conversion then makes. The accuracy is that of the package but for rounding: layers behind the edge, which the package does
-not have, take part in this calibration's equalisation.
+that a conversion then makes. The accuracy is that of the package but for rounding: the activation at an edge is not equalised in
+a package that ends there, so nothing is here, and the layers before it keep a little less. On three networks the two differed by
+0.1 to 0.5 points in the mean, and by two of a hundred samples at most; the conversion itself then measures its own.
 """
 
 from __future__ import annotations
@@ -143,7 +144,7 @@ def measure_forms(
         progress: called with a line before long steps.
     """
     last = max((op.output for op in trunk.ops), key=lambda name: _reach(forms, trunk, name))
-    template, ranges = calibrate(cut_graph(trunk, last), tensors, x, recipe)
+    template, ranges = calibrate(cut_graph(trunk, last), tensors, x, replace(recipe, is_equalised=False))
     bound = bind(template, tensors)
     ranges = ranges | _mean_ranges(bound, x, {form.edge for form in forms if form.is_averaged})
     said = _once(progress)
