@@ -72,7 +72,7 @@ def converted(target: str, module, arrays: dict[str, np.ndarray], directory: Pat
     safetensors_torch.save_file(module.state_dict(), directory / "weights.safetensors")
     np.savez(directory / "calibration.npz", **arrays)
     command = [sys.executable, "-c", ENTRY, "convert", target, "--weights", directory / "weights.safetensors"]
-    command += ["--calibration", directory / "calibration.npz", "--cut", "auto", "--widths", "1,0.5,0.25"]
+    command += ["--calibration", directory / "calibration.npz", "--cut", "auto", "--widths", "1,0.75,0.5,0.25"]
     command += ["--boards", ",".join(BOARDS), "-o", directory / "out", "--json"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *(path for path in sys.path if path)])}
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, env=environment, cwd=ROOT, check=False)

@@ -44,6 +44,8 @@ class Recipe:
         percentile: for PERCENTILE: percent of the values below the upper end, and above the lower one; above 50, at most 100.
         mse_steps: for MSE: candidates for each end of a range.
         is_equalised: whether channels are equalised across layers.
+        headroom: ranges of equalised activations are so many times what was seen: there every channel reaches the end of the
+            range, so new samples leave it in any of them, where without equalisation only the largest channel does.
         correction_samples: the first so many samples give the means that biases are corrected by; 0: no correction.
         is_dense_per_tensor: whether FULLY_CONNECTED has one weight scale for all outputs, as runtimes of before 2024 want it.
         ranges: ranges that are used as they are, of all observation points: those that a quantization-aware training learned.
@@ -58,6 +60,7 @@ class Recipe:
     percentile: float = 99.99
     mse_steps: int = 48
     is_equalised: bool = True
+    headroom: float = 1.1
     correction_samples: int = 32
     is_dense_per_tensor: bool = False
     ranges: Mapping[str, tuple[float, float]] | None = None
@@ -79,6 +82,8 @@ class Recipe:
     def __post_init__(self) -> None:
         if not 50 < self.percentile <= 100:
             raise ConfigError(f"percentile {self.percentile}: expected a number above 50, at most 100")
+        if not 1 <= self.headroom < np.inf:
+            raise ConfigError(f"headroom {self.headroom}: expected a number from 1 up")
         if self.mse_steps < 2 or self.correction_samples < 0:
             raise ConfigError(f"{self.mse_steps} steps, {self.correction_samples} samples: expected at least 2 and 0")
 
@@ -110,10 +115,13 @@ def calibrate(template: Graph, tensors: Tensors, x: NDArray[np.float32], recipe:
     seen = observe_channels(graph, x, count)
     if recipe.ranges is not None:
         return template, {name: channels.range for name, channels in seen.items()} | _given(template, recipe.ranges)
+    equalised: set[str] = set()
     if recipe.is_equalised:
-        template, seen = equalise(template, graph, seen)
-        graph = bind(template, tensors)
+        template, changed = equalise(template, graph, seen)
+        equalised = {name for name in seen if changed[name] is not seen[name]}
+        graph, seen = bind(template, tensors), changed
     ranges = _ranges(graph, x, seen, recipe)
+    ranges |= {name: (ranges[name][0] * recipe.headroom, ranges[name][1] * recipe.headroom) for name in equalised}
     if recipe.correction_samples:
         template = _with_means(template, graph, ranges, x[:count], seen)
     return template, ranges

@@ -185,6 +185,8 @@ def _tier(name: str, tier: Mapping[str, Any], report: Mapping[str, Any]) -> str:
         f"<section class='card'><h3>Operators</h3>{_operators(tier)}</section>",
         f"<section class='card'><h3>Package</h3>{_sections(tier)}</section>",
     ]
+    if tier["sensitivities"]:
+        parts.append(f"<section class='card'><h3>Bits of the weights</h3>{_bits(tier['sensitivities'])}</section>")
     if tier["confusion"] is not None:
         parts.append(f"<section class='card'><h3>Confusion</h3>{_confusion(tier['confusion'])}</section>")
     return "".join(parts)
@@ -228,6 +230,24 @@ def _sections(tier: Mapping[str, Any]) -> str:
         for board, sizes in tier["sections"].items()
     ]
     return _table(("board", *names, "device form, bytes"), rows, texts=1)
+
+
+def _bits(layers: Sequence[Mapping[str, Any]]) -> str:
+    """What four bits cost in each layer, and what it got."""
+    rows = [
+        _row(
+            [
+                _text(layer["operator"]),
+                _number(layer["bits"]),
+                _number(layer["bytes_8"]),
+                _number(layer["bytes_4"]),
+                f"<td>{layer['error']:.2g}</td>",
+            ]
+        )
+        for layer in layers
+    ]
+    note = "<p class='quiet'>Error: of the features with four bits in this layer alone, relative to the features' energy.</p>"
+    return _table(("layer", "bits", "bytes with 8", "bytes with 4", "error"), rows, texts=1) + note
 
 
 def _confusion(counts: Sequence[Sequence[int]]) -> str:

@@ -18,6 +18,7 @@ from fedmote_convert.bench.files import payload_bytes, read_content
 from fedmote_convert.bench.rows import Verdict, row_of, verdicts_of
 from fedmote_convert.bench.stacks import AEQ, FEDMOTE, Outcome
 from fedmote_convert.bench.subjects import Subject, convert_here
+from fedmote_convert.calibration import Recipe
 
 ROW_KEYS = (
     *("model", "stack", "seconds", "install_bytes", "file_bytes", "accuracy_float", "accuracy_int8"),
@@ -37,8 +38,14 @@ def measured(digits):
     return Subject(model, conversion, (outcome,))
 
 
+@pytest.fixture(scope="module")
+def plain(measured):
+    """The file of a conversion as the peer makes it."""
+    return convert_here(measured.model, Recipe(is_equalised=False, correction_samples=0)).package
+
+
 def beside(measured, **changes):
-    """The same with a peer that made our own file."""
+    """The same with a peer that made our own file, or another."""
     ours = measured.outcomes[0]
     return replace(measured, outcomes=(ours, replace(ours, stack=AEQ, **changes)))
 
@@ -61,10 +68,10 @@ def test_a_row_has_every_figure_and_the_c_equals_tflite_micro(measured):
 
 
 @pytest.mark.parametrize("measure", MEASURES, ids=lambda measure: measure.number)
-def test_every_measure_finds_something_or_says_why_not(measured, monkeypatch, measure):
+def test_every_measure_finds_something_or_says_why_not(measured, plain, monkeypatch, measure):
     monkeypatch.setattr(fidelity, "numpy_1", lambda: Environment("absent", (), 1))
 
-    finding = measure.find(beside(measured))
+    finding = measure.find(beside(measured, tflite=plain.encoder_tflite))
 
     unmeasured = {"F2": "is not installed", "F7*": "for mobilenet_v1 alone", "F10": "0.10 s"}
     assert finding.number == measure.number
@@ -79,14 +86,15 @@ def test_every_measure_finds_something_or_says_why_not(measured, monkeypatch, me
         assert finding.holds, finding.measured
 
 
-def test_a_file_with_one_other_weight_is_found_by_the_independent_converter(measured):
-    tflite = bytearray(measured.outcomes[0].tflite)
-    weights = measured.conversion.package.graph.ops[0].weights.tobytes()
+def test_a_file_with_one_other_weight_is_found_by_the_independent_converter(measured, plain):
+    tflite = bytearray(plain.encoder_tflite)
+    weights = plain.graph.ops[0].weights.tobytes()
     tflite[tflite.index(weights)] ^= 0x40
 
     finding = fidelity.independent_converter(beside(measured, tflite=bytes(tflite)))
 
     assert finding.holds is False
+    assert finding.measured.endswith("1 of 8,136 weights differ")
 
 
 def test_another_packages_bytes_are_found_by_determinism(measured):

@@ -91,7 +91,7 @@ def test_equalisation_never_changes_the_function(seed):
 @pytest.mark.parametrize("seed", range(4))
 def test_ranges_of_equalised_activations_are_those_a_partner_observes(seed):
     template, tensors, x = prepared(seed)
-    equalised, ranges = calibrate(template, tensors, x, Recipe())
+    equalised, ranges = calibrate(template, tensors, x, Recipe(headroom=1.0))
     seen = observe(bind(equalised, tensors), x)
 
     assert seen.keys() == ranges.keys()
@@ -267,7 +267,9 @@ def test_ranges_of_another_model_are_refused_by_name():
         calibrate(template, tensors, x, Recipe(weight_bits={"w": 4}))
 
 
-@pytest.mark.parametrize("options", [{"percentile": 50.0}, {"percentile": 100.1}, {"mse_steps": 1}, {"correction_samples": -1}])
+@pytest.mark.parametrize(
+    "options", [{"percentile": 50.0}, {"percentile": 100.1}, {"mse_steps": 1}, {"headroom": 0.9}, {"correction_samples": -1}]
+)
 def test_impossible_recipes_are_refused(options):
     with pytest.raises(ConfigError):
         Recipe(**options)

@@ -313,3 +313,51 @@ def test_help_does_not_import_torch():
     )
 
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_budget_of_weights_gives_layers_four_bits_and_the_report_the_table(run, tmp_path):
+    said = run(boards="posix", **{"weight-budget": 6000}).out
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    layers = report["sensitivities"]
+
+    assert {layer["bits"] for layer in layers} == {4, 8}
+    assert sum(layer["bytes_4"] if layer["bits"] == 4 else layer["bytes_8"] for layer in layers) <= 6000
+    assert "4 bits alone" in said
+
+
+def test_a_budget_below_the_smallest_possible_is_refused_and_nothing_is_written(run, tmp_path):
+    with pytest.raises(ConversionError, match=r"take \d+ bytes with 4 bits in every layer, the budget is 10 bytes"):
+        run(boards="posix", **{"weight-budget": 10})
+    assert not (tmp_path / "out").exists()
+
+
+def test_ranges_of_a_training_are_used_as_they_are(run, tmp_path):
+    run(boards="posix", cut="last")
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    ranges = {name: [low * 1.5, high * 1.5] for name, (low, high) in report["ranges"].items()}
+    (tmp_path / "ranges.json").write_text(json.dumps({"ranges": ranges, "weight_bits": {"conv2.weight": 4}}))
+    run(boards="posix", ranges=tmp_path / "ranges.json", output=tmp_path / "again")
+    package = Package.read(tmp_path / "again" / "digits_cnn-posix.fmp")
+
+    for name, limits in package.host.ranges.items():
+        assert list(limits) == ranges[name]
+    assert {op.source.weight: op.weight_bits for op in package.host.template.ops if op.source is not None} == {
+        "conv1.weight": 8, "conv2.weight": 4, "conv3.weight": 8,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "JSONDecodeError"),
+        ("[]", "expected {"),
+        ('{"ranges": {"x": [1]}}', "ValueError"),
+        ('{"ranges": {"x": [2.0, 1.0]}}', r"x is \[2.0, 1.0\]; expected finite numbers, the lower one first"),
+        ('{"ranges": {"x": [NaN, 1.0]}}', "x is .*finite"),
+        ('{"ranges": {"nothing": [0.0, 1.0]}}', "ranges: input has no range"),
+    ],
+)
+def test_files_of_ranges_that_are_none_are_refused_with_what_was_expected(run, tmp_path, content, message):
+    (tmp_path / "ranges.json").write_text(content)
+    with pytest.raises(ConfigError, match=message):
+        run(boards="posix", ranges=tmp_path / "ranges.json")

@@ -17,6 +17,7 @@ from fedmote.package.importer import cut_graph
 from fedmote.package.quantize import dequantize_values, quantize, quantize_input
 from fedmote.wire.schema import Section
 from fedmote_convert import output, pareto
+from fedmote_convert.calibration import Recipe
 from fedmote_convert.output import write
 from fedmote_convert.tiers import convert_tiers
 
@@ -132,6 +133,21 @@ def test_the_page_shows_the_figures_of_the_report(written):
         assert f"{needs['slot_bytes']:,}" in text
         assert f"{needs['arena_bytes']:,}" in text
     assert f"{report['quality']['accuracy_int8']:.1%}" in text
+
+
+def test_a_budget_of_weights_keeps_the_last_cut_and_shows_what_four_bits_cost(digits, tmp_path):
+    said = []
+    recipe = Recipe(weight_budget_bytes=6000)
+    made = convert_tiers(
+        digits.module, digits.x, [Board.load("posix")], model_id="d", y=digits.y, recipe=recipe, progress=said.append
+    )
+    report = write(made, tmp_path / "out")
+
+    assert any("cut last instead of auto" in line for line in said)
+    assert [form["form"] for form in report["forms"]] == ["flatten"]
+    assert report["forms"][0]["boards"]["posix"]["slot_bytes"] == report["boards"]["posix"]["slot_bytes"]
+    assert {layer["bits"] for layer in report["sensitivities"]} == {4, 8}
+    assert "Bits of the weights" in read(tmp_path / "out" / "report.html")[1]
 
 
 def test_names_in_the_page_are_text_whatever_they_are(digits, tmp_path):

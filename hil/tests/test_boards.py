@@ -31,12 +31,21 @@ def test_every_board_has_a_preset_and_programs_that_exist():
         assert {*Board.load(name).programs} <= {*Program}
 
 
+def spans_by_image(board):
+    """(first address, end) of the regions that the device image has and of those that the inference image has, ascending.
+
+    The end of the RAM that slots take is a part of the RAM.
+    """
+    for others in (("package", "ram_slots"), ("slot0", "slot1", "identity", "ram_slots")):
+        regions = [region for key, region in board.regions.items() if key not in others]
+        yield sorted((region.address, region.address + region.bytes) for region in regions)
+
+
 @pytest.mark.parametrize("name", [name for name in board_names() if Board.load(name).emulator is not None])
-def test_regions_do_not_overlap_and_the_arena_fits_beside_the_stack(name):
+def test_regions_of_an_image_do_not_overlap_and_the_arena_fits_beside_the_stack(name):
     board = Board.load(name)
-    regions = [region for key, region in board.regions.items() if key != "ram_slots"]  # which is a part of the RAM
-    spans = sorted((region.address, region.address + region.bytes) for region in regions)
-    assert all(first[1] <= second[0] for first, second in itertools.pairwise(spans))
+    for spans in spans_by_image(board):
+        assert all(first[1] <= second[0] for first, second in itertools.pairwise(spans))
     assert board.run_arena_bytes + board.stack_bytes < board.region("ram").bytes
 
 
@@ -46,13 +55,12 @@ def test_a_program_that_a_board_lacks_is_refused_with_those_that_it_has():
 
 
 @pytest.mark.parametrize(("name", "sectors"), [("stm32f405", _SECTORS), ("lm3s6965", [1024] * 256), ("nrf51822", [1024] * 256)])
-def test_flash_regions_begin_and_end_at_sectors_and_do_not_overlap(name, sectors):
+def test_flash_regions_begin_and_end_at_sectors(name, sectors):
     board = Board.load(name)
     first = board.region("image").address
     boundaries = {first + sum(sectors[:n]) for n in range(len(sectors) + 1)}
-    regions = sorted((r.address, r.address + r.bytes) for r in board.regions.values() if r.address < 0x20000000)
-    assert {edge for region in regions for edge in region} <= boundaries
-    assert all(one[1] <= other[0] for one, other in itertools.pairwise(regions))
+    spans = [span for image in spans_by_image(board) for span in image if span[0] < 0x20000000]
+    assert {edge for span in spans for edge in span} <= boundaries
     assert sum(sectors) == board.flash_bytes
 
 

@@ -29,8 +29,8 @@ DIGITS = "digits_cnn"
 
 def _said(*arguments):
     parser = argparse.ArgumentParser()
-    bench_verb.add_arguments(parser)
-    return bench_verb.run(parser.parse_args(list(arguments)))
+    bench_verb.instructions.add_arguments(parser)
+    return bench_verb.instructions.run(parser.parse_args(list(arguments)))
 
 
 def _compiler_of(name):
@@ -151,17 +151,17 @@ def test_random_graphs_are_judged_together():
 def test_the_check_fails_beyond_five_percent_and_writes_nothing(predicted, code, monkeypatch, capsys):
     monkeypatch.setattr(bench_verb, "compare_models", lambda board, skipped: [_comparison("kws", predicted, 100)])
     monkeypatch.setattr(bench_verb, "refresh", lambda board: pytest.fail("--check measures nothing"))
-    assert _said("instructions", "--board", "mps2-m4", "--check", "--json") == code
+    assert _said("--board", "mps2-m4", "--check", "--json") == code
     said = json.loads(capsys.readouterr().out)
     assert said["rows"][0]["error_percent"] == predicted - 100
-    assert _said("instructions", "--board", "mps2-m4", "--check") == code
+    assert _said("--board", "mps2-m4", "--check") == code
     assert "kws" in capsys.readouterr().out
 
 
 def test_the_check_of_a_stale_table_names_the_command(monkeypatch):
     monkeypatch.setattr(bench_verb, "is_stale", lambda board: True)
     with pytest.raises(ConfigError, match=r"board mps2-m4: .*run: fedmote bench instructions --board mps2-m4"):
-        _said("instructions", "--board", "mps2-m4", "--check")
+        _said("--board", "mps2-m4", "--check")
 
 
 @emulator_test

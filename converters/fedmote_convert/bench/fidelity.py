@@ -36,17 +36,18 @@ from fedmote.package.quantize import dequantize_values
 from fedmote.tensors import dump_safetensors
 from fedmote_convert.bench.boards import roomy_board
 from fedmote_convert.bench.environments import numpy_1, our_packages, run_python
-from fedmote_convert.bench.files import Content, payload_bytes
+from fedmote_convert.bench.files import Content, payload_bytes, read_content
 from fedmote_convert.bench.interpreters import (
     run_device,
     run_litert,
+    run_tflite_micro,
     run_tflite_runtime,
     tflite_micro_arena_bytes,
 )
 from fedmote_convert.bench.measures import arranged, largest_difference
 from fedmote_convert.bench.processor_time import processor_seconds
 from fedmote_convert.bench.stacks import AEQ
-from fedmote_convert.bench.subjects import WHOLE, Form, Subject
+from fedmote_convert.bench.subjects import WHOLE, Form, Subject, convert_here
 from fedmote_convert.calibration import Recipe
 from fedmote_convert.capture import capture
 from fedmote_convert.convert import convert, sqnr_db
@@ -182,16 +183,20 @@ def mobilenet_noise(subject: Subject) -> Finding:
 
 
 def independent_converter(subject: Subject) -> Finding:
-    """F8: int8 features of litert-torch's file, where every activation has the very scale that it has in ours."""
+    """F8: int8 features of litert-torch's file, where every activation has the very scale that it has in ours.
+
+    Ours is converted as the peer's is, for this line alone: true extremes, nothing equalised, nothing corrected.
+    """
     peer = subject.outcome(AEQ)
     if peer is None:
         return _unmeasured("F8", subject, f"{AEQ} made no file")
-    ours, theirs = subject.content(subject.outcomes[0]), subject.content(peer)
-    if not _is_tied(ours, theirs):
+    plain = convert_here(subject.model, Recipe(is_equalised=False, correction_samples=0)).package
+    if not _is_tied(read_content(plain.encoder_tflite), subject.content(peer)):
         return _unmeasured("F8", subject, "the scales of the two files are not the same")
-    own, made = subject.micro(subject.outcomes[0]), subject.micro(peer)
+    made = subject.micro(peer)
+    own = run_tflite_micro(plain.encoder_tflite, subject.inputs(subject.outcomes[0])).reshape(made.shape)
     difference, share = largest_difference(own, made), float((own != made).mean())
-    text = f"{difference} LSB, {share:.2%} of outputs{_other_weights(subject.forms[0].graph, peer.tflite)}"
+    text = f"{difference} LSB, {share:.2%} of outputs{_other_weights(plain.graph, peer.tflite)}"
     return Finding("F8", subject.name, text, difference <= 1 and share <= TIE_SHARE, share)
 
 

@@ -172,6 +172,6 @@ def whole_graph(model: Model) -> tuple[Graph, bytes]:
     return encoder_file(template, captured.tensors, ranges)
 
 
-def convert_here(model: Model) -> Conversion:
-    """Convert in this process, as the timed one does in its own."""
-    return convert(model.module, model.data.x_calibration, [roomy_board()], model_id=model.entry.name)
+def convert_here(model: Model, recipe: Recipe | None = None) -> Conversion:
+    """Convert in this process, as the timed one does in its own; with the default recipe, or another."""
+    return convert(model.module, model.data.x_calibration, [roomy_board()], model_id=model.entry.name, recipe=recipe)

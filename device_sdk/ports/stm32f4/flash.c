@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The flash of the two package slots: slot 0 is sector 4 and slot 1 is sector 5, programmed by words. An erase takes up
+ * The flash of the two package slots: slot 0 is sector 5 and slot 1 is sector 6, programmed by words. An erase takes up
  * to two seconds, during which the core stands still whenever it fetches from flash.
  */
 #include <string.h>
@@ -9,8 +9,8 @@
 #include "fedmote_board.h"
 #include "registers.h"
 
-#define SLOT_0_SECTOR 4U
-#define SLOT_1_SECTOR 5U
+#define SLOT_0_SECTOR 5U
+#define SLOT_1_SECTOR 6U
 #define PROGRAM_TURNS 10000U   /* 16 us per word in the data sheet, 0.1 ms at worst */
 #define ERASE_TURNS 100000000U /* at least 3 s at 168 MHz; the data sheet's worst is 2 s */
 

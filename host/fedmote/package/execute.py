@@ -177,16 +177,19 @@ def _convolve_channels(x: NDArray[Any], taps: NDArray[Any], op: Op, window: Wind
     padded = _pad(x, (window.pad_top, window.pad_bottom, window.pad_left, window.pad_right), 0)
     stride_h, stride_w = op.stride
     phases = [padded] if stride_w == 1 else [np.ascontiguousarray(padded[:, :, phase::stride_w]) for phase in range(stride_w)]
-    total = np.zeros((len(x), window.out_h, window.out_w * taps.shape[2]), x.dtype)
+    total = np.empty((len(x), window.out_h, window.out_w * taps.shape[2]), x.dtype)
     product = np.empty_like(total)
+    row_taps = np.tile(taps, window.out_w)
     for y in range(op.kernel[0]):
         top = y * op.dilation[0]
         rows = slice(top, top + (window.out_h - 1) * stride_h + 1, stride_h)
         for z in range(op.kernel[1]):
             left, phase = divmod(z * op.dilation[1], stride_w)
             seen = phases[phase][:, rows, left : left + window.out_w].reshape(total.shape)
-            np.multiply(seen, np.tile(taps[y, z], window.out_w), out=product)
-            total += product
+            is_first = y == z == 0
+            np.multiply(seen, row_taps[y, z], out=total if is_first else product)
+            if not is_first:
+                total += product
     return total.reshape(len(x), window.out_h, window.out_w, -1)
 
 
@@ -334,7 +337,10 @@ def run_int8_op(graph: Graph, op: Op, values: Mapping[str, NDArray[np.int8]]) ->
             accumulator = _accumulate(x, op, int(source.zero_point[0]))
             rows = _rows(accumulator)
             multiplier, shift = (_along_rows(values, rows) for values in (numbers.multiplier, numbers.shift))
-            out = fixed_point.requantize(rows, multiplier, shift) + int(target.zero_point[0])
+            out = fixed_point.requantize(rows, multiplier, shift)
+            out += int(target.zero_point[0])
+            np.clip(out, *fixed_point.activation_range(op.activation, target), out=out)
+            return out.astype(np.int8).reshape(shape)
         case OpKind.ADD | OpKind.MUL:
             out = _int8_binary(graph, op, values, source, target) + int(target.zero_point[0])
         case OpKind.AVERAGE_POOL_2D:

@@ -59,7 +59,8 @@ def requantize(
     out += 1 << 30
     out >>= 31
     downward = out >> 63  # -1 where a negative number is rounded
-    downward &= -(right > 0).astype(np.int64)
+    if not right.all():
+        downward &= -(right > 0).astype(np.int64)
     out += downward
     out += (np.int64(1) << right) >> 1
     out >>= right

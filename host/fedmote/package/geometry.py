@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,14 +59,15 @@ def _axis(op: Op, axis: int, size: int) -> tuple[int, int, int]:
 def coverage(op: Op, shape: tuple[int, ...]) -> NDArray[np.float64]:
     """Share of a convolution's windows whose tap lies inside the image, (kernel height, kernel width); 1 without padding."""
     window = window_of(op, shape)
-    rows = _axis_coverage(op, 0, window.in_h, window.out_h, window.pad_top)
-    return np.outer(rows, _axis_coverage(op, 1, window.in_w, window.out_w, window.pad_left))
+    rows = _axis_coverage(window.in_h, window.out_h, op.kernel[0], op.stride[0], op.dilation[0], window.pad_top)
+    columns = _axis_coverage(window.in_w, window.out_w, op.kernel[1], op.stride[1], op.dilation[1], window.pad_left)
+    return np.outer(rows, columns)
 
 
-def _axis_coverage(op: Op, axis: int, size: int, outputs: int, near: int) -> NDArray[np.float64]:
-    taps = np.arange(op.kernel[axis]) * op.dilation[axis] - near
-    pixels = np.arange(outputs)[:, None] * op.stride[axis] + taps
-    return np.asarray(((pixels >= 0) & (pixels < size)).mean(axis=0))
+@lru_cache(maxsize=256)  # asked for with every push, of the same few shapes
+def _axis_coverage(size: int, outputs: int, kernel: int, stride: int, dilation: int, near: int) -> tuple[float, ...]:
+    pixels = np.arange(outputs)[:, None] * stride + np.arange(kernel) * dilation - near
+    return tuple(((pixels >= 0) & (pixels < size)).mean(axis=0).tolist())
 
 
 def output_shape(op: Op, shapes: dict[str, tuple[int, ...]], declared: tuple[int, ...]) -> tuple[int, ...]:

@@ -238,12 +238,13 @@ def mean_sums(op: Op, weights: NDArray[np.float64], shape: tuple[int, ...], mean
     if means.shape != (channels,) or not np.isfinite(means).all():
         raise ConversionError(f"{op.name}: {channels} finite means of its input are expected, not {means.shape}")
     expected = means.astype(np.float64)
+    # einsum rather than matrix products: for a few thousand numbers, threads of a BLAS cost more than they save.
     if op.kind is OpKind.FULLY_CONNECTED:
-        return np.asarray(weights @ expected)
+        return np.asarray(np.einsum("oi,i->o", weights, expected))
     inside = coverage(op, shape)
     if op.kind is OpKind.DEPTHWISE_CONV_2D:
-        return np.asarray(np.tensordot(inside, weights[0], 2) * np.repeat(expected, op.depth_multiplier))
-    taps = np.tensordot(weights, inside, ((1, 2), (0, 1)))  # (O, I / groups)
+        return np.asarray(np.einsum("hwo,hw->o", weights[0], inside) * np.repeat(expected, op.depth_multiplier))
+    taps = np.einsum("ohwi,hw->oi", weights, inside)
     groups = expected.reshape(-1, taps.shape[1])
     return np.asarray(np.einsum("goi,gi->go", taps.reshape(len(groups), -1, taps.shape[1]), groups).reshape(-1))
 

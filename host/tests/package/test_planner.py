@@ -207,3 +207,14 @@ def test_same_graph_gives_the_same_plan():
     for seed in range(30):
         assert compile_graph(random_int8_graph(seed)).records == compile_graph(random_int8_graph(seed)).records
         assert plan_memory(random_int8_graph(seed)).offsets == plan_memory(random_int8_graph(seed)).offsets
+
+
+def test_one_plan_serves_all_weights_and_no_other_structure():
+    graph = random_int8_graph(3)
+    moved = replace(graph, ops=tuple(op if op.weights is None else replace(op, weights=-op.weights // 2) for op in graph.ops))
+    assert plan_memory(moved) is plan_memory(graph)
+    for seed in range(100):
+        one = random_int8_graph(seed)
+        plan = plan_memory(one)
+        shapes = {name: activation.shape for name, activation in one.activations.items()}
+        assert {name: round_up(math.prod(shapes[name])) for name in plan.offsets} == plan.sizes

@@ -1,15 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
+import copy
+import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from fedmote.errors import ConversionError
+from fedmote.errors import ConversionError, PackageError
 from fedmote.package.execute import run_float, run_int8
 from fedmote.package.fixed_point import quantize_multiplier, requantize
 from fedmote.package.fold import bind, parameter_names
-from fedmote.package.graph import Activation, Activations, BatchNormRef, Graph, Op, OpKind, Quantization, WeightRef
-from fedmote.package.quantize import activation_quantization, observation_points, quantize, quantize_input, quantize_values
+from fedmote.package.graph import WEIGHTED, Activation, Activations, BatchNormRef, Graph, Op, OpKind, Quantization, WeightRef
+from fedmote.package.host_manifest import HostManifest
+from fedmote.package.quantize import (
+    activation_quantization,
+    mean_sums,
+    observation_points,
+    quantize,
+    quantize_input,
+    quantize_values,
+)
 from fedmote.package.tflite_writer import write
 
 
@@ -268,3 +278,97 @@ def test_what_a_concatenation_joins_has_one_range_and_the_input_keeps_its_own():
     wider = quantize(graph, {**ranges, "m": (-50.0, 90.0)})
     assert wider.activations["x"].quantization.scale[0] == int8.activations["x"].quantization.scale[0]
     assert int8.activations["x"].quantization.scale[0] == np.float32(5 / 255)
+
+
+def equalised_graph(rng, kind):
+    """One operator with factors and means, its template, and the tensors: conv (2 groups), depthwise or dense."""
+    shapes = {OpKind.CONV_2D: (6, 2, 3, 3), OpKind.DEPTHWISE_CONV_2D: (8, 1, 3, 3), OpKind.FULLY_CONNECTED: (6, 4)}
+    layouts = {OpKind.CONV_2D: "conv2d", OpKind.DEPTHWISE_CONV_2D: "depthwise2d", OpKind.FULLY_CONNECTED: "linear"}
+    outputs = shapes[kind][0]
+    factors = rng.uniform(0.3, 3, outputs).astype(np.float32), rng.uniform(0.3, 3, 4).astype(np.float32)
+    source = WeightRef("w", "b", layout=layouts[kind], output_factors=factors[0], input_factors=factors[1])
+    image = kind is not OpKind.FULLY_CONNECTED
+    multiplier = outputs // 4 if kind is OpKind.DEPTHWISE_CONV_2D else 1
+    means = {"float_means": rng.normal(size=4).astype(np.float32), "int8_means": rng.normal(size=4).astype(np.float32)}
+    op = Op(kind, "op", ("x",), "y", padding="SAME", kernel=(3, 3), depth_multiplier=multiplier, source=source, **means)
+    activations = {"x": Activations("x", (1, 5, 5, 4) if image else (1, 4))}
+    activations["y"] = Activations("y", (1, 5, 5, outputs) if image else (1, outputs))
+    tensors = {"w": rng.normal(size=shapes[kind]).astype(np.float32), "b": rng.normal(size=outputs).astype(np.float32)}
+    return Graph("x", "y", activations, (op,)), tensors, factors
+
+
+@pytest.mark.parametrize("kind", WEIGHTED)
+def test_factors_multiply_what_is_read_and_what_is_made(kind):
+    rng = np.random.default_rng(4)
+    template, tensors, (outputs, inputs) = equalised_graph(rng, kind)
+    plain = replace(template.ops[0], source=replace(template.ops[0].source, output_factors=None, input_factors=None))
+    x = rng.normal(size=(3, *template.activations["x"].shape[1:])).astype(np.float32)
+    expected = run_float(bind(replace(template, ops=(plain,)), tensors), x * inputs) * outputs
+    np.testing.assert_allclose(run_float(bind(template, tensors), x), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", WEIGHTED)
+def test_means_of_sums_are_those_of_an_input_that_is_constant_in_each_channel(kind):
+    rng = np.random.default_rng(5)
+    template, tensors, _ = equalised_graph(rng, kind)
+    graph = bind(template, tensors)
+    op = graph.ops[0]
+    x = np.broadcast_to(op.float_means, (1, *template.activations["x"].shape[1:]))
+    made = run_float(graph, x) - np.asarray(op.bias)
+    means = mean_sums(op, np.asarray(op.weights, np.float64), template.activations["x"].shape, op.float_means)
+    np.testing.assert_allclose(made.reshape(-1, len(means)).mean(axis=0), means, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", WEIGHTED)
+def test_a_correction_takes_back_what_rounding_does_to_the_means(kind):
+    template, tensors, _ = equalised_graph(np.random.default_rng(6), kind)
+    template = replace(template, ops=(replace(template.ops[0], weight_bits=4, int8_means=template.ops[0].float_means),))
+    graph = bind(template, tensors)
+    shape, ranges = template.activations["x"].shape, {"x": (-3.0, 3.0), "y": (-50.0, 50.0)}
+    op = quantize(graph, ranges).ops[0]
+    axis = op.weight_quantization.axis
+    scales = op.weight_quantization.scale.astype(np.float64).reshape([-1 if i == axis else 1 for i in range(op.weights.ndim)])
+    step = float(np.float32(6 / 255)) * scales.reshape(-1)
+    made = mean_sums(op, op.weights * scales, shape, op.float_means) + op.bias * step
+    exact = mean_sums(op, np.asarray(graph.ops[0].weights, np.float64), shape, op.float_means) + graph.ops[0].bias
+    assert np.abs(made - exact).max() <= step.max() / 2 * 1.001
+
+
+@pytest.mark.parametrize("change", [{"output_factors": np.ones(3, np.float32)}, {"input_factors": np.zeros(4, np.float32)}])
+def test_factors_of_another_length_or_sign_are_refused(change):
+    template, tensors, _ = equalised_graph(np.random.default_rng(7), OpKind.CONV_2D)
+    op = replace(template.ops[0], source=replace(template.ops[0].source, **change))
+    with pytest.raises(ConversionError, match=r"op: .* positive equalisation factors"):
+        bind(replace(template, ops=(op,)), tensors)
+
+
+def test_means_of_another_length_are_refused():
+    template, tensors, _ = equalised_graph(np.random.default_rng(8), OpKind.CONV_2D)
+    op = replace(template.ops[0], float_means=np.ones(5, np.float32))
+    with pytest.raises(ConversionError, match="op: 4 finite means"):
+        quantize(bind(replace(template, ops=(op,)), tensors), {"x": (-1.0, 1.0), "y": (-9.0, 9.0)})
+
+
+@pytest.mark.parametrize("kind", WEIGHTED)
+def test_a_host_manifest_keeps_factors_and_means_exactly(kind):
+    template, _, _ = equalised_graph(np.random.default_rng(9), kind)
+    template = replace(template, ops=(replace(template.ops[0], has_one_scale=True),))
+    manifest = HostManifest("m", 1, "posix", "nf", (), template, {"x": (-1.0, 1.0)})
+    read = HostManifest.from_bytes(manifest.to_bytes())
+    before, after = template.ops[0], read.template.ops[0]
+    assert read.to_bytes() == manifest.to_bytes()
+    assert after.has_one_scale
+    for owner, names in (("", ("float_means", "int8_means")), ("source", ("output_factors", "input_factors"))):
+        for name in names:
+            one, two = ((getattr(op, owner) if owner else op) for op in (before, after))
+            np.testing.assert_array_equal(getattr(one, name), getattr(two, name), strict=True)
+
+
+def test_a_damaged_vector_of_a_host_manifest_is_refused():
+    template, _, _ = equalised_graph(np.random.default_rng(10), OpKind.CONV_2D)
+    good = json.loads(HostManifest("m", 1, "posix", "nf", (), template, {}).to_bytes())
+    for damage in ("", "AAA", "AACAfw==", 5):  # empty, no Base64, infinity, no text
+        bad = copy.deepcopy(good)
+        bad["template"]["ops"][0]["float_means"] = damage
+        with pytest.raises(PackageError, match="host manifest is malformed"):
+            HostManifest.from_bytes(json.dumps(bad).encode())
