@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The same model through torch and through its ONNX export: same operators and shapes, int8 features equal up to rounding.
 
-Both of torch's exporters are held to it. They fold batch normalisation into weights in float32, which moves a weight by a
-rounding error and may so move its int8 value by one; a feature may then differ by one, in at most one of a hundred.
+Both of torch's exporters are held to it. They fold batch normalisation into weights as `fedmote.package.fold` does. The one that
+traces TorchScript computes some square roots to another last bit, which may move an int8 value by one; a feature may then differ
+by one, in at most one of a hundred. The one of torch.export leaves no difference.
 """
 
 import itertools
@@ -22,6 +23,7 @@ from fedmote_convert.onnx_capture import capture_onnx
 
 from .conftest import seeded
 from .onnx_models import exported
+from .random_modules import settled
 
 LARGEST_SHARE = 0.01  # of int8 features that may be off by one
 
@@ -123,7 +125,7 @@ MODELS = {
 @pytest.mark.parametrize("name", MODELS)
 def test_a_model_gives_the_same_encoder_through_torch_and_through_onnx(name, is_dynamo, tmp_path):
     build, shape = MODELS[name]
-    module = seeded(build(), 3)
+    module = settled(build(), 3)
     x = np.random.default_rng(3).standard_normal((24, *shape)).astype(np.float32)
     boards = [Board.load("posix")]
 
@@ -135,7 +137,7 @@ def test_a_model_gives_the_same_encoder_through_torch_and_through_onnx(name, is_
     assert by_onnx.quality.float_difference < 1e-5
     difference = np.abs(features(by_onnx, x) - features(by_torch, x))
     print(f"{name}: {(difference > 0).mean():.3%} of {difference.size} features differ, by {difference.max()} at most")
-    assert difference.max() <= 1
+    assert difference.max() <= (0 if is_dynamo else 1)
     assert (difference > 0).mean() <= LARGEST_SHARE
 
 

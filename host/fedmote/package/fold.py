@@ -3,8 +3,10 @@
 
 A batch normalisation `y = (x - mean) / sqrt(var + eps) * gamma + beta` behind a linear operator scales its output channels and
 shifts its bias; in front of one that pads nothing it scales its input channels, and what its offsets add up to goes into the
-bias. So it costs nothing on the device. One that stands alone is a depthwise convolution with a kernel of one pixel. Folding is
-done in float64 and rounded once: the result is a pure function of the tensors, on which the bytes of every later stage depend.
+bias. So it costs nothing on the device. One that stands alone is a depthwise convolution with a kernel of one pixel. The result
+is a pure function of the tensors, on which the bytes of every later stage depend. What exporters to ONNX fold, a normalisation
+behind an operator, is folded as they do it, in float32 and in their order, so that a model and its export have the same weights
+to the last bit; everything else is computed in float64 and rounded once.
 
 A narrower model has the same tensors; it takes rows and columns of them, after the folding.
 
@@ -14,7 +16,8 @@ dividing a channel where it is made and multiplying it where it is read changes 
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,8 +82,7 @@ def _bind_op(op: Op, tensors: Tensors) -> Op:
     for norm in reversed(source.input_norm):
         weight, bias = _fold_input(weight, bias, norm, tensors, op)
     for norm in source.batch_norm:
-        factor, offset = _affine(norm, tensors, op, outputs)
-        weight, bias = weight * factor.reshape(-1, *[1] * (weight.ndim - 1)), bias * factor + offset
+        weight, bias = _fold_output(weight, bias, norm, tensors, op)
     arranged = _arrange(weight, source, op)
     if source.layout == "batch_norm":
         bias = _channels_last(bias, source, op)
@@ -112,15 +114,38 @@ def _lookup(tensors: Tensors, name: str, op: Op, length: int | None = None) -> N
     return value
 
 
-def _affine(norm: BatchNormRef, tensors: Tensors, op: Op, length: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """A batch normalisation of `length` channels as factors and offsets."""
-    mean, variance = (_lookup(tensors, name, op, length) for name in (norm.running_mean, norm.running_var))
-    gamma = np.ones(length) if norm.weight is None else _lookup(tensors, norm.weight, op, length)
-    beta = np.zeros(length) if norm.bias is None else _lookup(tensors, norm.bias, op, length)
-    if (variance + norm.eps <= 0).any():
+@dataclass(frozen=True)
+class _Norm:
+    """Values of a batch normalisation, by channel: y = (x - mean) * factor + beta."""
+
+    factor: NDArray[Any]
+    mean: NDArray[Any]
+    beta: NDArray[Any]
+
+
+def _norm(norm: BatchNormRef, tensors: Tensors, op: Op, length: int, dtype: type[np.floating[Any]]) -> _Norm:
+    """A batch normalisation of `length` channels, its factors computed in this type."""
+    mean, variance = (_lookup(tensors, name, op, length).astype(dtype) for name in (norm.running_mean, norm.running_var))
+    gamma = np.ones(length, dtype) if norm.weight is None else _lookup(tensors, norm.weight, op, length).astype(dtype)
+    beta = np.zeros(length, dtype) if norm.bias is None else _lookup(tensors, norm.bias, op, length).astype(dtype)
+    if (variance + dtype(norm.eps) <= 0).any():
         raise ConversionError(f"{op.name}: tensor {norm.running_var!r} plus epsilon is not positive")
-    factor = gamma / np.sqrt(variance + norm.eps)
-    return factor, beta - mean * factor
+    return _Norm(gamma / np.sqrt(variance + dtype(norm.eps)), mean, beta)
+
+
+def _fold_output(
+    weight: NDArray[np.float64], bias: NDArray[np.float64], norm: BatchNormRef, tensors: Tensors, op: Op
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """A normalisation of the outputs in the weights (outputs, ...) and biases that make them.
+
+    A weight that is off by its last bit costs no accuracy, but it can round to another int8 value, and where biases are corrected
+    by what the int8 graph made of calibration samples, deep networks carry the difference on from layer to layer.
+    """
+    values = _norm(norm, tensors, op, len(bias), np.float32)
+    with np.errstate(over="ignore"):  # what leaves float32 is refused in the end
+        scaled = weight.astype(np.float32) * values.factor.reshape(-1, *[1] * (weight.ndim - 1))
+        shifted = (bias.astype(np.float32) - values.mean) * values.factor + values.beta
+    return scaled.astype(np.float64), shifted.astype(np.float64)
 
 
 def _fold_input(
@@ -132,8 +157,9 @@ def _fold_input(
     groups = inputs // group_inputs
     if weight.ndim < 2 or groups * group_inputs != inputs or outputs % groups:
         raise ConversionError(f"{op.name}: weights {weight.shape} do not suit {norm.running_mean!r} of {inputs} channels")
-    scaling = _affine(norm, tensors, op, inputs)
-    factor, offset = (np.repeat(values.reshape(groups, -1), outputs // groups, axis=0) for values in scaling)
+    values = _norm(norm, tensors, op, inputs, np.float64)
+    scaling = (values.factor, values.beta - values.mean * values.factor)
+    factor, offset = (np.repeat(part.reshape(groups, -1), outputs // groups, axis=0) for part in scaling)
     spread = (outputs, group_inputs, *[1] * (weight.ndim - 2))
     shift = (weight * offset.reshape(spread)).reshape(outputs, -1).sum(axis=1)
     return weight * factor.reshape(spread), bias + shift
