@@ -354,7 +354,7 @@ def test_ranges_of_a_training_are_used_as_they_are(run, tmp_path):
         ('{"ranges": {"x": [1]}}', "ValueError"),
         ('{"ranges": {"x": [2.0, 1.0]}}', r"x is \[2.0, 1.0\]; expected finite numbers, the lower one first"),
         ('{"ranges": {"x": [NaN, 1.0]}}', "x is .*finite"),
-        ('{"ranges": {"nothing": [0.0, 1.0]}}', "ranges: input has no range"),
+        ('{"ranges": {"nothing": [0.0, 1.0]}}', "ranges: x has no range"),
     ],
 )
 def test_files_of_ranges_that_are_none_are_refused_with_what_was_expected(run, tmp_path, content, message):
