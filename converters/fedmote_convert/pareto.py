@@ -173,6 +173,12 @@ def width_class(width: float) -> int:
 # --- PNG -------------------------------------------------------------------------------------------------------------
 
 
+_LEGEND = (
+    "blue: whole width, orange: half or more, green: less; filled: beaten by no other form; ringed: chosen; "
+    "dashed: what the board has"
+)
+
+
 def has_matplotlib() -> bool:
     """Whether PNG files can be drawn."""
     return importlib.util.find_spec("matplotlib") is not None
@@ -187,9 +193,10 @@ def png(panels: Sequence[Panel]) -> bytes:
     figure = Figure(figsize=(12, 3.4 * rows), dpi=100)
     FigureCanvasAgg(figure)
     axes = figure.subplots(rows, 3, squeeze=False).ravel()
-    figure.subplots_adjust(0.06, 0.6 / (3.4 * rows), 0.99, 1 - 0.35 / (3.4 * rows), wspace=0.22, hspace=0.5)
+    figure.subplots_adjust(0.06, 0.85 / (3.4 * rows), 0.99, 1 - 0.35 / (3.4 * rows), wspace=0.22, hspace=0.5)
     for panel, axis in zip(panels, axes, strict=True):
         _draw(panel, axis)
+    figure.text(0.06, 0.15 / (3.4 * rows), _LEGEND, fontsize=8)
     file = io.BytesIO()
     figure.savefig(file, format="png", metadata={"Software": None})
     return file.getvalue()
@@ -206,7 +213,8 @@ def _draw(panel: Panel, axis: Any) -> None:  # noqa: ANN401  # matplotlib has no
         if point.is_chosen:
             place = (point.cost, 100 * point.accuracy)
             axis.scatter(*place, s=170, facecolors="none", edgecolors="#111827", linewidths=1.5)
-            axis.annotate(point.name, place, (8, -12), textcoords="offset points", fontsize=7)
+            offset, side = ((-10, -12), "right") if point.cost > right / 2 else ((10, -12), "left")
+            axis.annotate(point.name, place, offset, textcoords="offset points", fontsize=7, ha=side)
     if panel.budget is not None and panel.budget <= right:
         axis.axvline(panel.budget, color="#b91c1c", linestyle="--", linewidth=1)
     axis.set(xlim=(0, right), ylim=(100 * low, 100 * high + 1), xlabel=panel.cost, ylabel="accuracy, %", title=panel.board)
