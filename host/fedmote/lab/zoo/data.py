@@ -78,7 +78,7 @@ def keywords() -> Data:
 
 
 def images(size: int = 32) -> Data:
-    """CIFAR-10 images (3, size, size) in [-1, 1], enlarged bilinearly where size is not 32; 8000 to train on; 10 classes."""
+    """CIFAR-10 images (3, size, size) in [-1, 1), enlarged bilinearly where size is not 32; 8000 to train on; 10 classes."""
     train = _load("images_cifar10_10k/train.npz", ("x", "y"))
     test = _load("images_cifar10_10k/test.npz", ("x", "y"))
     count = len(train["y"])
@@ -134,11 +134,15 @@ def _standardised(x: Samples, known: NDArray[np.int64], axes: tuple[int, ...]) -
 
 
 def _enlarged(x: NDArray[np.generic], size: int) -> Samples:
-    """Images uint8 (N, H, W, 3) as float32 (N, 3, size, size) in [-1, 1]."""
-    scaled = torch.from_numpy((x.astype(np.float32) / 127.5 - 1.0).transpose(0, 3, 1, 2).copy())
-    if size != scaled.shape[2]:
-        scaled = torch.nn.functional.interpolate(scaled, (size, size), mode="bilinear", align_corners=False)
-    return scaled.numpy()
+    """Images uint8 (N, H, W, 3) as float32 (N, 3, size, size) in [-1, 1): whole grey levels p as (p - 128) / 128.
+
+    Cameras give whole levels, and int8 holds these numbers. It misses all p / 127.5 - 1 by half a step, because zero must be
+    one of its numbers.
+    """
+    levels = torch.from_numpy(x.astype(np.float32).transpose(0, 3, 1, 2).copy())
+    if size != levels.shape[2]:
+        levels = torch.nn.functional.interpolate(levels, (size, size), mode="bilinear", align_corners=False).round()
+    return ((levels - 128) / 128).numpy()
 
 
 def _log_spectra(x: NDArray[np.float64]) -> Samples:

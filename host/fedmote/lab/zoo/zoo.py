@@ -45,6 +45,8 @@ class Training:
         batch: samples per step.
         weight_decay: decoupled, as in AdamW.
         shift: images are moved by at most so many pixels and mirrored at random; 0: neither.
+        noise: Gaussian noise is added to each sample, its deviation drawn between 0 and this. First layers that saw smooth images
+            only amplify every rounding of an int8 form.
         seed: of order, augmentation and dropout.
     """
 
@@ -53,6 +55,7 @@ class Training:
     batch: int = 64
     weight_decay: float = 1e-2
     shift: int = 0
+    noise: float = 0.0
     seed: int = 0
 
 
@@ -93,12 +96,15 @@ class Entry:
         return float((one.argmax(axis=1) == other.argmax(axis=1)).mean())
 
 
+# Five minutes on one core: 6 epochs without noise are one, and leave 20 points and 7 dB.
+_MOBILENET_TRAINING = Training(epochs=24, learning_rate=6e-3, weight_decay=5e-2, shift=9, noise=0.2)
+
 ZOO = (
     Entry("digits_cnn", digits_cnn, datasets.digits, Training(epochs=15)),
     Entry("har_cnn", har_cnn, datasets.activities, Training(epochs=4)),
     Entry("ds_cnn", lambda: networks.ds_cnn(num_classes=20), datasets.keywords, Training(epochs=12)),
     Entry("resnet8", networks.resnet8, datasets.images, Training(epochs=12, shift=3)),
-    Entry("mobilenet_v1", networks.mobilenet_v1, lambda: datasets.images(96), Training(epochs=6, shift=9)),
+    Entry("mobilenet_v1", networks.mobilenet_v1, lambda: datasets.images(96), _MOBILENET_TRAINING),
     Entry("mobilenet_v2", networks.mobilenet_v2, datasets.images, Training(epochs=12, shift=3)),
     Entry("autoencoder", networks.autoencoder, datasets.vibration, Training(epochs=150, batch=26), AUC),
 )
@@ -195,6 +201,9 @@ def _train(entry: Entry, module: nn.Module, x: Tensor, y: Tensor) -> None:
     for _ in range(settings.epochs):
         for chosen in torch.randperm(len(x)).tensor_split(steps):
             batch = _moved(x[chosen], settings.shift) if settings.shift else x[chosen]
+            if settings.noise:
+                deviations = settings.noise * torch.rand(len(batch), *[1] * (batch.ndim - 1))
+                batch = batch + deviations * torch.randn_like(batch)
             optimizer.zero_grad()
             outputs = module(batch)
             loss = F.mse_loss(outputs, batch) if entry.metric == AUC else F.cross_entropy(outputs, y[chosen])
