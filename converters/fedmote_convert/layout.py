@@ -106,14 +106,6 @@ class Layout:
                 return _numbered(dealt)
         return None
 
-    def with_size(self, axis: int, size: int) -> Layout:
-        """With another length of an axis that lies in memory as a whole."""
-        order = self.order
-        if order is None:
-            raise ValueError("an axis that does not lie in memory as a whole has no other length")
-        sizes = (*self.sizes[:axis], size, *self.sizes[axis + 1 :])
-        return Layout.of(sizes, order)
-
     def transposition(self, order: Sequence[int]) -> tuple[Shape, tuple[int, ...]]:
         """What brings memory into this order of axes: its digits as they are, and for each digit to come the one that it is.
 

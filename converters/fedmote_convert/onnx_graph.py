@@ -383,10 +383,6 @@ def _array(tensor: onnx.TensorProto) -> NDArray[Any]:
         raise ConversionError(f"initialiser {tensor.name} is damaged ({reason}); export the model again") from error
 
 
-def _type_of(values: NDArray[Any]) -> onnx.TypeProto:
-    return helper.make_tensor_type_proto(helper.np_dtype_to_tensor_dtype(values.dtype), values.shape)
-
-
 def _static_shape(kind: onnx.TypeProto) -> Shape | None:
     """The shape of a tensor, None where it is not known."""
     tensor = kind.tensor_type
