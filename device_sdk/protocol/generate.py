@@ -25,8 +25,9 @@ ENUMERATIONS = (
     *("limit", "status", "channel", "role", "phase", "encoding", "section", "opcode", "arrangement"),
     *("activation", "loss", "kind"),
 )
-# What the C tables hold: a bit of 64 for each key but 0, and lower bounds of a byte.
-LARGEST_KEY = 63
+# Kinds list their fields as bits in words of 32.
+WORD_BITS = 32
+# What a C table holds: lower bounds of a byte.
 LARGEST_LOW = 255
 _CONSTANT = re.compile(rf"^({'|'.join(ENUMERATIONS)})-([a-z0-9-]+) = (\d+)$")
 _UINT = re.compile(r"^([a-z0-9_]+) = \( (\d+) => (\d+)\.\.(\d+) \)$")
@@ -95,8 +96,8 @@ def parse(text: str) -> Schema:
 
 def _check(schema: Schema) -> None:
     keys = [item.key for item in schema.fields.values()]
-    if sorted(keys) != list(range(1, len(keys) + 1)) or len(keys) > LARGEST_KEY:
-        raise ValueError(f"{SCHEMA.name}: field keys must be 1 to {len(keys)} without a gap, {LARGEST_KEY} at most")
+    if sorted(keys) != list(range(1, len(keys) + 1)):
+        raise ValueError(f"{SCHEMA.name}: field keys must be 1 to {len(keys)} without a gap")
     if wide := [item.name for item in schema.fields.values() if item.low > LARGEST_LOW]:
         raise ValueError(f"{SCHEMA.name}: lower bounds are at most {LARGEST_LOW}, that of {wide[0]} is not")
     for kind, items in schema.messages.items():
@@ -111,6 +112,16 @@ def _check(schema: Schema) -> None:
 
 def _upper(name: str) -> str:
     return name.upper().replace("-", "_")
+
+
+def _words(schema: Schema) -> int:
+    return len(schema.fields) // WORD_BITS + 1
+
+
+def _bits(schema: Schema, names: list[str]) -> str:
+    """The fields of these names as words of bits, a C initializer."""
+    bits = sum(1 << schema.fields[name].key for name in names)
+    return "{" + ", ".join(f"0x{bits >> WORD_BITS * i & 0xFFFFFFFF:08X}U" for i in range(_words(schema))) + "}"
 
 
 def c_header(schema: Schema) -> str:
@@ -135,6 +146,8 @@ def c_header(schema: Schema) -> str:
         f"    FEDMOTE_FIELDS_END = {len(schema.fields) + 1}, /* one more than the highest key */",
         "};",
         "",
+        f"#define FEDMOTE_FIELD_WORDS {_words(schema)} /* a bit for each field */",
+        "",
         "enum fedmote_type { FEDMOTE_TYPE_NONE, FEDMOTE_TYPE_UINT, FEDMOTE_TYPE_BYTES, FEDMOTE_TYPE_TEXT };",
         "",
         "/* Type and bounds of a field: of the value for integers, of the length for strings. */",
@@ -144,10 +157,10 @@ def c_header(schema: Schema) -> str:
         "    uint32_t high;",
         "};",
         "",
-        "/* Fields of a kind as bits: bit k stands for the field with key k. */",
+        "/* Fields of a kind as bits, 32 to a word: bit k stands for the field with key k. */",
         "struct fedmote_kind_rule {",
-        "    uint64_t allowed;",
-        "    uint64_t required;",
+        "    uint32_t allowed[FEDMOTE_FIELD_WORDS];",
+        "    uint32_t required[FEDMOTE_FIELD_WORDS];",
         "};",
         "",
         f"#define FEDMOTE_KINDS_END {max(schema.constants['kind'].values()) + 1}",
@@ -176,18 +189,16 @@ def c_source(schema: Schema) -> str:
     for item in schema.fields.values():
         lines.append(f"    {{FEDMOTE_TYPE_{item.type.upper()}, {item.low}U, {item.high}U}}, /* {item.key} {item.name} */")
     lines += ["};", "", "const struct fedmote_kind_rule fedmote_kind_rules[FEDMOTE_KINDS_END] = {"]
-    rules = {0: (0, 0, "none")}
-    for kind, items in schema.messages.items():
-        allowed = sum(1 << schema.fields[name].key for name, _ in items)
-        required = sum(1 << schema.fields[name].key for name, is_required in items if is_required)
-        rules[schema.constants["kind"][kind]] = (allowed, required, kind)
-    for number in range(max(rules) + 1):
-        allowed, required, kind = rules.get(number, (0, 0, "none"))
-        lines.append(f"    {{0x{allowed:016X}ULL, 0x{required:016X}ULL}}, /* {number} {kind} */")
+    kinds = {schema.constants["kind"][kind]: (kind, items) for kind, items in schema.messages.items()}
+    nothing: tuple[str, list[tuple[str, bool]]] = ("none", [])
+    for number in range(max(kinds) + 1):
+        kind, items = kinds.get(number, nothing)
+        allowed = _bits(schema, [name for name, _ in items])
+        required = _bits(schema, [name for name, is_required in items if is_required])
+        lines.append(f"    {{{allowed}, {required}}}, /* {number} {kind} */")
     lines += ["};", "", "const char *const fedmote_kind_names[FEDMOTE_KINDS_END] = {"]
-    for number in range(max(rules) + 1):
-        name = rules.get(number, (0, 0, ""))[2] if number else ""
-        lines.append(f'    "{name}",')
+    for number in range(max(kinds) + 1):
+        lines.append(f'    "{kinds[number][0] if number in kinds else ""}",')
     lines += ["};", ""]
     return "\n".join(lines)
 

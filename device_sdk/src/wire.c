@@ -3,25 +3,43 @@
 
 #include <string.h>
 
+/* Bits of fields, 32 to a word. */
+static bool has_bit(const uint32_t words[FEDMOTE_FIELD_WORDS], uint32_t field) {
+    return (words[field / 32] >> field % 32 & 1) != 0;
+}
+
+static void set_bit(uint32_t words[FEDMOTE_FIELD_WORDS], uint32_t field) {
+    words[field / 32] |= (uint32_t)1 << field % 32;
+}
+
+/* Whether every field of `required` is there. */
+static bool is_complete(const struct fedmote_message *message, const struct fedmote_kind_rule *rule) {
+    uint32_t missing = 0;
+    for (uint32_t i = 0; i < FEDMOTE_FIELD_WORDS; i++) {
+        missing |= rule->required[i] & ~message->present[i];
+    }
+    return missing == 0;
+}
+
 void fedmote_message_begin(struct fedmote_message *message, uint8_t kind) {
     message->kind = kind;
-    message->present = 0;
+    memset(message->present, 0, sizeof message->present);
 }
 
 void fedmote_message_number(struct fedmote_message *message, uint32_t field, uint32_t value) {
     message->number[field] = value;
     message->bytes[field] = NULL;
-    message->present |= (uint64_t)1 << field;
+    set_bit(message->present, field);
 }
 
 void fedmote_message_string(struct fedmote_message *message, uint32_t field, const void *bytes, uint32_t size) {
     message->number[field] = size;
     message->bytes[field] = bytes;
-    message->present |= (uint64_t)1 << field;
+    set_bit(message->present, field);
 }
 
 bool fedmote_message_has(const struct fedmote_message *message, uint32_t field) {
-    return (message->present >> field & 1) != 0;
+    return has_bit(message->present, field);
 }
 
 uint32_t fedmote_message_get(const struct fedmote_message *message, uint32_t field, uint32_t otherwise) {
@@ -173,7 +191,7 @@ static int32_t read_field(struct fedmote_message *message, uint32_t field, struc
     }
     message->number[field] = (uint32_t)cbor->value;
     message->bytes[field] = bytes;
-    message->present |= (uint64_t)1 << field;
+    set_bit(message->present, field);
     return FEDMOTE_OK;
 }
 
@@ -203,13 +221,13 @@ int32_t fedmote_decode(struct fedmote_message *message, uint8_t kind, const uint
             return key == previous ? FEDMOTE_ERR_DUPLICATE_FIELD : FEDMOTE_ERR_NOT_DETERMINISTIC;
         }
         previous = key;
-        bool is_listed = key < FEDMOTE_FIELDS_END && (rule->allowed >> key & 1) != 0;
+        bool is_listed = key < FEDMOTE_FIELDS_END && has_bit(rule->allowed, (uint32_t)key);
         status = is_listed ? read_field(message, (uint32_t)key, &cbor) : skip_item(&cbor);
     }
     if (status == FEDMOTE_OK && cbor.position != size) {
         return FEDMOTE_ERR_TRAILING;
     }
-    if (status == FEDMOTE_OK && (rule->required & ~message->present) != 0) {
+    if (status == FEDMOTE_OK && !is_complete(message, rule)) {
         return FEDMOTE_ERR_MISSING_FIELD;
     }
     return status;
@@ -237,13 +255,13 @@ static int32_t check_own(const struct fedmote_message *message) {
         return FEDMOTE_ERR_UNKNOWN_KIND;
     }
     const struct fedmote_kind_rule *rule = &fedmote_kind_rules[message->kind];
-    if ((rule->required & ~message->present) != 0) {
+    if (!is_complete(message, rule)) {
         return FEDMOTE_ERR_MISSING_FIELD;
     }
     for (uint32_t field = 0; field < FEDMOTE_FIELDS_END; field++) {
         if (fedmote_message_has(message, field)) {
             uint32_t number = message->number[field];
-            if ((rule->allowed >> field & 1) == 0 || number < fedmote_field_rules[field].low ||
+            if (!has_bit(rule->allowed, field) || number < fedmote_field_rules[field].low ||
                 number > fedmote_field_rules[field].high) {
                 return FEDMOTE_ERR_FIELD_RANGE;
             }
@@ -258,8 +276,8 @@ int32_t fedmote_encode(const struct fedmote_message *message, uint8_t *body, uin
         return status;
     }
     uint32_t pairs = 0;
-    for (uint64_t bits = message->present; bits != 0; bits &= bits - 1) {
-        pairs++;
+    for (uint32_t field = 0; field < FEDMOTE_FIELDS_END; field++) {
+        pairs += fedmote_message_has(message, field) ? 1U : 0U;
     }
     uint32_t size = head_length(pairs);
     if (capacity < size) {

@@ -8,10 +8,10 @@
 
 #include "fedmote/fedmote.h"
 
-/* Any message. Field k is there where bit k of `present` is set. */
+/* Any message. Field k is there where bit k of `present` is set, 32 to a word. */
 struct fedmote_message {
     uint8_t kind;
-    uint64_t present;
+    uint32_t present[FEDMOTE_FIELD_WORDS];
     uint32_t number[FEDMOTE_FIELDS_END]; /* value of an integer, length of a string */
     const uint8_t
         *bytes[FEDMOTE_FIELDS_END]; /* strings; borrowed; NULL while encoding leaves the bytes to the caller */

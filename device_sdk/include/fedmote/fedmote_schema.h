@@ -215,6 +215,8 @@ enum fedmote_field {
     FEDMOTE_FIELDS_END = 64, /* one more than the highest key */
 };
 
+#define FEDMOTE_FIELD_WORDS 2 /* a bit for each field */
+
 enum fedmote_type { FEDMOTE_TYPE_NONE, FEDMOTE_TYPE_UINT, FEDMOTE_TYPE_BYTES, FEDMOTE_TYPE_TEXT };
 
 /* Type and bounds of a field: of the value for integers, of the length for strings. */
@@ -224,10 +226,10 @@ struct fedmote_field_rule {
     uint32_t high;
 };
 
-/* Fields of a kind as bits: bit k stands for the field with key k. */
+/* Fields of a kind as bits, 32 to a word: bit k stands for the field with key k. */
 struct fedmote_kind_rule {
-    uint64_t allowed;
-    uint64_t required;
+    uint32_t allowed[FEDMOTE_FIELD_WORDS];
+    uint32_t required[FEDMOTE_FIELD_WORDS];
 };
 
 #define FEDMOTE_KINDS_END 11
