@@ -288,7 +288,8 @@ static bool listen(struct fedmote_client *client) {
     struct fedmote_frame frame;
     int32_t status = client->identity.link->poll(&client->line, client->now, &frame);
     watch_link(client);
-    if (status == FEDMOTE_LINK_FRAME) {
+    const struct fedmote_sealing *sealing = client->port->sealing;
+    if (status == FEDMOTE_LINK_FRAME && (!sealing || sealing->open(client, &frame))) {
         fedmote_client_hear(client, &frame);
     }
     return client->line.has_moved;
@@ -341,6 +342,12 @@ int32_t fedmote_init(struct fedmote *device, const struct fedmote_port *port, co
         .transmit = arena + half,
         .capacity = half,
     };
+    if (identity->key) { /* a device that was given a key never speaks without it */
+        int32_t status = port->sealing ? port->sealing->begin(client) : FEDMOTE_ERR_ARGUMENT;
+        if (status != FEDMOTE_OK) {
+            return status;
+        }
+    }
     client->identity.link->open(&client->line);
     return FEDMOTE_OK;
 }
@@ -378,6 +385,7 @@ void fedmote_status(const struct fedmote *device, struct fedmote_info *info) {
         .state = (enum fedmote_state)client->state,
         .is_link_up = client->line.is_up,
         .is_unsigned = client->port->hash == NULL,
+        .is_sealed = client->identity.key != NULL,
         .has_package = client->store.is_installed,
         .is_update_held = client->update.is_open,
         .round = client->round.plan.round,
@@ -392,5 +400,7 @@ void fedmote_status(const struct fedmote *device, struct fedmote_info *info) {
         .frame_errors = client->line.frame_errors,
         .rounds_done = client->rounds_done,
         .link_losses = client->line.losses,
+        .messages_forged = client->seal.forged,
+        .messages_replayed = client->seal.replayed,
     };
 }

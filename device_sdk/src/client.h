@@ -8,6 +8,7 @@
 #include "link.h"
 #include "patch.h"
 #include "round.h"
+#include "seal.h"
 #include "store.h"
 
 /* What FEDMOTE_STATE_FETCH is doing. */
@@ -44,6 +45,7 @@ struct fedmote_client {
     bool is_round_closed;   /* its time is over */
 
     struct fedmote_line line;
+    struct fedmote_seal seal;
     struct fedmote_store store;
     struct fedmote_receiver receiver;
     struct fedmote_round round;

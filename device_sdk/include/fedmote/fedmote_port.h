@@ -26,6 +26,21 @@ extern const struct fedmote_cache fedmote_cache_region;
 struct fedmote_patching;
 extern const struct fedmote_patching fedmote_difference_patching;
 
+/* What seals and opens messages; where none names it, it is not linked and messages prove nothing (src/seal.c). */
+struct fedmote_sealing;
+extern const struct fedmote_sealing fedmote_message_sealing;
+
+/* Authenticated encryption of a crypto library: XChaCha20-Poly1305 with a nonce of 24 bytes, the tag apart. */
+struct fedmote_crypto {
+    /* Encrypts bytes[0, size) in place; `associated` is authenticated with it and lies elsewhere. */
+    void (*lock)(uint8_t *bytes, uint32_t size, uint8_t tag[16], const uint8_t key[32], const uint8_t nonce[24],
+                 const uint8_t *associated, uint32_t associated_size);
+    /* The way back. Returns 0; or anything else, with nothing changed, where the tag does not fit, which is compared in
+     * a time that says nothing about it. */
+    int32_t (*unlock)(uint8_t *bytes, uint32_t size, const uint8_t tag[16], const uint8_t key[32],
+                      const uint8_t nonce[24], const uint8_t *associated, uint32_t associated_size);
+};
+
 struct fedmote_port {
     void *context; /* handed to every callback, never touched */
 
@@ -81,6 +96,13 @@ struct fedmote_port {
 
     /* Optional: &fedmote_difference_patching, or NULL. */
     const struct fedmote_patching *patching;
+
+    /* Optional, for devices whose identity has keys: &fedmote_message_sealing with the two below, or NULL.
+     * boot_number() gives the number of this boot: higher than that of every boot before, whatever became of them, and
+     * durable before it returns 0; or an error, and the device does not start. Called once by fedmote_init(). */
+    const struct fedmote_sealing *sealing;
+    const struct fedmote_crypto *crypto;
+    int32_t (*boot_number)(void *context, uint32_t *number);
 };
 
 #endif

@@ -67,6 +67,8 @@ static const struct fedmote_port port = {
     .operators = operators,
     .arithmetic = &FEDMOTE_BOARD_ARITHMETIC,
     .patching = &fedmote_difference_patching,
+    .sealing = FEDMOTE_PORT_SEALING,
+    .crypto = FEDMOTE_PORT_CRYPTO,
 };
 
 /* Waits until the line has taken it all. */

@@ -21,11 +21,12 @@
 #define LONGEST_WAIT_MS 1000U
 
 static const char usage[] =
-    "usage: fedmote-device --identity FILE --samples FILE [--slots FILE] [--cache BYTES] [--events]\n"
+    "usage: fedmote-device --identity FILE --samples FILE [--slots FILE] [--boots FILE] [--cache BYTES] [--events]\n"
     "                      (--connect HOST:PORT | --serial PATH | --pty)\n"
     "  --identity  identity region; its link says whether the stream speaks MQTT or serial frames\n"
     "  --samples   samples region\n"
     "  --slots     file of both package slots, made where absent; without it packages live in memory\n"
+    "  --boots     file that counts the starts, made where absent; needed where the identity has keys\n"
     "  --cache     room for the embeddings that the arena does not hold; without it they are computed again\n"
     "  --connect   TCP stream: a broker, or a peer that speaks serial frames\n"
     "  --serial    serial port or pseudo terminal\n"
@@ -33,7 +34,7 @@ static const char usage[] =
     "  --events    writes what happens to standard error, one line each: event value\n";
 
 struct options {
-    const char *identity, *samples, *slots, *cache, *target;
+    const char *identity, *samples, *slots, *boots, *cache, *target;
     enum stream_kind kind;
     bool has_stream;
     bool is_telling;
@@ -44,6 +45,7 @@ struct board {
     struct slots slots;
     struct cache cache;
     struct samples_region samples;
+    const char *boots;
 };
 
 static uint32_t port_now_ms(void *context) {
@@ -90,6 +92,10 @@ static int32_t port_cache_write(void *context, uint32_t offset, const uint8_t *b
     return cache_write(&((struct board *)context)->cache, offset, bytes, size);
 }
 
+static int32_t port_boot_number(void *context, uint32_t *number) {
+    return boots_count(((struct board *)context)->boots, number);
+}
+
 static void port_event(void *context, int32_t event, int32_t value) {
     (void)context;
     (void)fprintf(stderr, "%d %d\n", (int)event, (int)value);
@@ -105,6 +111,9 @@ static const char **value_of(struct options *options, const char *name) {
     }
     if (strcmp(name, "--slots") == 0) {
         return &options->slots;
+    }
+    if (strcmp(name, "--boots") == 0) {
+        return &options->boots;
     }
     if (strcmp(name, "--cache") == 0) {
         return &options->cache;
@@ -263,8 +272,22 @@ int main(int count, char **arguments) {
         .cache_erase = has_cache ? port_cache_erase : NULL,
         .cache_write = has_cache ? port_cache_write : NULL,
         .patching = &fedmote_difference_patching,
+        .sealing = FEDMOTE_PORT_SEALING,
+        .crypto = FEDMOTE_PORT_CRYPTO,
+        .boot_number = options.boots != NULL ? port_boot_number : NULL,
     };
+    board.boots = options.boots;
+    if (identity.key != NULL && (port.sealing == NULL || port.boot_number == NULL)) {
+        (void)complain(options.identity, port.sealing == NULL
+                                             ? "has keys, and this program was built without cryptography"
+                                             : "has keys, which need --boots");
+        return EXIT_USAGE;
+    }
     const int32_t status = fedmote_init(&device, &port, &identity, arena, sizeof arena);
+    if (status == FEDMOTE_ERR_SLOT_IO) {
+        (void)complain(options.boots, errno == EINVAL ? "not a file of boots" : strerror(errno));
+        return EXIT_BOARD;
+    }
     if (status != FEDMOTE_OK) {
         (void)complain_status(options.identity, status);
         return EXIT_BOARD;

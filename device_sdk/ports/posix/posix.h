@@ -52,6 +52,11 @@ struct file_map {
 };
 bool file_map_open(struct file_map *map, const char *path);
 
+/* boots.c: adds one to the number in a file, durably, and gives it; a file that is not there is made and gives 1. A file
+ * that holds no number, or the largest one, is an error: `errno` is EINVAL then. 0, or BOOTS_ERROR. */
+#define BOOTS_ERROR (-143)
+int32_t boots_count(const char *path, uint32_t *number);
+
 /* slots.c: 2 * slot_bytes of memory, or of a file that keeps the packages over restarts and kills (the page cache
  * outlives the process; a power cut of the whole machine is not guarded against). */
 struct slots {
