@@ -51,15 +51,17 @@ class Links:
 
     Args:
         config: of the partner.
-        boot: nonce of this start.
+        boot: nonce, or with keys the number, of this start.
+        seals: the keys; none: messages are not sealed.
     """
 
-    def __init__(self, config: PartnerConfig, boot: int) -> None:
+    def __init__(self, config: PartnerConfig, boot: int, seals: Seals | None) -> None:
         self.inbox = Inbox()
         self.is_new_link = False
         self._id = config.id
-        self._relays = {device.id: _relay(config, device.id, self.inbox) for device in config.devices if device.link == "serial"}
-        self._up = self._upward(config, boot)
+        serial = [device.id for device in config.devices if device.link == "serial"]
+        self._relays = {device: _relay(config, device, self.inbox, seals) for device in serial}
+        self._up = self._upward(config, boot, seals)
         self._up.set_max_body(config.id, LIMIT_BODY_CEILING)
 
     async def start(self) -> None:
@@ -77,21 +79,30 @@ class Links:
         for link in (*self._relays.values(), self._up):
             await link.close()
 
-    def _upward(self, config: PartnerConfig, boot: int) -> Transport:
+    def _upward(self, config: PartnerConfig, boot: int, seals: Seals | None) -> Transport:
         if config.broker is None:
-            return SerialLink(config.coordinator or "", config.id, self.inbox, on_lost=self._on_lost)
+            return SerialLink(config.coordinator or "", config.id, self.inbox, on_lost=self._on_lost, seals=seals)
         broker = config.broker
         devices = [device.id for device in config.devices if device.link == "mqtt"]
         password, username = broker.password(), broker.username
         return PartnerMqtt(
-            broker.url, config.site, config.id, devices, password, username, self.inbox, boot=boot, ca_file=broker.ca_file
+            broker.url,
+            config.site,
+            config.id,
+            devices,
+            password,
+            username,
+            self.inbox,
+            boot=boot,
+            ca_file=broker.ca_file,
+            seals=seals,
         )
 
     def _on_lost(self) -> None:
         self.is_new_link = True
 
 
-def _relay(config: PartnerConfig, device_id: str, inbox: Inbox) -> Relay:
+def _relay(config: PartnerConfig, device_id: str, inbox: Inbox, seals: Seals | None) -> Relay:
     device = next(one for one in config.devices if one.id == device_id)
     credentials = None if device.credentials_file is None else load(Credentials, device.credentials_file)
     return Relay(
@@ -103,6 +114,7 @@ def _relay(config: PartnerConfig, device_id: str, inbox: Inbox) -> Relay:
         inbox=inbox,
         baud=device.baud,
         ca_file=None if config.broker is None else config.broker.ca_file,
+        seals=seals,
     )
 
 
