@@ -24,6 +24,7 @@ from fedmote.lab.demo.data import CELLS
 from fedmote.lab.demo.fleet import Fleet, Process
 from fedmote.lab.demo.prepare import Materials
 from fedmote.lab.demo.settings import DemoSettings
+from fedmote.private_files import write_private
 from fedmote.supervised import free_tcp_port
 from fedmote.transport.broker import PrivateBroker
 
@@ -220,7 +221,7 @@ def coordinator_tables(
 
 
 def write_toml(path: Path, tables: Mapping[str, Any]) -> None:
-    """Write tables of plain values, one level of tables and lists of tables."""
+    """Write tables of plain values, one level of tables and lists of tables, for the owner's eyes alone."""
     lines = [f"{key} = {_toml(value)}" for key, value in tables.items() if not _is_table(value)]
     for key, value in tables.items():
         for table in value if _is_table(value) and isinstance(value, list) else [value] if _is_table(value) else []:
@@ -228,7 +229,7 @@ def write_toml(path: Path, tables: Mapping[str, Any]) -> None:
             lines += ["", head, *(f"{name} = {_toml(item)}" for name, item in table.items())]
     text = "\n".join(lines) + "\n"
     tomllib.loads(text)
-    path.write_text(text, encoding="utf-8")
+    write_private(path, text)
 
 
 def _is_table(value: object) -> bool:
