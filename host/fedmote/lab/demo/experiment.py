@@ -19,7 +19,6 @@ from typing import Any, Literal
 
 from fedmote.config import CellConfig
 from fedmote.config.write import write_toml
-from fedmote.errors import DeviceError
 from fedmote.lab.demo.data import CELLS
 from fedmote.lab.demo.fleet import Fleet, Process
 from fedmote.lab.demo.prepare import Materials
