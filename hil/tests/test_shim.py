@@ -11,9 +11,8 @@ from fedmote.wire.frame import Frame, FrameDecoder, encode_frame
 from fedmote.wire.schema import Channel
 from fedmote_hil.shim import Impairer, Impairment, Shim
 
-_PIECES = [
-    encode_frame(Frame(Channel.COORDINATOR, 1, number & 0xFFFF, number.to_bytes(4, "little") * 20)) for number in range(2000)
-]
+_BODIES = [number.to_bytes(4, "little") * 20 for number in range(2000)]
+_PIECES = [encode_frame(Frame(Channel.COORDINATOR, 1, number, body)) for number, body in enumerate(_BODIES)]
 
 
 def _through(impairment, seed=3, pieces=_PIECES):
