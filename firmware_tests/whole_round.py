@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 
 from fedmote.config import CellConfig
+from fedmote.config.write import write_toml
 from fedmote.lab.demo.data import load, split
-from fedmote.lab.demo.experiment import write_toml
 from fedmote.lab.demo.fleet import Fleet, Process
 from fedmote.lab.demo.prepare import Materials, ModelChoice, prepare
 from fedmote.lab.demo.settings import DemoSettings, PretrainingSettings, SplitSettings

@@ -4,13 +4,15 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-from fedmote.config.table import Bounds, Identifier, MqttUrl, Secret, Table
+from fedmote.config.table import Bounds, Identifier, MqttUrl, Secret, SecretKey, Table
 from fedmote.errors import ConfigError
+from fedmote.private_files import refuse_shared
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class BrokerConfig(Table):
             if not variables.get(name):
                 raise ConfigError(f"environment variable {name} with the password of {self.username} is not set")
             return variables[name]
+        refuse_shared(self.password_file)
         try:
             text = self.password_file.read_text(encoding="utf-8").strip()
         except (OSError, UnicodeDecodeError) as error:
@@ -55,7 +58,7 @@ class BrokerConfig(Table):
 
 @dataclass(frozen=True)
 class Credentials(Table):
-    """A device's name and broker login: what is written into its identity region, and what a relay uses for it.
+    """A device's name, broker login and keys: what is written into its identity region, and what a relay uses for it.
 
     Attributes:
         id: the device.
@@ -63,6 +66,9 @@ class Credentials(Table):
         username: of the broker; equal to the id where access lists use patterns.
         password: of the broker.
         keep_alive_s: MQTT keep-alive, seconds.
+        key: 32 bytes that the device shares with the coordinator, in hexadecimal; none: its messages are not authenticated.
+        cell_key: 32 bytes that it shares with its own partner alone, in hexadecimal; the coordinator never has them.
+        psk: 32 bytes for the broker's TLS-PSK listener, in hexadecimal, where the device speaks TLS; its identity is the id.
     """
 
     id: Identifier
@@ -70,3 +76,64 @@ class Credentials(Table):
     username: str
     password: Annotated[str, Secret()] = field(repr=False)
     keep_alive_s: Annotated[int, Bounds(1, 65535)] = 30
+    key: SecretKey | None = field(default=None, repr=False)
+    cell_key: SecretKey | None = field(default=None, repr=False)
+    psk: SecretKey | None = field(default=None, repr=False)
+
+    @property
+    def key_bytes(self) -> bytes | None:
+        """The key as 32 bytes."""
+        return _bytes(self.key)
+
+    @property
+    def cell_key_bytes(self) -> bytes | None:
+        """The cell key as 32 bytes."""
+        return _bytes(self.cell_key)
+
+
+@dataclass(frozen=True)
+class CellKey(Table):
+    """A device of the partner's cell and the key that the two share.
+
+    Attributes:
+        id: the device.
+        key: 32 bytes, in hexadecimal.
+    """
+
+    id: Identifier
+    key: SecretKey = field(repr=False)
+
+
+@dataclass(frozen=True)
+class PartnerCredentials(Table):
+    """A partner's keys. Its broker password has a file of its own, see `BrokerConfig`.
+
+    Attributes:
+        id: the partner.
+        site: the site that it belongs to.
+        key: 32 bytes that it shares with the coordinator, in hexadecimal.
+        cell_keys: of the devices of its cell.
+    """
+
+    id: Identifier
+    site: Identifier
+    key: SecretKey = field(repr=False)
+    cell_keys: tuple[CellKey, ...] = ()
+
+    def check(self) -> None:
+        """One key for each device."""
+        if doubled := [name for name, count in Counter(one.id for one in self.cell_keys).items() if count > 1]:
+            raise ConfigError(f"cell_keys: {', '.join(doubled)} is named more than once")
+
+    @property
+    def key_bytes(self) -> bytes:
+        """The key as 32 bytes."""
+        return bytes.fromhex(self.key)
+
+    def cell_key(self, device: str) -> bytes | None:
+        """The key that is shared with a device; None where there is none."""
+        return next((bytes.fromhex(one.key) for one in self.cell_keys if one.id == device), None)
+
+
+def _bytes(key: str | None) -> bytes | None:
+    return None if key is None else bytes.fromhex(key)

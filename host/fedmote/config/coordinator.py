@@ -151,31 +151,44 @@ class CellConfig(Table):
 
 
 @dataclass(frozen=True)
+class SecurityConfig(Table):
+    """Where the keys of the participants are.
+
+    Attributes:
+        registry: directory of the fleet's registry, which `fedmote enroll` keeps; none: messages are not authenticated.
+    """
+
+    registry: Path | None = None
+
+
+@dataclass(frozen=True)
 class CoordinatorConfig(Table):
     """The whole file.
 
     Attributes:
         run: what is learned.
-        cells: the population; nobody else is let in.
+        cells: the population; nobody else is let in. May be left out where there is a registry: it is the registry's then.
         broker: the MQTT broker, or none where `listen` is given.
         listen: `tcp://host:port` for direct links, instead of a broker or beside it; port 0 takes a free one.
         strategy: the choice of policies.
         windows: the waits.
+        security: the keys.
     """
 
     run: RunConfig
-    cells: tuple[CellConfig, ...]
+    cells: tuple[CellConfig, ...] = ()
     broker: BrokerConfig | None = None
     listen: TcpUrl | None = None
     strategy: StrategyConfig = field(default_factory=StrategyConfig)
     windows: WindowsConfig = field(default_factory=WindowsConfig)
+    security: SecurityConfig = field(default_factory=SecurityConfig)
 
     def check(self) -> None:
         """A way in; every participant and cell named once."""
         if self.broker is None and self.listen is None:
             raise ConfigError('the table [broker] or the key listen = "tcp://host:port" is needed, or both')
-        if not self.cells:
-            raise ConfigError("cells: at least one [[cells]] is needed")
+        if not self.cells and self.security.registry is None:
+            raise ConfigError("cells: at least one [[cells]] is needed, or a registry in the table [security]")
         names = [cell.name for cell in self.cells]
         members = [member for cell in self.cells for member in cell.participants]
         for what, listed in (("cell", names), ("participant", members)):

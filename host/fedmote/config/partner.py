@@ -52,6 +52,7 @@ class PartnerConfig(Table):
         data: `.npz` with `x` (float, torch layout) and `y`: the partner's own samples.
         seed: of everything that is drawn.
         torch_threads: threads that torch may use.
+        credentials_file: the partner's keys (TOML, `PartnerCredentials`); none: messages are not authenticated.
     """
 
     id: Identifier
@@ -64,6 +65,7 @@ class PartnerConfig(Table):
     data: Path | None = None
     seed: Annotated[int, U32] = 0
     torch_threads: Annotated[int, Bounds(1, 1024)] = 1
+    credentials_file: Path | None = None
 
     def check(self) -> None:
         """One way to the coordinator, devices that the relay can log in for."""

@@ -30,6 +30,7 @@ from typing import Self
 from fedmote import supervised
 from fedmote.config import CellConfig, Credentials, load
 from fedmote.errors import ConfigError, TransportError
+from fedmote.private_files import write_private
 from fedmote.wire.schema import Channel
 from fedmote.wire.topics import Direction, topic
 
@@ -146,16 +147,6 @@ def password_hash(password: str, salt: bytes | None = None) -> str:
     salt = secrets.token_bytes(_SALT_BYTES) if salt is None else salt
     digest = hashlib.pbkdf2_hmac("sha512", password.encode(), salt, _HASH_ROUNDS)
     return f"$7${_HASH_ROUNDS}${base64.b64encode(salt).decode()}${base64.b64encode(digest).decode()}"
-
-
-def write_private(path: Path, text: str) -> None:
-    """Write a file that only its owner may read; an existing one is replaced at once."""
-    temporary = path.with_name(path.name + ".new")
-    temporary.unlink(missing_ok=True)
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(text)
-    temporary.replace(path)
 
 
 class PrivateBroker:

@@ -6,6 +6,7 @@ import json
 import pytest
 
 from fedmote.cli import config, doctor, main
+from fedmote.private_files import write_private
 
 COORDINATOR = """
 listen = "tcp://127.0.0.1:0"
@@ -71,7 +72,7 @@ def test_config_show_prints_one_line_for_each_value(tmp_path, capsys):
 
 def test_secrets_are_not_shown(tmp_path, capsys):
     path = tmp_path / "device.toml"
-    path.write_text('id = "device-a"\nsite = "lab"\nusername = "device-a"\npassword = "hush"\n')
+    write_private(path, 'id = "device-a"\nsite = "lab"\nusername = "device-a"\npassword = "hush"\n')
     assert main(["config", "show", str(path)]) == 0
     assert "hush" not in capsys.readouterr().out
 
