@@ -50,6 +50,7 @@ class VirtualDevice:
         *,
         package: bytes | None = None,
         directory: Path | None = None,
+        boots: Path | None = None,
         is_checked: bool = False,
     ) -> None:
         """Writes the device's files; nothing runs yet.
@@ -62,6 +63,8 @@ class VirtualDevice:
             link: see above.
             package: device form of a package that is installed already.
             directory: for the files; a temporary one, removed with this object, where None.
+            boots: file that counts the starts of a process whose identity has keys; "boots.bin" of the directory where None.
+                A device whose count begins anew is not believed any more, so the file must outlive this object.
             is_checked: an image that ends with a report when it does something wrong, see `log()` and `fedmote_hil.build`.
 
         Raises:
@@ -73,6 +76,7 @@ class VirtualDevice:
         self.id = id
         self.link = link
         self._is_checked = is_checked
+        self._boots = boots
         self._temporary = tempfile.TemporaryDirectory(prefix=f"fedmote-{id}-") if directory is None else None
         self.directory = Path(self._temporary.name) if self._temporary else Path(directory or ".")
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -94,7 +98,8 @@ class VirtualDevice:
         image = build(self.board, is_checked=self._is_checked)
         if self.board.emulator is None:
             command = [str(image.path), "--identity", str(self._path("identity")), "--samples", str(self._path("samples"))]
-            command += ["--slots", str(self._path("slots")), "--events", *_stream_options(self.link)]
+            command += ["--slots", str(self._path("slots")), "--boots", str(self._boots or self._path("boots"))]
+            command += ["--events", *_stream_options(self.link)]
             self._child = Child(command, self.directory)
         else:
             names = ("identity", "samples", *_slot_regions(self.board))

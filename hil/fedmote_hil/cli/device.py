@@ -30,7 +30,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--board", required=True, metavar="BOARD", help=", ".join(boards_with(Program.DEVICE)))
     parser.add_argument("--id", required=True, metavar="NAME", help="the device's name; that of the credentials")
     parser.add_argument("--data", type=Path, required=True, metavar="X.npz", help="x (N, ...) and y (N,)")
-    parser.add_argument("--credentials", type=Path, required=True, metavar="FILE", help="TOML: id, site, username, password")
+    parser.add_argument(
+        "--credentials",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="TOML: id, site, username, password, keys; the starts are counted beside it",
+    )
     link = parser.add_mutually_exclusive_group(required=True)
     link.add_argument("--broker", metavar="URL", help="mqtt://HOST:PORT")
     link.add_argument("--serial", metavar="PORT", help="serial port, tcp://HOST:PORT, or pty for a new pseudo terminal")
@@ -75,6 +81,8 @@ def _device(options: argparse.Namespace) -> VirtualDevice:
         credentials.password,
         options.send_samples,
         credentials.keep_alive_s,
+        credentials.key_bytes,
+        credentials.cell_key_bytes,
     )
     return VirtualDevice(
         board,
@@ -84,4 +92,5 @@ def _device(options: argparse.Namespace) -> VirtualDevice:
         options.broker or options.serial,
         package=None if package is None else package.device_form(),
         directory=options.state,
+        boots=options.credentials.with_suffix(".boots"),
     )

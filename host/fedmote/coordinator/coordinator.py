@@ -120,7 +120,9 @@ class Coordinator:
                 readers = [asyncio.create_task(self._read(transport)) for transport in self._transports]
                 self._num_reading = len(readers)
                 if self._security is None:
-                    self._talk("messages are not authenticated: whoever reaches the broker or the port can speak for a participant")
+                    self._talk(
+                        "messages are not authenticated: whoever reaches the broker or the port can speak for a participant"
+                    )
                 await self._loop(run)
                 if self._security is not None:
                     self._note_refusals(run, self._security.end.take_refusals())

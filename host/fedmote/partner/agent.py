@@ -16,7 +16,7 @@ import time
 from collections.abc import Sequence
 
 from fedmote import __version__
-from fedmote.config import Credentials, PartnerConfig, load
+from fedmote.config import Credentials, PartnerConfig, PartnerCredentials, load
 from fedmote.errors import ConfigError, ConversionError, FedmoteError, LoginError, RemoteWireError, TransportError
 from fedmote.partner.session import (
     Action,
@@ -38,6 +38,7 @@ from fedmote.transport.mqtt import PartnerMqtt
 from fedmote.transport.relay import Relay
 from fedmote.wire.codec import Message
 from fedmote.wire.schema import LIMIT_BODY_CEILING, Channel, Kind, Status
+from fedmote.wire.seal import BootEnd, EpochEnd, FixedKeys, Seals
 
 log = logging.getLogger(__name__)
 
@@ -118,6 +119,22 @@ def _relay(config: PartnerConfig, device_id: str, inbox: Inbox, seals: Seals | N
     )
 
 
+def _seals(config: PartnerConfig, credentials: PartnerCredentials, start: int) -> Seals:
+    """Both channels of the start of this number."""
+    if credentials.id != config.id:
+        raise ConfigError(f"credentials_file {config.credentials_file}: keys of {credentials.id}; those of {config.id} expected")
+    keys: dict[str, bytes] = {}
+    for device in config.devices:
+        key = credentials.cell_key(device.id)
+        if key is None:
+            raise ConfigError(f"credentials_file {config.credentials_file}: no cell key of device {device.id}")
+        keys[device.id] = key
+    return Seals(
+        coordinator=BootEnd(config.id, Channel.COORDINATOR, credentials.key_bytes, start),
+        cell=EpochEnd(Channel.CELL, FixedKeys(keys), start, time.monotonic, former=start - 1),
+    )
+
+
 async def _start_patiently(link: Transport) -> None:
     deadline, told = time.monotonic() + START_PATIENCE_S, ""
     while True:
@@ -150,8 +167,13 @@ class PartnerAgent:
         self._id = config.id
         self._trainer = trainer
         self._state = PartnerState(config.state_directory)
-        boot = secrets.randbits(32)
-        self._links = Links(config, boot)
+        boot, seals = secrets.randbits(32), None
+        if config.credentials_file is not None:
+            boot = self._state.next_start()
+            seals = _seals(config, load(PartnerCredentials, config.credentials_file), boot)
+        else:
+            log.warning("messages are not authenticated, and samples travel readable: there is no credentials_file")
+        self._links = Links(config, boot, seals)
         devices = [device.id for device in config.devices]
         self._session = Session(config.id, devices, boot, f"fedmote {__version__}", self._state.load())
         self._is_training = False

@@ -53,9 +53,7 @@ class MemoryNetwork:
         if receiver is None:
             return False
         answerer = receiver
-        receiver.post.open(
-            named, channel, kind, body, lambda answer, sealed: answerer.answer(named, channel, answer, sealed)
-        )
+        receiver.post.open(named, channel, kind, body, lambda answer, sealed: answerer.answer(named, channel, answer, sealed))
         return True
 
 

@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 
 from fedmote.errors import RemoteWireError
 from fedmote.wire.codec import Message, decode, encode
-from fedmote.wire.schema import LIMIT_BODY_FLOOR, LIMIT_WINDOW, Kind, Status
+from fedmote.wire.schema import LIMIT_BODY_FLOOR, LIMIT_SEAL, LIMIT_WINDOW, Kind, Status
 from fedmote.wire.transfer import BlobSink, BlobSource, chunk_bytes, handle_of
+
+CHUNK = 96  # of a peer that takes no more than the floor
 
 
 class Line:
