@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every decoder of the device against hostile bytes (fuzz/), under AddressSanitizer and UBSan.
 
-Mutants of a small corpus run everywhere, drawn from a seed; libFuzzer, which looks for new paths, runs for a minute per target with
-the slow tests where clang has it. Corpora are made from vectors and builders here: none is kept in the repository.
+Mutants of a small corpus run everywhere, drawn from a seed; libFuzzer, which looks for new paths, runs for a minute per target
+with the slow tests where clang has it. Corpora are made from vectors and builders here: none is kept in the repository.
 """
 
 import functools
@@ -23,7 +23,7 @@ from fedmote.wire.schema import FIELDS, Kind, Status
 from firmware_tests.generate_vectors import frame
 from firmware_tests.native import SDK, compile_c, operator_sources
 from firmware_tests.one_round import HEAD_HANDLE, MODEL_HANDLE, PACKAGE, plan_for
-from firmware_tests.scripted_peers import CELL, COORDINATOR, RUN, Packet
+from firmware_tests.scripted_peers import CELL, COORDINATOR, RUN
 from firmware_tests.test_package_reader import package_of_everything
 
 FUZZ = Path(__file__).with_name("fuzz")
