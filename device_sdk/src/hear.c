@@ -45,6 +45,7 @@ static void read_plan(struct fedmote_plan *plan, const struct fedmote_message *m
     plan->head_handle = fedmote_message_get(message, FEDMOTE_FIELD_HEAD_HANDLE, 0);
     plan->head_size = fedmote_message_get(message, FEDMOTE_FIELD_HEAD_SIZE, 0);
     plan->head_crc = fedmote_message_get(message, FEDMOTE_FIELD_HEAD_CRC, 0);
+    plan->serial = fedmote_message_get(message, FEDMOTE_FIELD_SERIAL, 0);
     plan->seed = number[FEDMOTE_FIELD_SEED];
     plan->epochs = number[FEDMOTE_FIELD_EPOCHS];
     plan->batch = number[FEDMOTE_FIELD_BATCH];
@@ -85,6 +86,13 @@ static void begin_plan(struct fedmote_client *client, const struct fedmote_messa
     read_plan(&client->round.plan, message, client->identity.is_sending_samples != 0);
     set_deadline(client, message->number[FEDMOTE_FIELD_REMAINING_MS]);
     fedmote_client_note(client, FEDMOTE_EVENT_PLAN, (int32_t)client->round.plan.round);
+    if (client->port->signing) {
+        int32_t status = client->port->signing->check(client, message);
+        if (status != FEDMOTE_OK) {
+            fedmote_client_fail(client, status, "signature", true);
+            return;
+        }
+    }
     client->fetch = FEDMOTE_FETCH_CHOOSE;
     fedmote_client_go(client, FEDMOTE_STATE_FETCH);
 }

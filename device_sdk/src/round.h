@@ -26,6 +26,7 @@ struct fedmote_plan {
     uint8_t model_hash[32];
     uint32_t round, attempt, version;
     uint32_t model_handle, model_size;
+    uint32_t serial; /* of a signed package; 0: it is not signed */
     uint32_t difference_handle, difference_size; /* 0 bytes: none is offered */
     uint32_t head_handle, head_size, head_crc;
     uint32_t seed, epochs, batch, max_send, gain_milli, gamma_order;

@@ -111,19 +111,21 @@ int32_t fedmote_store_verify(const struct fedmote_store *store, uint32_t size, c
     return memcmp(package->hash, hash, HASH_BYTES) == 0 ? FEDMOTE_OK : FEDMOTE_ERR_PACKAGE_HASH;
 }
 
-int32_t fedmote_store_commit(struct fedmote_store *store, uint32_t size) {
+int32_t fedmote_store_commit(struct fedmote_store *store, uint32_t size, uint32_t serial) {
+    const uint32_t next = store->generation + 1;
+    const uint32_t generation = serial > next ? serial : next;
     const struct fedmote_port *port = store->port;
     uint32_t slot = spare(store);
     uint8_t record[FEDMOTE_RECORD_BYTES];
     memcpy(record, record_magic, sizeof record_magic);
-    put_u32(record + 4, store->generation + 1);
+    put_u32(record + 4, generation);
     put_u32(record + 8, size);
     put_u32(record + 12, fedmote_crc32(0, record, 12));
     int32_t status = port->slot_write(port->context, slot, fedmote_store_room(store), record, sizeof record);
     if (status < 0 || memcmp(base(store, slot) + fedmote_store_room(store), record, sizeof record) != 0) {
         return FEDMOTE_ERR_SLOT_IO;
     }
-    store->generation++;
+    store->generation = generation;
     store->slot = slot;
     store->is_installed = true;
     return FEDMOTE_OK;

@@ -11,7 +11,8 @@
 void monocypher_hash(void *context, const uint8_t *first, uint32_t first_size, const uint8_t *second,
                      uint32_t second_size, uint8_t digest[32]);
 
-/* XChaCha20-Poly1305, as port->crypto. Some 600 bytes of stack, wiped of keys before they are left. */
+/* XChaCha20-Poly1305 and EdDSA, as port->crypto. Some 600 bytes of stack, wiped of keys before they are left; some
+ * 2,000 for a signature. */
 extern const struct fedmote_crypto monocypher_crypto;
 
 #endif

@@ -110,7 +110,8 @@ class Coordinator:
             TransportError: no transport works.
         """
         with State.open(self.config.run.state_directory, self._is_fresh) as state:
-            run = Run(self.config, state, self._partition, self._clock, self._talk, self._passing)
+            sign = None if self._security is None else self._security.signer
+            run = Run(self.config, state, self._partition, self._clock, self._talk, self._passing, sign)
             readers: list[asyncio.Task[None]] = []
             try:
                 for transport in self._transports:
