@@ -25,6 +25,7 @@ SLOT_BYTES = 8192
 IDLE, BUSY = 1, 2
 PORT_ERROR = -200
 CACHE = 2  # number of the cache region in the log of the flash
+JOURNAL = 3  # number of the first region of the journal there
 STATES = ("idle", "fetch", "encode", "select", "train", "report")
 
 _u8p = ctypes.POINTER(ctypes.c_uint8)
@@ -54,6 +55,12 @@ _cache_callbacks = {
     "cache_erase": ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p),
     "cache_write": ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_void_p, ctypes.c_uint32),
 }
+_journal_callbacks = {
+    "journal_bytes": ctypes.c_uint32,
+    "journal_base": _callbacks["slot_base"],
+    "journal_erase": _callbacks["slot_erase"],
+    "journal_write": _callbacks["slot_write"],
+}
 
 
 class Port(ctypes.Structure):
@@ -67,6 +74,8 @@ class Port(ctypes.Structure):
         ("cache", ctypes.c_void_p),
         *_cache_callbacks.items(),
         ("patching", ctypes.c_void_p),
+        ("journal", ctypes.c_void_p),
+        *_journal_callbacks.items(),
     ]
 
 
@@ -108,10 +117,12 @@ def library() -> ctypes.CDLL:
 
 @dataclass
 class FlashModel:
-    """Two slots and, as the third one, a cache region. Operations (erases and writes) are numbered from 0.
+    """Two slots, as the third one a cache region, and then two regions of a journal. Operations (erases and writes) are numbered
+    from 0.
 
     Attributes:
         cache_bytes: of the cache region; 0: the port has none.
+        journal_bytes: of each region of the journal; 0: the port has none.
         cut_at: number of the operation during which the power fails; it is left half done.
         fail_at: number of an operation that does nothing and returns an error; the device lives on.
         log: (operation, slot, offset, size) in order.
@@ -119,6 +130,7 @@ class FlashModel:
 
     slot_bytes: int = SLOT_BYTES
     cache_bytes: int = 0
+    journal_bytes: int = 0
     cut_at: int | None = None
     fail_at: int | None = None
     is_dead: bool = False
@@ -126,7 +138,7 @@ class FlashModel:
     violations: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.slots = [aligned(size) for size in (self.slot_bytes, self.slot_bytes, self.cache_bytes)]
+        self.slots = [aligned(size) for size in (self.slot_bytes, self.slot_bytes, self.cache_bytes, *2 * [self.journal_bytes])]
         self.is_written = [np.ones(len(slot), bool) for slot in self.slots]  # never erased: nothing may be written
         for slot in self.slots:
             slot[:] = 0xA5  # what a new part holds is anyone's guess
@@ -197,6 +209,12 @@ class Device:
         self._port = Port(None, *self._bind(has_hash), all_operators(library()), address_of(library(), arithmetic), *cache)
         if is_patching:
             self._port.patching = address_of(library(), "fedmote_difference_patching")
+        if self.flash.journal_bytes:
+            self._port.journal = address_of(library(), "fedmote_flash_journal")
+            self._port.journal_bytes = self.flash.journal_bytes
+            for name, kind in _journal_callbacks.items():
+                if name != "journal_bytes":
+                    setattr(self._port, name, kind(getattr(self, f"_{name}")))  # type: ignore[operator]
         link_address = ctypes.addressof(ctypes.c_char.in_dll(library(), f"fedmote_{link}_link"))
         texts = [text.encode() if text is not None else None for text in (identifier, site, board, username, password)]
         self._identity = Identity(*texts[:3], link_address, *texts[3:], keep_alive_s, is_sending)
@@ -280,6 +298,15 @@ class Device:
 
     def _cache_write(self, _context: None, offset: int, data: int, size: int) -> int:
         return self.flash.write(CACHE, offset, ctypes.string_at(data, size))
+
+    def _journal_base(self, _context: None, region: int) -> int:
+        return self.flash.slots[JOURNAL + region].ctypes.data
+
+    def _journal_erase(self, _context: None, region: int) -> int:
+        return self.flash.erase(JOURNAL + region)
+
+    def _journal_write(self, _context: None, region: int, offset: int, data: int, size: int) -> int:
+        return self.flash.write(JOURNAL + region, offset, ctypes.string_at(data, size))
 
     def _hash(self, _context: None, first: int, first_size: int, second: int, second_size: int, digest: int) -> None:
         data = ctypes.string_at(first, first_size) + ctypes.string_at(second, second_size)

@@ -26,11 +26,12 @@ struct fedmote_frame {
 struct fedmote_line {
     const struct fedmote_port *port;
     const struct fedmote_identity *identity;
-    uint32_t boot; /* nonce of this boot, for birth and will */
+    uint32_t boot; /* of this boot, for hello, birth and will: the journal's counter, or else a random number */
     uint8_t *receive;
     uint8_t *transmit;
     uint32_t capacity;         /* of each buffer */
     uint32_t tx_begin, tx_end; /* what of the transmit buffer is still to be written; equal: the buffer is free */
+    bool is_boot_counted;      /* `boot` is higher than at every boot before, and durably so */
     bool is_up;                /* messages can be sent */
     bool has_moved;            /* bytes were read or written in the last poll */
     uint32_t frames_received, frames_sent, frame_errors, losses;

@@ -15,12 +15,6 @@ enum { UP = 0, DOWN = 1, HEADER = 5, NONCE = 24, COUNTERS = 8, SEAL = FEDMOTE_LI
 
 typedef char fedmote_header_fits_in_front[FEDMOTE_BODY_OFFSET >= HEADER + FEDMOTE_LIMIT_IDENTIFIER ? 1 : -1];
 
-static void store_u32(uint8_t *bytes, uint32_t value) {
-    for (uint32_t i = 0; i < 4; i++) {
-        bytes[i] = (uint8_t)(value >> 8 * i);
-    }
-}
-
 static const uint8_t *key_of(const struct fedmote_client *client, uint8_t channel) {
     return channel == FEDMOTE_CHANNEL_CELL ? client->identity.cell_key : client->identity.key;
 }
@@ -30,9 +24,9 @@ static void make_nonce(uint8_t nonce[NONCE], uint8_t direction, uint8_t channel,
     memset(nonce, 0, NONCE);
     nonce[0] = direction;
     nonce[1] = channel;
-    store_u32(nonce + 4, epoch);
-    store_u32(nonce + 8, boot);
-    store_u32(nonce + 12, sequence);
+    fedmote_put_u32(nonce + 4, epoch);
+    fedmote_put_u32(nonce + 8, boot);
+    fedmote_put_u32(nonce + 12, sequence);
 }
 
 /* Writes what is authenticated of every message; returns its size, HEADER + FEDMOTE_LIMIT_IDENTIFIER at most. */
@@ -48,15 +42,15 @@ static uint32_t put_header(const struct fedmote_client *client, uint8_t *out, ui
     return HEADER + size;
 }
 
+/* Without a number of its own for this boot a device would seal two messages under one nonce. */
 static int32_t begin(struct fedmote_client *client) {
-    const struct fedmote_port *port = client->port;
-    if (!port->crypto || !port->boot_number) {
+    if (!client->port->crypto) {
         return FEDMOTE_ERR_ARGUMENT;
     }
     if (!client->identity.cell_key) {
         client->identity.is_sending_samples = 0; /* nobody but the own partner may read them */
     }
-    return port->boot_number(port->context, &client->line.boot) < 0 ? FEDMOTE_ERR_SLOT_IO : FEDMOTE_OK;
+    return client->line.is_boot_counted ? FEDMOTE_OK : FEDMOTE_ERR_SLOT_IO;
 }
 
 static uint32_t close(struct fedmote_client *client, uint8_t channel, uint8_t kind, uint32_t size) {
@@ -77,8 +71,8 @@ static uint32_t close(struct fedmote_client *client, uint8_t channel, uint8_t ki
     make_nonce(nonce, UP, channel, is_greeting ? 0 : own->epoch, client->line.boot, own->next);
     client->port->crypto->lock(body, hidden, body + size + COUNTERS, key, nonce, associated,
                                header_size + size - hidden);
-    store_u32(body + size, client->line.boot);
-    store_u32(body + size + 4, own->next++);
+    fedmote_put_u32(body + size, client->line.boot);
+    fedmote_put_u32(body + size + 4, own->next++);
     if (kind != FEDMOTE_KIND_DATA && own->silence < SILENCE) {
         own->silence++;
     }

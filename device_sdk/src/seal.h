@@ -25,7 +25,7 @@ struct fedmote_seal {
 };
 
 struct fedmote_sealing {
-    /* Checks keys and port, and gets the number of this boot. */
+    /* Checks the port and that this boot is counted. FEDMOTE_ERR_ARGUMENT, FEDMOTE_ERR_SLOT_IO: it was not. */
     int32_t (*begin)(struct fedmote_client *client);
     /* Seals the body of `size` bytes in the transmit buffer, in place. Returns its new size; 0: it must not be sent. */
     uint32_t (*close)(struct fedmote_client *client, uint8_t channel, uint8_t kind, uint32_t size);

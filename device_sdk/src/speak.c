@@ -157,15 +157,15 @@ static void say_report(struct fedmote_client *client) {
     struct fedmote_message message;
     fedmote_message_begin(&message, FEDMOTE_KIND_REPORT);
     put_offer(client, &client->update, &message);
-    fedmote_message_number(&message, FEDMOTE_FIELD_NUM_EXAMPLES, round->num_examples);
+    fedmote_message_number(&message, FEDMOTE_FIELD_NUM_EXAMPLES, round->results.num_examples);
     fedmote_message_number(&message, FEDMOTE_FIELD_VERSION, round->plan.version);
     fedmote_message_number(&message, FEDMOTE_FIELD_ATTEMPT, round->plan.attempt);
-    fedmote_message_number(&message, FEDMOTE_FIELD_DISCARDED, round->discarded);
-    fedmote_message_number(&message, FEDMOTE_FIELD_TRAINED, round->trained);
-    fedmote_message_number(&message, FEDMOTE_FIELD_SENT, round->sent);
-    fedmote_message_number(&message, FEDMOTE_FIELD_LOSS_MICRO, micro(round->loss_sum, round->sample_count));
-    if (round->last_trained > 0) {
-        uint32_t loss = micro(round->last_loss_sum, round->last_trained);
+    fedmote_message_number(&message, FEDMOTE_FIELD_DISCARDED, round->results.discarded);
+    fedmote_message_number(&message, FEDMOTE_FIELD_TRAINED, round->results.trained);
+    fedmote_message_number(&message, FEDMOTE_FIELD_SENT, round->results.sent);
+    fedmote_message_number(&message, FEDMOTE_FIELD_LOSS_MICRO, micro(round->results.loss_sum, round->sample_count));
+    if (round->results.last_trained > 0) {
+        uint32_t loss = micro(round->results.last_loss_sum, round->results.last_trained);
         fedmote_message_number(&message, FEDMOTE_FIELD_LOSS_AFTER_MICRO, loss);
     }
     fedmote_message_number(&message, FEDMOTE_FIELD_ARENA_USED_BYTES, fedmote_round_arena_used(round));
@@ -176,7 +176,7 @@ static void say_samples(struct fedmote_client *client) {
     struct fedmote_message message;
     fedmote_message_begin(&message, FEDMOTE_KIND_SAMPLES);
     put_offer(client, &client->samples, &message);
-    fedmote_message_number(&message, FEDMOTE_FIELD_COUNT, client->round.sent);
+    fedmote_message_number(&message, FEDMOTE_FIELD_COUNT, client->round.results.sent);
     fedmote_message_number(&message, FEDMOTE_FIELD_INPUT_BYTES, client->round.package.input_count);
     say(client, FEDMOTE_CHANNEL_CELL, &message);
 }

@@ -91,6 +91,7 @@ enum fedmote_event {
     FEDMOTE_EVENT_ERROR,       /* status, negative; fedmote_status() says where */
     FEDMOTE_EVENT_CACHE_LOST,  /* status, negative: the cache region failed; what it does not hold is encoded again */
     FEDMOTE_EVENT_DIFFERENCE_LOST, /* status, negative: it makes no package here; the whole one is fetched */
+    FEDMOTE_EVENT_JOURNAL_LOST,    /* status, negative: this boot, or this update, is not in the journal */
 };
 
 /* A picture of the device, filled by fedmote_status(). */
@@ -121,7 +122,7 @@ struct fedmote {
     union {
         void *pointer;
         uint64_t word;
-        uint8_t bytes[840 + 40 * sizeof(void *)];
+        uint8_t bytes[856 + 40 * sizeof(void *)];
     } inside;
 };
 
