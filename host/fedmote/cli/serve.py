@@ -7,12 +7,16 @@ import asyncio
 import os
 import signal
 from argparse import ArgumentParser, Namespace
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from fedmote.cli.table import say, write_json, write_table
 from fedmote.config import BrokerConfig, CoordinatorConfig, load
+from fedmote.config.broker import is_plain_text
 from fedmote.coordinator import Coordinator, DeployedPartition, RunResult
-from fedmote.errors import RoundError
+from fedmote.errors import ConfigError, RoundError
+from fedmote.fleet import Registry
 from fedmote.transport import Transport
 from fedmote.transport.link import LinkServer
 from fedmote.transport.mqtt import CoordinatorMqtt
@@ -44,7 +48,9 @@ def run(options: Namespace) -> int:
     Raises:
         RoundError: the run had to be given up.
     """
-    config = load(CoordinatorConfig, options.config, options.set, os.environ)
+    config = with_population(load(CoordinatorConfig, options.config, options.set, os.environ), options.config)
+    for words in plain_text(config):
+        say(f"INSECURE: {words}")
     partition = DeployedPartition(config.run.partition_directory, config.run.test_data)
     coordinator = Coordinator(config, transports_of(config), partition, is_fresh=options.fresh, talk=say)
     result = asyncio.run(_serve(coordinator))
@@ -57,6 +63,36 @@ def run(options: Namespace) -> int:
     if not result.is_complete:
         say(f"stopped at checkpoint {result.version}; start again to go on")
     return 0
+
+
+def with_population(config: CoordinatorConfig, path: Path) -> CoordinatorConfig:
+    """The configuration with its cells: those that it names, who must have keys then, or those of the registry.
+
+    Raises:
+        ConfigError: nobody is in the registry, or somebody of the cells is not.
+    """
+    if config.security.registry is None:
+        return config
+    with Registry.open(config.security.registry) as registry:
+        cells = registry.cells()
+    enrolled = {member for cell in cells for member in cell.participants}
+    if not enrolled:
+        raise ConfigError(f"{config.security.registry}: nobody is enrolled; `fedmote enroll add` lets devices and partners in")
+    if not config.cells:
+        return replace(config, cells=cells)
+    if lacking := sorted({member for cell in config.cells for member in cell.participants} - enrolled):
+        raise ConfigError(
+            f"{path}: cells: {', '.join(lacking)} of them has no key in the registry; `fedmote enroll add` gives one"
+        )
+    return config
+
+
+def plain_text(config: CoordinatorConfig) -> Iterator[str]:
+    """Every way in that is plain text beyond loopback, in words."""
+    if config.broker is not None and is_plain_text(config.broker.url):
+        yield f"broker {config.broker.url} is plain text: whoever can listen on this network reads passwords and messages"
+    if config.listen is not None and is_plain_text(config.listen):
+        yield f"listen {config.listen} is plain text: whoever can listen on this network reads messages"
 
 
 async def _serve(coordinator: Coordinator) -> RunResult:
