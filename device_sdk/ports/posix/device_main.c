@@ -287,6 +287,7 @@ int main(int count, char **arguments) {
         .journal_write = port_journal_write,
         .sealing = &fedmote_message_sealing,
         .crypto = FEDMOTE_PORT_CRYPTO,
+        .signing = FEDMOTE_PORT_SIGNING,
     };
     if (identity.key != NULL && (port.crypto == NULL || port.journal == NULL)) {
         (void)complain(options.identity, port.crypto == NULL

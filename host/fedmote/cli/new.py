@@ -10,9 +10,13 @@ import sys
 import tempfile
 from pathlib import Path
 
-from fedmote.config import CellConfig, CoordinatorConfig, Credentials, PartnerConfig, load
+from fedmote.config import CellConfig, CoordinatorConfig, Credentials, PartnerConfig, PartnerCredentials, load
 from fedmote.errors import ConfigError
-from fedmote.transport.broker import BrokerFiles, write_broker_files
+from fedmote.fleet.broker_files import Binding, BrokerFiles, write_configuration
+from fedmote.fleet.enrolment import Enrolment
+from fedmote.fleet.registry import Registry
+from fedmote.private_files import make_private_directory
+from fedmote.wire.schema import Role
 
 SUMMARY = "write configurations, credentials, a small model and data for one cell into a new directory"
 EXAMPLES = """examples:
@@ -52,10 +56,9 @@ is_sending_samples = true        # devices may send selected samples to their ow
 [windows]
 report_s = 120.0                 # deadline of a round
 
-[[cells]]
-name = "{cell}"
-devices = ["{device}"]
-partner = "{partner}"
+[security]
+registry = "fleet"               # the population and its keys: fedmote enroll list | add | rotate | revoke
+broker_files = "broker"          # accounts and access lists, which `fedmote enroll` keeps
 """
 
 _PARTNER = """\
@@ -65,6 +68,7 @@ id = "{partner}"
 site = "{site}"
 model = "{model}"                # function that returns the torch module
 state_directory = "partner-state"
+credentials_file = "broker/credentials/{partner}.keys.toml"
 
 [broker]
 url = "{url}"
@@ -137,7 +141,7 @@ def _write_configuration(target: Path, site: str, tcp_port: int, model: str) -> 
     from fedmote.lab.demo.settings import FederationSettings
 
     federation = FederationSettings()
-    files = write_broker_files(target / "broker", site, [CELL], tcp_port=tcp_port)
+    files = _enrol(target, site, tcp_port)
     names = {
         "site": site,
         "url": files.url,
@@ -156,13 +160,29 @@ def _write_configuration(target: Path, site: str, tcp_port: int, model: str) -> 
     load(CoordinatorConfig, target / "coordinator.toml")
     load(PartnerConfig, target / "partner.toml")
     load(Credentials, files.credentials_file(CELL.devices[0]))
+    load(PartnerCredentials, files.keys_file(str(CELL.partner)))
+    return files
+
+
+def _enrol(target: Path, site: str, tcp_port: int) -> BrokerFiles:
+    """Registry, broker and credentials of the cell."""
+    binding = Binding(tcp_port=tcp_port)
+    files = BrokerFiles((target / "broker").resolve(), site, binding.url)
+    make_private_directory(files.credentials)
+    write_configuration(files, binding)
+    with Registry.open(target / "fleet", is_made=True) as registry:
+        enrolment = Enrolment(registry, site, files.directory)
+        for device in CELL.devices:
+            enrolment.add(device, Role.DEVICE, CELL.name)
+        if CELL.partner is not None:
+            enrolment.add(CELL.partner, Role.PARTNER, CELL.name)
     return files
 
 
 def _print(target: Path, files: BrokerFiles, is_json: bool) -> None:
     device = CELL.devices[0]
     commands = [
-        f"mosquitto -c {files.configuration.relative_to(files.directory.parent)}",
+        "fedmote broker run broker",
         "fedmote serve coordinator.toml",
         "fedmote partner partner.toml",
         f"fedmote device --board posix --id {device} --data data/{device}.npz --send-samples "

@@ -8,14 +8,18 @@ import os
 import signal
 import time
 from argparse import ArgumentParser, Namespace
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from fedmote.cli.table import say, write_json, write_table
 from fedmote.config import BrokerConfig, CoordinatorConfig, load
+from fedmote.config.broker import is_plain_text
 from fedmote.coordinator import Coordinator, DeployedPartition, RunResult
-from fedmote.coordinator.security import Security
-from fedmote.errors import RoundError
-from fedmote.fleet.registry import Registry
+from fedmote.coordinator.security import PackageSigner, Security
+from fedmote.errors import ConfigError, RoundError
+from fedmote.fleet import Registry
+from fedmote.package.signature import SigningKey
 from fedmote.transport import Transport
 from fedmote.transport.link import LinkServer
 from fedmote.transport.mqtt import CoordinatorMqtt
@@ -48,7 +52,9 @@ def run(options: Namespace) -> int:
     Raises:
         RoundError: the run had to be given up.
     """
-    config = load(CoordinatorConfig, options.config, options.set, os.environ)
+    config = with_population(load(CoordinatorConfig, options.config, options.set, os.environ), options.config)
+    for words in plain_text(config):
+        say(f"INSECURE: {words}")
     partition = DeployedPartition(config.run.partition_directory, config.run.test_data)
     security = security_of(config)
     transports = transports_of(config, None if security is None else security.seals)
@@ -63,6 +69,36 @@ def run(options: Namespace) -> int:
     if not result.is_complete:
         say(f"stopped at checkpoint {result.version}; start again to go on")
     return 0
+
+
+def with_population(config: CoordinatorConfig, path: Path) -> CoordinatorConfig:
+    """The configuration with its cells: those that it names, who must have keys then, or those of the registry.
+
+    Raises:
+        ConfigError: nobody is in the registry, or somebody of the cells is not.
+    """
+    if config.security.registry is None:
+        return config
+    with Registry.open(config.security.registry) as registry:
+        cells = registry.cells()
+    enrolled = {member for cell in cells for member in cell.participants}
+    if not enrolled:
+        raise ConfigError(f"{config.security.registry}: nobody is enrolled; `fedmote enroll add` lets devices and partners in")
+    if not config.cells:
+        return replace(config, cells=cells)
+    if lacking := sorted({member for cell in config.cells for member in cell.participants} - enrolled):
+        raise ConfigError(
+            f"{path}: cells: {', '.join(lacking)} of them has no key in the registry; `fedmote enroll add` gives one"
+        )
+    return config
+
+
+def plain_text(config: CoordinatorConfig) -> Iterator[str]:
+    """Every way in that is plain text beyond loopback, in words."""
+    if config.broker is not None and is_plain_text(config.broker.url):
+        yield f"broker {config.broker.url} is plain text: whoever can listen on this network reads passwords and messages"
+    if config.listen is not None and is_plain_text(config.listen):
+        yield f"listen {config.listen} is plain text: whoever can listen on this network reads messages"
 
 
 async def _serve(coordinator: Coordinator) -> RunResult:
@@ -87,7 +123,10 @@ def security_of(config: CoordinatorConfig) -> Security | None:
         return None
     registry = Registry.open(config.security.registry)
     former = registry.last_epoch()
-    return Security.begin(registry, registry.next_epoch(), time.monotonic, former)
+    security = Security.begin(registry, registry.next_epoch(), time.monotonic, former)
+    if config.security.signing_key is not None:
+        security.signer = PackageSigner(SigningKey.read(config.security.signing_key), registry.next_epoch)
+    return security
 
 
 def transports_of(config: CoordinatorConfig, seals: Seals | None = None) -> list[Transport]:
