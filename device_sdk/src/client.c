@@ -361,7 +361,7 @@ int32_t fedmote_init(struct fedmote *device, const struct fedmote_port *port, co
             return status;
         }
     }
-    if (identity->verify_key && !(port->signing && port->crypto && port->crypto->verify)) {
+    if (identity->verify_key && !(port->signing && port->verify)) {
         return FEDMOTE_ERR_ARGUMENT; /* it would take what nobody signed */
     }
     client->identity.link->open(&client->line);

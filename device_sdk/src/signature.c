@@ -44,8 +44,8 @@ static int32_t check(const struct fedmote_client *client, const struct fedmote_m
     fedmote_put_u32(statement + DOMAIN + HASH, plan->number[FEDMOTE_FIELD_MODEL_SIZE]);
     fedmote_put_u32(statement + DOMAIN + HASH + 4, serial);
     fedmote_put_u32(statement + DOMAIN + HASH + 8, operators);
-    if (client->port->crypto->verify(plan->bytes[FEDMOTE_FIELD_SIGNATURE], client->identity.verify_key, statement,
-                                     STATEMENT) != 0) {
+    if (client->port->verify(plan->bytes[FEDMOTE_FIELD_SIGNATURE], client->identity.verify_key, statement, STATEMENT) !=
+        0) {
         return FEDMOTE_ERR_PACKAGE_SIGNATURE;
     }
     if ((operators & ~own_operators(client->port->operators)) != 0) {

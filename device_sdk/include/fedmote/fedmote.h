@@ -122,7 +122,7 @@ struct fedmote {
     union {
         void *pointer;
         uint64_t word;
-        uint8_t bytes[856 + 40 * sizeof(void *)];
+        uint8_t bytes[864 + 41 * sizeof(void *)];
     } inside;
 };
 

@@ -38,8 +38,7 @@ extern const struct fedmote_sealing fedmote_message_sealing;
 struct fedmote_signing;
 extern const struct fedmote_signing fedmote_package_signing;
 
-/* What a crypto library does for the features above: XChaCha20-Poly1305 with a nonce of 24 bytes, the tag apart, and
- * EdDSA over Curve25519 with BLAKE2b-512 for its hash. */
+/* Authenticated encryption of a crypto library: XChaCha20-Poly1305 with a nonce of 24 bytes, the tag apart. */
 struct fedmote_crypto {
     /* Encrypts bytes[0, size) in place; `associated` is authenticated with it and lies elsewhere. */
     void (*lock)(uint8_t *bytes, uint32_t size, uint8_t tag[16], const uint8_t key[32], const uint8_t nonce[24],
@@ -48,8 +47,6 @@ struct fedmote_crypto {
      * a time that says nothing about it. */
     int32_t (*unlock)(uint8_t *bytes, uint32_t size, const uint8_t tag[16], const uint8_t key[32],
                       const uint8_t nonce[24], const uint8_t *associated, uint32_t associated_size);
-    /* Whether a signature fits: 0 where it does. NULL in a port that names no signing. */
-    int32_t (*verify)(const uint8_t signature[64], const uint8_t verify_key[32], const uint8_t *message, uint32_t size);
 };
 
 struct fedmote_port {
@@ -128,8 +125,10 @@ struct fedmote_port {
     const struct fedmote_sealing *sealing;
     const struct fedmote_crypto *crypto;
 
-    /* Optional, for devices whose identity has a verify key: &fedmote_package_signing, with `crypto`, or NULL. */
+    /* Optional, for devices whose identity has a verify key: &fedmote_package_signing and the function for it, or NULL.
+     * verify() says whether a signature fits, 0 where it does: EdDSA over Curve25519 with BLAKE2b-512 for its hash. */
     const struct fedmote_signing *signing;
+    int32_t (*verify)(const uint8_t signature[64], const uint8_t verify_key[32], const uint8_t *message, uint32_t size);
 };
 
 #endif

@@ -288,6 +288,7 @@ int main(int count, char **arguments) {
         .sealing = &fedmote_message_sealing,
         .crypto = FEDMOTE_PORT_CRYPTO,
         .signing = FEDMOTE_PORT_SIGNING,
+        .verify = FEDMOTE_PORT_VERIFY,
     };
     if (identity.key != NULL && (port.crypto == NULL || port.journal == NULL)) {
         (void)complain(options.identity, port.crypto == NULL
