@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Signatures of packages (device_sdk/protocol/SPEC.md, section 11): what a device checks before it erases anything.
 
-The scheme is EdDSA over Curve25519 (RFC 8032) with BLAKE2b-512 in the place of SHA-512, as Monocypher's `crypto_eddsa_check` has it:
-a device that has BLAKE2b for the packages' hashes needs no second hash function. Group and scalar arithmetic are libsodium's, in
-constant time.
+The scheme is EdDSA over Curve25519 (RFC 8032) with BLAKE2b-512 in the place of SHA-512, as Monocypher's `crypto_eddsa_check`
+has it: a device that has BLAKE2b for the packages' hashes needs no second hash function. Group and scalar arithmetic are
+libsodium's, in constant time.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class SigningKey:
         """A new key, written to a file that only its owner may read; ConfigError where there is one already."""
         if path.exists():
             raise ConfigError(
-                f"{path}: there is a key already; devices that know it would refuse packages signed with another one"
+                f"{path}: there is a key already; devices that know it refuse packages signed with another one"
             )
         key = cls(secrets.token_bytes(KEY_BYTES))
         write_private(path, key.seed.hex() + "\n")
