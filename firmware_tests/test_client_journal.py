@@ -57,7 +57,7 @@ def test_every_boot_has_the_number_behind_the_last_over_many_changes_of_the_regi
         power_cycle(device)
         assert boot_of(device) == number
     erases = [region for kind, region, *_ in journal(device) if kind == "erase"]
-    assert {region for region in erases} == {JOURNAL, JOURNAL + 1}
+    assert set(erases) == {JOURNAL, JOURNAL + 1}
     assert len(erases) == 1 + 100 // 16  # 16 records of 16 bytes, the head of the region among them
 
 
@@ -181,8 +181,8 @@ def test_an_update_that_was_answered_is_dropped(answer: str) -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"seed": 43}, {"version": 5}, {"epochs": 3}, {"batch": 7}, {"learning_rate_micro": 1}, {"alpha_milli": 1}, {"gain_milli": 900},
-        {"trained_layers": 1}, {"is_bias_only": 1}, {"clip_norm_micro": 10_000},
+        {"seed": 43}, {"version": 5}, {"epochs": 3}, {"batch": 7}, {"learning_rate_micro": 1}, {"alpha_milli": 1},
+        {"gain_milli": 900}, {"trained_layers": 1}, {"is_bias_only": 1}, {"clip_norm_micro": 10_000},
     ],
     ids=str,
 )  # fmt: skip

@@ -41,6 +41,12 @@ bool fedmote_is_erased(const uint8_t unit[FEDMOTE_FLASH_UNIT]) {
     return half == fedmote_load_u32(unit + 4) && half + 1U <= 1U; /* all bits set, or none */
 }
 
+void fedmote_put_u32(uint8_t *bytes, uint32_t value) {
+    for (uint32_t i = 0; i < 4; i++) {
+        bytes[i] = (uint8_t)(value >> 8 * i);
+    }
+}
+
 uint32_t fedmote_store_room(const struct fedmote_store *store) {
     uint32_t slot_bytes = store->port->slot_bytes;
     return slot_bytes > FEDMOTE_SLOT_END_BYTES ? slot_bytes - FEDMOTE_SLOT_END_BYTES : 0;

@@ -29,6 +29,8 @@ struct fedmote_store {
 
 /* Whether a unit was never written since it was erased. */
 bool fedmote_is_erased(const uint8_t unit[FEDMOTE_FLASH_UNIT]);
+/* Little endian, as records have their numbers. */
+void fedmote_put_u32(uint8_t *bytes, uint32_t value);
 
 /* Finds the newest committed package that is whole and was not running unconfirmed at the reset. A slot whose record is
  * good and whose package is not (worn flash) counts as empty. Returns FEDMOTE_OK or FEDMOTE_ERR_NO_PACKAGE, `package`
