@@ -69,9 +69,12 @@ void fedmote_client_fail(struct fedmote_client *client, int32_t status, const ch
 /* ---- work: fetching -----------------------------------------------------------------------------------------------
  */
 
+uint32_t fedmote_client_device(const struct fedmote_client *client) {
+    return fedmote_crc32(0, (const uint8_t *)client->identity.id, (uint32_t)strlen(client->identity.id));
+}
+
 static void begin_round(struct fedmote_client *client) {
-    uint32_t id_crc = fedmote_crc32(0, (const uint8_t *)client->identity.id, (uint32_t)strlen(client->identity.id));
-    int32_t status = fedmote_round_begin(&client->round, client->round.plan.has_head, id_crc);
+    int32_t status = fedmote_round_begin(&client->round, client->round.plan.has_head, fedmote_client_device(client));
     if (status != FEDMOTE_OK) {
         fedmote_client_fail(client, status, "head", true);
         return;
@@ -164,8 +167,11 @@ static int32_t find_obstacle(const struct fedmote_client *client) {
     return is_misfit ? client->misfit : FEDMOTE_OK;
 }
 
-/* The wanted package is already there, or comes as a difference, or whole. */
+/* The update is made already; or else the wanted package is there, or comes as a difference, or whole. */
 static void choose(struct fedmote_client *client) {
+    if (client->port->journal && client->port->journal->find(client)) {
+        return;
+    }
     const uint8_t *hash = fedmote_store_hash(&client->store);
     const struct fedmote_plan *plan = &client->round.plan;
     bool is_there = hash && memcmp(hash, plan->model_hash, sizeof plan->model_hash) == 0 &&
@@ -220,13 +226,14 @@ static void enter_phase(struct fedmote_client *client) {
     if (round->work == FEDMOTE_WORK_RANK) {
         fedmote_client_go(client, FEDMOTE_STATE_SELECT);
     } else if (round->work == FEDMOTE_WORK_TRAIN) {
-        if (round->sent > 0 && !client->is_round_closed) {
-            fedmote_offer_open(&client->samples, fedmote_samples_size(round), round->samples_crc, client->now);
-            fedmote_client_note(client, FEDMOTE_EVENT_SAMPLES, (int32_t)round->sent);
+        if (round->results.sent > 0 && !client->is_round_closed) {
+            fedmote_offer_open(&client->samples, fedmote_samples_size(round), round->results.samples_crc, client->now);
+            fedmote_client_note(client, FEDMOTE_EVENT_SAMPLES, (int32_t)round->results.sent);
         }
         fedmote_client_go(client, FEDMOTE_STATE_TRAIN);
     } else if (round->work == FEDMOTE_WORK_DONE) {
-        fedmote_offer_open(&client->update, fedmote_update_size(round), round->update_crc, client->now);
+        fedmote_offer_open(&client->update, fedmote_update_size(round), round->results.update_crc, client->now);
+        client->log.phase = FEDMOTE_LOG_BEGIN;
         fedmote_client_go(client, FEDMOTE_STATE_REPORT);
         if (client->is_round_closed) {
             fedmote_client_back_off(client); /* nobody may want it any more: hello as well, as at the deadline */
@@ -239,7 +246,10 @@ static bool work(struct fedmote_client *client) {
     if (client->state == FEDMOTE_STATE_FETCH) {
         return work_fetch(client);
     }
-    if (client->state == FEDMOTE_STATE_IDLE || client->state == FEDMOTE_STATE_REPORT) {
+    if (client->state == FEDMOTE_STATE_REPORT) {
+        return client->port->journal && client->port->journal->work(client);
+    }
+    if (client->state == FEDMOTE_STATE_IDLE) {
         return false;
     }
     int32_t status = fedmote_round_step(&client->round);
@@ -288,7 +298,8 @@ static bool listen(struct fedmote_client *client) {
     struct fedmote_frame frame;
     int32_t status = client->identity.link->poll(&client->line, client->now, &frame);
     watch_link(client);
-    if (status == FEDMOTE_LINK_FRAME) {
+    const struct fedmote_sealing *sealing = client->port->sealing;
+    if (status == FEDMOTE_LINK_FRAME && (!sealing || sealing->open(client, &frame))) {
         fedmote_client_hear(client, &frame);
     }
     return client->line.has_moved;
@@ -341,6 +352,15 @@ int32_t fedmote_init(struct fedmote *device, const struct fedmote_port *port, co
         .transmit = arena + half,
         .capacity = half,
     };
+    if (port->journal) {
+        port->journal->open(client);
+    }
+    if (identity->key) { /* a device that was given a key never speaks without it */
+        int32_t status = port->sealing ? port->sealing->begin(client) : FEDMOTE_ERR_ARGUMENT;
+        if (status != FEDMOTE_OK) {
+            return status;
+        }
+    }
     client->identity.link->open(&client->line);
     return FEDMOTE_OK;
 }
@@ -378,6 +398,7 @@ void fedmote_status(const struct fedmote *device, struct fedmote_info *info) {
         .state = (enum fedmote_state)client->state,
         .is_link_up = client->line.is_up,
         .is_unsigned = client->port->hash == NULL,
+        .is_sealed = client->identity.key != NULL,
         .has_package = client->store.is_installed,
         .is_update_held = client->update.is_open,
         .round = client->round.plan.round,
@@ -392,5 +413,7 @@ void fedmote_status(const struct fedmote *device, struct fedmote_info *info) {
         .frame_errors = client->line.frame_errors,
         .rounds_done = client->rounds_done,
         .link_losses = client->line.losses,
+        .messages_forged = client->seal.forged,
+        .messages_replayed = client->seal.replayed,
     };
 }

@@ -169,6 +169,9 @@ static void hear_data(struct fedmote_client *client, const struct fedmote_messag
 static void drop_update(struct fedmote_client *client) {
     client->update.is_open = false;
     client->is_round_finished = true;
+    if (client->port->journal) {
+        client->port->journal->drop(client);
+    }
     fedmote_client_go(client, FEDMOTE_STATE_IDLE);
 }
 

@@ -16,10 +16,14 @@ static const uint8_t *base(const struct fedmote_store *store, uint32_t slot) {
 
 static uint32_t spare(const struct fedmote_store *store) { return store->is_installed ? 1 - store->slot : 0; }
 
-static void put_u32(uint8_t *out, uint32_t value) {
-    for (uint32_t i = 0; i < 4; i++) {
-        out[i] = (uint8_t)(value >> 8 * i);
+bool fedmote_is_erased(const uint8_t unit[FEDMOTE_FLASH_UNIT]) {
+    uint8_t all = 0xFF;
+    uint8_t any = 0;
+    for (uint32_t i = 0; i < FEDMOTE_FLASH_UNIT; i++) {
+        all &= unit[i];
+        any |= unit[i];
     }
+    return all == 0xFF || any == 0;
 }
 
 uint32_t fedmote_store_room(const struct fedmote_store *store) {
@@ -116,9 +120,9 @@ int32_t fedmote_store_commit(struct fedmote_store *store, uint32_t size) {
     uint32_t slot = spare(store);
     uint8_t record[FEDMOTE_RECORD_BYTES];
     memcpy(record, record_magic, sizeof record_magic);
-    put_u32(record + 4, store->generation + 1);
-    put_u32(record + 8, size);
-    put_u32(record + 12, fedmote_crc32(0, record, 12));
+    fedmote_put_u32(record + 4, store->generation + 1);
+    fedmote_put_u32(record + 8, size);
+    fedmote_put_u32(record + 12, fedmote_crc32(0, record, 12));
     int32_t status = port->slot_write(port->context, slot, fedmote_store_room(store), record, sizeof record);
     if (status < 0 || memcmp(base(store, slot) + fedmote_store_room(store), record, sizeof record) != 0) {
         return FEDMOTE_ERR_SLOT_IO;

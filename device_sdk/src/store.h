@@ -9,6 +9,7 @@
 #include "package.h"
 
 #define FEDMOTE_RECORD_BYTES 16U
+#define FEDMOTE_FLASH_UNIT 8U /* flash is written in multiples of it */
 
 struct fedmote_store {
     const struct fedmote_port *port;
@@ -16,6 +17,9 @@ struct fedmote_store {
     uint32_t slot;       /* the installed one; where none is, the other is 0 */
     uint32_t generation; /* highest of the valid records */
 };
+
+/* Whether a unit was never written since it was erased. */
+bool fedmote_is_erased(const uint8_t unit[FEDMOTE_FLASH_UNIT]);
 
 /* Finds the newest committed package that is whole: a slot whose record is good and whose package is not (worn flash)
  * counts as empty. Returns FEDMOTE_OK or FEDMOTE_ERR_NO_PACKAGE, `package` filled or not. Verifies both slots at most.

@@ -48,6 +48,20 @@ def test_a_restarted_device_says_hello_with_another_boot_nonce(board):
     assert boots[0] != boots[1]
 
 
+@pytest.mark.parametrize("board", [board for board in BOARDS if board == "posix" or board.values[0] != "lm3s6965"])
+def test_boots_are_counted_over_power_cuts(board):
+    """Where the board has a journal: the boot of hello is the next one, however often the power goes."""
+    samples, identity = regions()
+    boots = []
+    with listener() as server, VirtualDevice(board, "board-1", samples, identity, link_of(server)) as device:
+        for _ in range(4):
+            connection, _ = server.accept()
+            with contextlib.closing(connection):
+                boots.append(first_message(connection)["boot"])
+            device.restart()
+    assert boots == list(range(boots[0], boots[0] + 4))
+
+
 @pytest.mark.parametrize("board", BOARDS)
 def test_a_device_connects_again_when_its_line_breaks(board):
     samples, identity = regions()

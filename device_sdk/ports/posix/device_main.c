@@ -21,11 +21,13 @@
 #define LONGEST_WAIT_MS 1000U
 
 static const char usage[] =
-    "usage: fedmote-device --identity FILE --samples FILE [--slots FILE] [--cache BYTES] [--events]\n"
+    "usage: fedmote-device --identity FILE --samples FILE [--flash FILE] [--cache BYTES] [--events]\n"
     "                      (--connect HOST:PORT | --serial PATH | --pty)\n"
     "  --identity  identity region; its link says whether the stream speaks MQTT or serial frames\n"
     "  --samples   samples region\n"
-    "  --slots     file of both package slots, made where absent; without it packages live in memory\n"
+    "  --flash     file in the place of flash, made where absent: package slots and journal; without it packages live "
+    "in\n"
+    "              memory and there is no journal; needed where the identity has keys\n"
     "  --cache     room for the embeddings that the arena does not hold; without it they are computed again\n"
     "  --connect   TCP stream: a broker, or a peer that speaks serial frames\n"
     "  --serial    serial port or pseudo terminal\n"
@@ -33,7 +35,7 @@ static const char usage[] =
     "  --events    writes what happens to standard error, one line each: event value\n";
 
 struct options {
-    const char *identity, *samples, *slots, *cache, *target;
+    const char *identity, *samples, *flash, *cache, *target;
     enum stream_kind kind;
     bool has_stream;
     bool is_telling;
@@ -41,7 +43,7 @@ struct options {
 
 struct board {
     struct stream stream;
-    struct slots slots;
+    struct flash flash;
     struct cache cache;
     struct samples_region samples;
 };
@@ -71,15 +73,28 @@ static int32_t port_sample_read(void *context, uint32_t index, int8_t *x, uint32
 }
 
 static const uint8_t *port_slot_base(void *context, uint32_t slot) {
-    return slots_base(&((struct board *)context)->slots, slot);
+    return flash_slot_base(&((struct board *)context)->flash, slot);
 }
 
 static int32_t port_slot_erase(void *context, uint32_t slot) {
-    return slots_erase(&((struct board *)context)->slots, slot);
+    return flash_slot_erase(&((struct board *)context)->flash, slot);
 }
 
 static int32_t port_slot_write(void *context, uint32_t slot, uint32_t offset, const uint8_t *bytes, uint32_t size) {
-    return slots_write(&((struct board *)context)->slots, slot, offset, bytes, size);
+    return flash_slot_write(&((struct board *)context)->flash, slot, offset, bytes, size);
+}
+
+static const uint8_t *port_journal_base(void *context, uint32_t region) {
+    return flash_journal_base(&((struct board *)context)->flash, region);
+}
+
+static int32_t port_journal_erase(void *context, uint32_t region) {
+    return flash_journal_erase(&((struct board *)context)->flash, region);
+}
+
+static int32_t port_journal_write(void *context, uint32_t region, uint32_t offset, const uint8_t *bytes,
+                                  uint32_t size) {
+    return flash_journal_write(&((struct board *)context)->flash, region, offset, bytes, size);
 }
 
 static const int8_t *port_cache_base(void *context) { return (const int8_t *)((struct board *)context)->cache.bytes; }
@@ -103,8 +118,8 @@ static const char **value_of(struct options *options, const char *name) {
     if (strcmp(name, "--samples") == 0) {
         return &options->samples;
     }
-    if (strcmp(name, "--slots") == 0) {
-        return &options->slots;
+    if (strcmp(name, "--flash") == 0) {
+        return &options->flash;
     }
     if (strcmp(name, "--cache") == 0) {
         return &options->cache;
@@ -195,8 +210,10 @@ static bool open_board(struct board *board, const struct options *options) {
     if (status != FEDMOTE_OK) {
         return complain_status(options->samples, status);
     }
-    if (!slots_open(&board->slots, FEDMOTE_BOARD_SLOT_BYTES, options->slots)) {
-        return complain(options->slots, errno == EINVAL ? "not a slots file of this board" : strerror(errno));
+    board->flash.slot_bytes = FEDMOTE_BOARD_SLOT_BYTES;
+    board->flash.journal_bytes = FEDMOTE_BOARD_JOURNAL_BYTES;
+    if (!flash_open(&board->flash, options->flash)) {
+        return complain(options->flash, errno == EINVAL ? "not a flash file of this board" : strerror(errno));
     }
     if (!open_cache(&board->cache, options->cache)) {
         return false;
@@ -263,10 +280,27 @@ int main(int count, char **arguments) {
         .cache_erase = has_cache ? port_cache_erase : NULL,
         .cache_write = has_cache ? port_cache_write : NULL,
         .patching = &fedmote_difference_patching,
+        .journal = options.flash != NULL ? &fedmote_flash_journal : NULL,
+        .journal_bytes = FEDMOTE_BOARD_JOURNAL_BYTES,
+        .journal_base = port_journal_base,
+        .journal_erase = port_journal_erase,
+        .journal_write = port_journal_write,
+        .sealing = &fedmote_message_sealing,
+        .crypto = FEDMOTE_PORT_CRYPTO,
     };
+    if (identity.key != NULL && (port.crypto == NULL || port.journal == NULL)) {
+        (void)complain(options.identity, port.crypto == NULL
+                                             ? "has keys, and this program was built without cryptography"
+                                             : "has keys; then boots are counted, which needs --flash");
+        return EXIT_USAGE;
+    }
     const int32_t status = fedmote_init(&device, &port, &identity, arena, sizeof arena);
     if (status != FEDMOTE_OK) {
         (void)complain_status(options.identity, status);
+        return EXIT_BOARD;
+    }
+    if (identity.key != NULL && !flash_sync(&board.flash)) { /* the number of this boot, before it seals anything */
+        (void)complain(options.flash, strerror(errno));
         return EXIT_BOARD;
     }
     run(&device, &board);

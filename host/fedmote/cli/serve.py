@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,11 +16,13 @@ from fedmote.cli.table import say, write_json, write_table
 from fedmote.config import BrokerConfig, CoordinatorConfig, load
 from fedmote.config.broker import is_plain_text
 from fedmote.coordinator import Coordinator, DeployedPartition, RunResult
+from fedmote.coordinator.security import Security
 from fedmote.errors import ConfigError, RoundError
 from fedmote.fleet import Registry
 from fedmote.transport import Transport
 from fedmote.transport.link import LinkServer
 from fedmote.transport.mqtt import CoordinatorMqtt
+from fedmote.wire.seal import Seals
 
 SUMMARY = "run the coordinator of a fleet; goes on where it stopped"
 EXAMPLES = """examples:
@@ -52,7 +55,9 @@ def run(options: Namespace) -> int:
     for words in plain_text(config):
         say(f"INSECURE: {words}")
     partition = DeployedPartition(config.run.partition_directory, config.run.test_data)
-    coordinator = Coordinator(config, transports_of(config), partition, is_fresh=options.fresh, talk=say)
+    security = security_of(config)
+    transports = transports_of(config, None if security is None else security.seals)
+    coordinator = Coordinator(config, transports, partition, is_fresh=options.fresh, talk=say, security=security)
     result = asyncio.run(_serve(coordinator))
     if options.json:
         write_json(result.to_json())
@@ -111,18 +116,28 @@ def _on_signal(coordinator: Coordinator) -> None:
     coordinator.stop()
 
 
-def transports_of(config: CoordinatorConfig) -> list[Transport]:
+def security_of(config: CoordinatorConfig) -> Security | None:
+    """The keys of the fleet's registry, with the epoch of this start; None where the configuration names no registry."""
+    if config.security.registry is None:
+        return None
+    registry = Registry.open(config.security.registry)
+    former = registry.last_epoch()
+    return Security.begin(registry, registry.next_epoch(), time.monotonic, former)
+
+
+def transports_of(config: CoordinatorConfig, seals: Seals | None = None) -> list[Transport]:
     """The ways to participants that a configuration names."""
     transports: list[Transport] = []
     if config.broker is not None:
-        transports.append(_mqtt(config.broker, config.run.site))
+        transports.append(_mqtt(config.broker, config.run.site, seals))
     if config.listen is not None:
-        transports.append(LinkServer(config.listen))
+        transports.append(LinkServer(config.listen, seals=seals))
     return transports
 
 
-def _mqtt(broker: BrokerConfig, site: str) -> CoordinatorMqtt:
-    return CoordinatorMqtt(broker.url, site, broker.username, broker.password(os.environ), ca_file=broker.ca_file)
+def _mqtt(broker: BrokerConfig, site: str, seals: Seals | None) -> CoordinatorMqtt:
+    password = broker.password(os.environ)
+    return CoordinatorMqtt(broker.url, site, broker.username, password, ca_file=broker.ca_file, seals=seals)
 
 
 def _print(result: RunResult) -> None:

@@ -185,6 +185,11 @@ class Registry:
             self._write("INSERT INTO epoch VALUES (1, ?) ON CONFLICT (id) DO UPDATE SET value = excluded.value", epoch)
         return int(epoch)
 
+    def last_epoch(self) -> int:
+        """The number that `next_epoch` gave last, in whatever process; 0: it gave none yet."""
+        (last,) = self._one("SELECT value FROM epoch") or (0,)
+        return int(last)
+
     # ---- what `fedmote enroll` does: one transaction each --------------------------------------------------------------
 
     def add(self, id: str, role: Role, cell: str, *, is_again: bool = False) -> bytes:

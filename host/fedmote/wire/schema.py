@@ -21,6 +21,8 @@ LIMIT_TEXT: Final = 64
 LIMIT_FRAME_HEADER: Final = 6
 LIMIT_FRAME_CRC: Final = 4
 LIMIT_MAP_DEPTH: Final = 4
+LIMIT_SEAL: Final = 24
+LIMIT_SEAL_WINDOW: Final = 64
 
 
 class Status(IntEnum):
@@ -42,6 +44,9 @@ class Status(IntEnum):
     FRAME_CHANNEL = 13
     PROTOCOL = 14
     BODY_TOO_LARGE = 15
+    AUTH = 16
+    REPLAY = 17
+    REVOKED = 18
     PACKAGE_MAGIC = 20
     PACKAGE_VERSION = 21
     PACKAGE_SIZE = 22

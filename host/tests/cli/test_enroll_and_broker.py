@@ -527,6 +527,7 @@ def test_an_identity_image_holds_who_the_device_is_and_is_private(here, capsys):
     identity, credentials = read_identity_region(image.read_bytes()), here.credentials("board-7")
     assert (identity.id, identity.site, identity.link, identity.is_sending_samples) == ("board-7", SITE, "mqtt", True)
     assert (identity.username, identity.password) == ("board-7", credentials.password)
+    assert (identity.key, identity.cell_key) == (credentials.key_bytes, credentials.cell_key_bytes)
     assert len(image.read_bytes()) <= Board.load("stm32f405").region("identity").bytes
     assert "0x08010000" in capsys.readouterr().err
 
