@@ -519,6 +519,31 @@ def test_listing_and_changing_speak_json_without_secrets(here, capsys):
         assert secret not in told.out + told.err + json.dumps(listed) + table
 
 
+def test_the_doctor_examines_the_secret_files_of_a_fleet(here, capsys):
+    def findings() -> dict[str, dict]:
+        capsys.readouterr()
+        run("doctor", "--config", "coordinator.toml", "--for", "serve", "--json")
+        return {one["name"]: one for one in json.loads(capsys.readouterr().out)["checks"]}
+
+    names = (
+        "registry",
+        "password of the coordinator",
+        "broker files",
+        "credentials board-1.toml",
+        "credentials phone-1.password",
+    )
+    assert all(findings()[name]["is_present"] for name in names)
+    here.files.credentials_file("board-1").chmod(0o644)
+    here.files.psk.chmod(0o640)
+    (here.directory / "fleet/registry.sqlite").chmod(0o604)
+    here.files.configuration.write_text(here.files.configuration.read_text().replace("allow_anonymous false", ""))
+    found = findings()
+    assert "mode 0644" in found["credentials board-1.toml"]["remedy"]
+    assert "mode 0604" in found["registry"]["remedy"]
+    assert "allow_anonymous is missing" in found["broker files"]["remedy"]
+    assert found["password of the coordinator"]["is_present"]
+
+
 def test_an_identity_image_holds_who_the_device_is_and_is_private(here, capsys):
     image = here.directory / "image.bin"
     arguments = ["--identity-image", image, "--board", "stm32f405", "--link", "mqtt", "--send-samples"]
