@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fedmote.cli.table import say, write_json
+from fedmote.config.table import require_identifier
 from fedmote.errors import ConfigError, TransportError
 from fedmote.fleet.broker_check import Finding, examine
 from fedmote.fleet.broker_files import MAX_CONNECTIONS, Binding, BrokerFiles, write_configuration
@@ -72,6 +73,7 @@ def run(options: Namespace) -> int:
 
 def _init(directory: Path, options: Namespace) -> int:
     binding = _binding(options)
+    require_identifier("--site", options.site)
     files = BrokerFiles(directory.resolve(), options.site, binding.url)
     made: list[Path] = []
     with Registry.open(options.registry, is_made=True) as registry:

@@ -148,6 +148,8 @@ def _identity(credentials: Credentials, options: Namespace) -> bytes:
         credentials.password,
         options.send_samples,
         credentials.keep_alive_s,
+        credentials.key_bytes,
+        credentials.cell_key_bytes,
     )
 
 

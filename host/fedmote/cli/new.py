@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 
 from fedmote.config import CellConfig, CoordinatorConfig, Credentials, PartnerConfig, PartnerCredentials, load
+from fedmote.config.table import require_identifier
 from fedmote.errors import ConfigError
 from fedmote.fleet.broker_files import Binding, BrokerFiles, write_configuration
 from fedmote.fleet.enrolment import Enrolment
@@ -92,7 +93,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Writes everything into a directory beside, checks it, and puts it in place: a failure leaves nothing."""
     target: Path = options.directory.absolute()
-    Credentials(CELL.devices[0], options.site, CELL.devices[0], "")  # a site that breaks the rules is refused before the work
+    require_identifier("--site", options.site)
     if not 1 <= options.tcp_port <= 65_535:
         raise ConfigError(f"--tcp-port {options.tcp_port}: 1 to 65535 is expected")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):

@@ -8,12 +8,12 @@ import os
 import signal
 import time
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from fedmote.cli.table import say, write_json, write_table
-from fedmote.config import BrokerConfig, CoordinatorConfig, load
+from fedmote.config import BrokerConfig, CellConfig, CoordinatorConfig, load
 from fedmote.config.broker import is_plain_text
 from fedmote.coordinator import Coordinator, DeployedPartition, RunResult
 from fedmote.coordinator.security import PackageSigner, Security
@@ -72,25 +72,32 @@ def run(options: Namespace) -> int:
 
 
 def with_population(config: CoordinatorConfig, path: Path) -> CoordinatorConfig:
-    """The configuration with its cells: those that it names, who must have keys then, or those of the registry.
+    """The configuration with its cells: those that it names, without who was revoked, or those of the registry.
 
     Raises:
-        ConfigError: nobody is in the registry, or somebody of the cells is not.
+        ConfigError: nobody is left, or somebody of the cells was never enrolled.
     """
     if config.security.registry is None:
         return config
     with Registry.open(config.security.registry) as registry:
-        cells = registry.cells()
-    enrolled = {member for cell in cells for member in cell.participants}
-    if not enrolled:
+        cells, states = registry.cells(), {entry.id: entry.state for entry in registry.entries()}
+    if config.cells:
+        named = [member for cell in config.cells for member in cell.participants]
+        if strangers := [member for member in named if member not in states]:
+            raise ConfigError(f"{path}: cells: {', '.join(strangers)}: not enrolled, so without a key; see `fedmote enroll add`")
+        if revoked := [member for member in named if states[member] == "revoked"]:
+            say(f"left out, revoked: {', '.join(revoked)}")
+        cells = tuple(kept for cell in config.cells if (kept := _without(cell, states)) is not None)
+    if not cells:
         raise ConfigError(f"{config.security.registry}: nobody is enrolled; `fedmote enroll add` lets devices and partners in")
-    if not config.cells:
-        return replace(config, cells=cells)
-    if lacking := sorted({member for cell in config.cells for member in cell.participants} - enrolled):
-        raise ConfigError(
-            f"{path}: cells: {', '.join(lacking)} of them has no key in the registry; `fedmote enroll add` gives one"
-        )
-    return config
+    return replace(config, cells=cells)
+
+
+def _without(cell: CellConfig, states: Mapping[str, str]) -> CellConfig | None:
+    """A cell without its revoked members; None where nobody is left."""
+    devices = tuple(device for device in cell.devices if states[device] == "active")
+    partner = cell.partner if cell.partner is not None and states[cell.partner] == "active" else None
+    return CellConfig(cell.name, devices, partner) if devices or partner else None
 
 
 def plain_text(config: CoordinatorConfig) -> Iterator[str]:

@@ -52,7 +52,7 @@ def import_fleet(path: Path, enrolment: Enrolment, site: str) -> BrokerState:
 def _read(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(read_private(path))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not JSON: {type(error).__name__}") from error  # its text quotes none of the file
     expected = {"format": int, "site": str, "epoch": int, "participants": list, "hashes": dict, "psks": dict}
     if not isinstance(content, dict) or any(not isinstance(content.get(key), kind) for key, kind in expected.items()):

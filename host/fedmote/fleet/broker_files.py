@@ -310,17 +310,18 @@ def write_configuration(files: BrokerFiles, binding: Binding) -> None:
         "log_type warning",
         "log_type notice",
     ]
-    if binding.is_one_connection_per_user:
-        lines.append("use_username_as_clientid true")
     if binding.has_tls:
         lines.append(f"psk_file {files.psk}")
+    each = [f"max_connections {binding.max_connections}"]
+    if binding.is_one_connection_per_user:
+        each.append("use_username_as_clientid true")
     plain = ["127.0.0.1"]
     if binding.is_insecure and binding.address is not None:
         plain = [binding.address] if _is_everywhere(binding.address) else ["127.0.0.1", binding.address]
     for address in plain:
-        lines += ["", f"listener {binding.tcp_port} {address}", f"max_connections {binding.max_connections}"]
+        lines += ["", f"listener {binding.tcp_port} {address}", *each]
     if binding.has_tls:
-        tls = [f"max_connections {binding.max_connections}", "tls_version tlsv1.2"]  # the lowest that is taken
+        tls = [*each, "tls_version tlsv1.2"]  # the lowest that is taken
         lines += ["", f"listener {binding.tls_port} {binding.address}", *tls]
         lines += [f"certfile {files.tls / 'server.crt'}", f"keyfile {files.tls / 'server.key'}"]
         lines += ["", f"listener {binding.psk_port} {binding.address}", *tls]

@@ -145,7 +145,7 @@ class Enrolment:
         accounts = Accounts.read(self.files)
         accounts.admit(id, password, psk)
         broker = self.synchronise(accounts)
-        return Done(entry, tuple(files), broker, (*self._lacking(entry.cell), *self._notes(broker)))
+        return Done(entry, tuple(files), broker, (*self._for_partner(entry), *self._lacking(entry.cell), *self._notes(broker)))
 
     def _write_partner(self, cell: str) -> tuple[Path, ...]:
         """The keys file of a cell's partner: its own key, and the cell keys of its active devices as far as they are here."""
@@ -167,6 +167,14 @@ class Enrolment:
             file = self.files.credentials_file(device)
             found[device] = load(Credentials, file).cell_key if file.exists() else known.get(device)
         return found
+
+    def _for_partner(self, entry: Entry) -> tuple[str, ...]:
+        partner = self._partner(entry.cell)
+        if partner is None or entry.role is Role.PARTNER:
+            return ()
+        return (
+            f"{partner} needs {self.files.keys_file(partner).name} anew, and [[devices]] with {entry.id} in its partner.toml",
+        )
 
     def _lacking(self, cell: str) -> tuple[str, ...]:
         partner = self._partner(cell)

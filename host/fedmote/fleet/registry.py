@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from fedmote.config import CellConfig
+from fedmote.config.table import require_identifier
 from fedmote.errors import ConfigError, StoreError
 from fedmote.fleet.schema import SCRIPTS
 from fedmote.private_files import FILE_MODE, make_private_directory, refuse_shared
@@ -206,7 +207,8 @@ class Registry:
         Raises:
             ConfigError: a name breaks the rules, the id is taken, or the cell has a partner already.
         """
-        CellConfig(cell, (id,))  # refuses names that break the rules
+        require_identifier("id", id)
+        require_identifier("cell", cell)
         now, key = self._now(), secrets.token_bytes(KEY_BYTES)
         with self._transaction():
             row = self._one("SELECT state, key_version FROM participant WHERE id = ?", id)
@@ -279,7 +281,8 @@ class Registry:
                 for one in content["participants"]
             ]
             for row in rows:
-                CellConfig(row[2], (row[0],))
+                require_identifier("id", row[0])
+                require_identifier("cell", row[2])
                 Role(row[1])
             epoch = int(content["epoch"])
         except (KeyError, TypeError, ValueError) as error:  # their texts could quote a key

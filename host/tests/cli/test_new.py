@@ -74,9 +74,19 @@ def test_bad_arguments_leave_nothing_behind(tmp_path, arguments):
     assert not list(tmp_path.iterdir())
 
 
+REVOCATION_LIMIT_S = 5.0
+
+
+def await_line(process, words: str, limit_s: float) -> None:
+    deadline = time.monotonic() + limit_s
+    while words not in process.log.read_text():
+        assert time.monotonic() < deadline, process.quote()
+        time.sleep(0.02)
+
+
 @pytest.mark.broker
 @pytest.mark.skipif(find_mosquitto() is None, reason="mosquitto is not installed")
-def test_broker_coordinator_partner_and_device_start_from_it_and_merge_rounds(tmp_path):
+def test_broker_coordinator_partner_and_device_start_from_it_and_merge_rounds_until_one_is_revoked(tmp_path):
     from fedmote.lab.demo.fleet import Fleet
     from fedmote.supervised import free_tcp_port
 
@@ -92,6 +102,13 @@ def test_broker_coordinator_partner_and_device_start_from_it_and_merge_rounds(tm
         serve = fleet.start("serve", "serve", target / "coordinator.toml", "--set", "run.rounds=2", "--json")
         fleet.watch(serve, 120.0)
         result = json.loads(serve.out.read_text())
+        again = fleet.start("again", "serve", target / "coordinator.toml", "--set", "run.rounds=100000")
+        await_line(again, "round 3", 60.0)
+        start = time.monotonic()
+        assert main(["enroll", "revoke", "device-1", "--config", str(target / "coordinator.toml")]) == 0
+        await_line(again, "device-1: its key was revoked", REVOCATION_LIMIT_S - (time.monotonic() - start))
+        print(f"the coordinator acts on a revocation after {time.monotonic() - start:.2f} s")
+        again.stop()
     assert result["is_complete"]
     assert [one["reported"] for one in result["rounds"]] == [2, 2]
     sent = [update["sent"] for update in result["rounds"][0]["updates"] if update["role"] == "device"]
