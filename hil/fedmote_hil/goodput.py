@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How fast a bad line carries a package to a device and its update back.
 
-    device, a process or an emulated board ---- Shim: pace, losses ---- LinkServer, Exchange
+    device, a process ---- Shim: pace, losses ---- LinkServer, Exchange
 
 The device is the SDK's own image; the other side is what the coordinator moves blobs with. Only the round around it is written
 down here: one plan, one report. Times are the device's own events: a package takes from the plan to its installation, an update

@@ -10,18 +10,18 @@ import statistics
 from fedmote.cli.bench import Subject
 from fedmote.cli.table import write_json, write_table
 from fedmote.errors import ConfigError
-from fedmote.package.boards import Board, boards_with
+from fedmote.package.boards import Board
 from fedmote_hil.goodput import LINE_RATE_BYTES_S, PAYLOAD_BYTES, REQUIRED, Transfer, measure
 
 _EXAMPLES = """examples:
   fedmote bench link                                    64 KiB down and an update up at 115,200 baud; 0, 1 and 10 % lost
   fedmote bench link --loss 0.3 --seeds 3 --json        a worse line, for programs
 """
+_BOARD = "posix"  # the only one that tells what happens in it when it happens
 _COLUMNS = ("direction", "loss", "payload_bytes", "chunk_bytes", "seconds", "share", "least", "required", "is_met")
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--board", default="posix", metavar="BOARD", help=", ".join(boards_with("fedmote-device")))
     parser.add_argument("--loss", type=float, nargs="+", default=sorted(REQUIRED), metavar="P", help="shares of lost frames")
     parser.add_argument("--rate", type=int, default=LINE_RATE_BYTES_S, metavar="BYTES_S", help="of the line, in each direction")
     parser.add_argument("--bytes", type=int, default=PAYLOAD_BYTES, metavar="N", help="of the package")
@@ -33,7 +33,7 @@ def _run(options: argparse.Namespace) -> int:
     """Lines run side by side: they wait nearly all the time."""
     if options.seeds < 1 or not all(0 <= loss < 1 for loss in options.loss):
         raise ConfigError("--seeds from 1, and --loss from 0 to less than 1 are expected")
-    board = Board.load(options.board)
+    board = Board.load(_BOARD)
     found = asyncio.run(_measure_all(board, options))
     rows = [_row(found, direction, loss) for loss in options.loss for direction in ("download", "upload")]
     if options.json:
