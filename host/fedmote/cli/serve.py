@@ -15,6 +15,7 @@ from fedmote.cli import EXIT_INTERRUPTED
 from fedmote.cli.table import say, write_json, write_table
 from fedmote.config import BrokerConfig, CoordinatorConfig, load
 from fedmote.coordinator import Coordinator, DeployedPartition, RunResult
+from fedmote.coordinator.crash import die_at
 from fedmote.errors import RoundError
 from fedmote.rounds import RunStatus
 from fedmote.transport import Transport
@@ -57,6 +58,7 @@ def run(options: Namespace) -> int:
         is_fresh=options.fresh,
         talk=_talk_json if options.json else say,
         tell=_tell_json if options.json else None,
+        passing=die_at(os.environ),
     )
     signals: list[int] = []
     result = asyncio.run(_serve(coordinator, signals))

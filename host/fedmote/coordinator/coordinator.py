@@ -57,7 +57,7 @@ class Coordinator:
         talk: takes lines for the operator.
         tell: takes the run's status from time to time; `talk` takes its words where None.
         clock: monotonic seconds.
-        passing: called with the name of every place at which a kill must do no harm.
+        passing: called with the name of every place at which a kill must do no harm; `crash.PLACES` has them.
 
     Attributes:
         is_stopping: `stop` was called.
@@ -246,6 +246,7 @@ class Coordinator:
             run.merging.strategy.codec.decode(run.machine.role_of(who), blob, run.merging.model)
         except RemoteWireError as error:
             return BlobSpoiled(who, sink.handle, error.status, str(error))
+        self._passing("update-decoded")
         content = run.state.blobs.put(blob)
         self._passing("blob-stored")
         return BlobArrived(who, sink.handle, content)

@@ -346,6 +346,7 @@ class Run:
         self.checkpoint = checkpoint
         self._forms.show(checkpoint, self._encoder_versions())
         self.exchange.withdraw()
+        self._passing("checkpoint-shown")
         self._say_round(plan.round)
         await self.perform(self.machine.committed(checkpoint.version, self._clock()))
 
