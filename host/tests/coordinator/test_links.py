@@ -2,6 +2,7 @@
 """Runs over real links and in a real process: broker and direct links at once, kill -9, SIGTERM, the verbs afterwards."""
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -12,7 +13,6 @@ import time
 
 import pytest
 
-from fedmote.cli import serve
 from fedmote.config import CellConfig, CoordinatorConfig, RunConfig, WindowsConfig
 from fedmote.coordinator import Coordinator, DeployedPartition
 from fedmote.store import Ledger
@@ -120,9 +120,9 @@ class Served:
     def __init__(self, path, url):
         self.path, self.url = path, url
 
-    def start(self, *arguments):
+    def start(self, *arguments, program=MAIN):
         return subprocess.Popen(
-            [sys.executable, "-c", MAIN, "serve", str(self.path), "--json", *arguments],
+            [sys.executable, "-c", program, "serve", str(self.path), "--json", *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -226,36 +226,41 @@ def test_sigterm_stops_quickly_with_code_0_and_the_next_start_goes_on(tmp_path):
     assert (tmp_path / "m.safetensors").exists()
 
 
-def test_sigterm_while_nobody_is_there_ends_the_process_with_code_0(tmp_path):
+@contextlib.contextmanager
+def waiting_process(tmp_path, program=MAIN):
+    """A coordinator that listens, and nobody comes."""
     write_conversion(tmp_path / "tiny")
     served = Served(*write_config(tmp_path, "state", 2))
-    process = served.start()
+    process = served.start(program=program)
     try:
         while "listening" not in process.stderr.readline():
             pass
-        process.send_signal(signal.SIGTERM)
-        out, _ = process.communicate(timeout=30)
+        yield process
     finally:
         process.kill()
-    assert process.returncode == 0
-    assert json.loads(out)["version"] == 0
+        process.communicate()
 
 
-def test_second_signal_forces_the_end(monkeypatch):
-    ended = []
-    monkeypatch.setattr(os, "_exit", ended.append)
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_a_signal_ends_the_process_within_two_seconds_with_its_code(tmp_path, number, code):
+    with waiting_process(tmp_path) as process:
+        began = time.monotonic()
+        process.send_signal(number)
+        out, _ = process.communicate(timeout=30)
+        assert time.monotonic() - began <= 2.0
+        assert process.returncode == code
+        assert json.loads(out)["version"] == 0
 
-    class Slow:
-        is_stopping = False
 
-        def stop(self):
-            self.is_stopping = True
-
-    slow = Slow()
-    serve._on_signal(slow)
-    assert ended == []
-    serve._on_signal(slow)
-    assert ended == [130]
+def test_a_second_interrupt_forces_the_end_although_everything_is_stuck(tmp_path):
+    stuck = "import time; from fedmote.coordinator import Coordinator; Coordinator.stop = lambda self: time.sleep(60); "
+    with waiting_process(tmp_path, stuck + MAIN) as process:
+        process.send_signal(signal.SIGINT)
+        assert "once more to force" in process.stderr.readline()
+        began = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=30) == 130
+        assert time.monotonic() - began <= 2.0
 
 
 def test_run_that_is_given_up_ends_with_code_1_and_one_line(tmp_path):
