@@ -86,6 +86,8 @@ class Run:
         self._talk = talk
         self._passing = passing
         self._opened_at = clock()
+        if state.ledger.damage is not None:
+            talk(state.ledger.damage)
         entry = self._begin_or_resume()
         self.name = entry.name
         self.checkpoint = Checkpoint(0, 0, *partition.first_model())
@@ -236,7 +238,7 @@ class Run:
         ledger = self.state.ledger
         match action:
             case OpenRound():
-                ledger.open_round(action.plan)
+                ledger.open_round(action.plan, self.config.windows.report_s)
                 self.exchange.begin_round()
                 self._opened_at = self._clock()
                 self._talk(
