@@ -129,7 +129,7 @@ class Served:
             bufsize=1,
         )
 
-    async def run(self, on_line):
+    async def run(self, on_line, actors=None):
         """Participants meet the process; `on_line(process, line)` sees its talk and returns the process to go on with."""
         process = self.start()
         loop = asyncio.get_running_loop()
@@ -141,7 +141,7 @@ class Served:
                 if not line:
                     break
                 if "listening" in line and not tasks:
-                    tasks = [asyncio.create_task(actor.run(lines)) for actor in real_actors(NAMES).values()]
+                    tasks = [asyncio.create_task(actor.run(lines)) for actor in (actors or real_actors(NAMES)).values()]
                 process = on_line(process, line)
             return await loop.run_in_executor(None, process.communicate), process.returncode
         finally:
@@ -152,8 +152,8 @@ class Served:
             for end in lines.ends:
                 await end.close()
 
-    def serve(self, on_line=lambda process, line: process):
-        (out, _), code = asyncio.run(asyncio.wait_for(self.run(on_line), 120))
+    def serve(self, on_line=lambda process, line: process, actors=None):
+        (out, _), code = asyncio.run(asyncio.wait_for(self.run(on_line, actors), 120))
         return (json.loads(out) if out else None), code
 
 

@@ -272,9 +272,17 @@ def test_full_disk_is_one_clear_message_and_the_journal_stays_sound(tmp_path):
         assert ledger.updates(1) == [update()]
 
 
-def test_journal_cut_at_any_byte_of_its_log_falls_back_to_whole_entries(tmp_path):
+@pytest.fixture
+def memory_path():
+    """A directory in memory where there is one: thousands of ledgers are opened, and each forces its files to the medium."""
+    shm = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=shm if os.access(shm, os.W_OK) else None) as directory:
+        yield Path(directory)
+
+
+def test_journal_cut_at_any_byte_of_its_log_falls_back_to_whole_entries(memory_path):
     """A power cut leaves a prefix of the write-ahead log: what is read is a prefix of the entries."""
-    source = tmp_path / "source"
+    source = memory_path / "source"
     source.mkdir()
     ledger = begun(source / "l")
     ledger.open_round(PLAN)
@@ -283,7 +291,7 @@ def test_journal_cut_at_any_byte_of_its_log_falls_back_to_whole_entries(tmp_path
     whole = (source / "l-wal").read_bytes()
     seen = set()
     for length in range(0, len(whole) + 1, 509):
-        target = tmp_path / "cut"
+        target = memory_path / "cut"
         target.mkdir()
         shutil.copy(source / "l", target / "l")
         (target / "l-wal").write_bytes(whole[:length])
@@ -294,14 +302,6 @@ def test_journal_cut_at_any_byte_of_its_log_falls_back_to_whole_entries(tmp_path
         shutil.rmtree(target)
     ledger.close()
     assert 0 in seen
-
-
-@pytest.fixture
-def memory_path():
-    """A directory in memory where there is one: thousands of ledgers are opened, and each forces its files to the medium."""
-    shm = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(dir=shm if os.access(shm, os.W_OK) else None) as directory:
-        yield Path(directory)
 
 
 def last_entry(directory):
