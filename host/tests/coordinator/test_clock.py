@@ -52,9 +52,8 @@ def jumping_clock(directory):
     source.write_text(JUMPING_CLOCK)
     subprocess.run(["gcc", "-shared", "-fPIC", "-o", str(library), str(source), "-ldl"], check=True)
     looks = "import time; print(*(int(time.time()) for _ in range(200)))"
-    said = subprocess.run(
-        ["python3", "-c", looks], env={"LD_PRELOAD": str(library), "PATH": "/usr/bin:/bin"}, capture_output=True
-    )
+    environment = {**os.environ, "LD_PRELOAD": str(library)}
+    said = subprocess.run([sys.executable, "-c", looks], env=environment, capture_output=True, check=True)
     seen = [int(word) for word in said.stdout.split()]
     assert max(seen) - min(seen) > 7000, "the clock jumps"
     return library
