@@ -194,6 +194,7 @@ class Site:
     config: CoordinatorConfig
     actors: dict
     talk: list = field(default_factory=list)
+    statuses: list = field(default_factory=list)
     partition: TinyPartition = field(default_factory=TinyPartition)
 
     def serve(self, passing=None, is_fresh=False, only=None, while_running=None, timeout=30.0):
@@ -202,7 +203,13 @@ class Site:
     async def _serve(self, passing, is_fresh, only, while_running):
         network = MemoryNetwork()
         self.coordinator = Coordinator(
-            self.config, [network.coordinator], self.partition, is_fresh=is_fresh, talk=self.talk.append, passing=passing
+            self.config,
+            [network.coordinator],
+            self.partition,
+            is_fresh=is_fresh,
+            talk=self.talk.append,
+            tell=self.statuses.append,
+            passing=passing,
         )
         self.network = network
         self.tasks = {
