@@ -76,9 +76,13 @@ class Transfer:
 
 
 async def measure(
-    board: Board, loss: float, seed: int, rate_bytes_s: int = LINE_RATE_BYTES_S, payload_bytes: int = PAYLOAD_BYTES
+    board: Board,
+    line: Impairment,
+    seed: int,
+    rate_bytes_s: int = LINE_RATE_BYTES_S,
+    payload_bytes: int = PAYLOAD_BYTES,
 ) -> list[Transfer]:
-    """One download and one upload.
+    """One download and one upload over a line that is as bad in both directions.
 
     Raises:
         DoesNotFitError: the package does not fit the board's slots.
@@ -95,8 +99,7 @@ async def measure(
     server = LinkServer("tcp://127.0.0.1:0")
     await server.start()
     try:
-        bad = Impairment(loss=loss)
-        async with Shim(server.url, bad, bad, rate_bytes_s, seed=seed) as shim:
+        async with Shim(server.url, line, line, rate_bytes_s, seed=seed) as shim:
             with VirtualDevice(board, _ID, samples, identity_region(_ID, "lab", "serial"), shim.url) as device:
                 desk = _Desk(server, package, blob)
                 watch = asyncio.create_task(_watch(device))
@@ -114,7 +117,7 @@ async def measure(
     chunk = chunk_bytes(board.body_max)
 
     def transfer(direction: str, size: int, seconds: float, carried_bytes: int) -> Transfer:
-        return Transfer(direction, loss, seed, size, chunk, seconds, size / seconds / rate_bytes_s, carried_bytes)
+        return Transfer(direction, line.loss, seed, size, chunk, seconds, size / seconds / rate_bytes_s, carried_bytes)
 
     return [
         transfer("download", len(blob), installed_at - planned_at, carried[0]),

@@ -12,6 +12,7 @@ from fedmote.cli.table import write_json, write_table
 from fedmote.errors import ConfigError
 from fedmote.package.boards import Board
 from fedmote_hil.goodput import LINE_RATE_BYTES_S, PAYLOAD_BYTES, REQUIRED, Transfer, measure
+from fedmote_hil.shim import Impairment
 
 _EXAMPLES = """examples:
   fedmote bench link                                    64 KiB down and an update up at 115,200 baud; 0, 1 and 10 % lost
@@ -48,7 +49,7 @@ def _run(options: argparse.Namespace) -> int:
 async def _measure_all(board: Board, options: argparse.Namespace) -> list[Transfer]:
     found: list[Transfer] = []
     for loss in options.loss:
-        lines = [measure(board, loss, seed, options.rate, options.bytes) for seed in range(options.seeds)]
+        lines = [measure(board, Impairment(loss=loss), seed, options.rate, options.bytes) for seed in range(options.seeds)]
         found += [transfer for pair in await asyncio.gather(*lines) for transfer in pair]
     return found
 
