@@ -67,9 +67,7 @@ class SigningKey:
     def make(cls, path: Path) -> SigningKey:
         """A new key, written to a file that only its owner may read; ConfigError where there is one already."""
         if path.exists():
-            raise ConfigError(
-                f"{path}: there is a key already; devices that know it refuse packages signed with another one"
-            )
+            raise ConfigError(f"{path}: there is a key already; devices that know it refuse packages signed with another one")
         key = cls(secrets.token_bytes(KEY_BYTES))
         write_private(path, key.seed.hex() + "\n")
         return key
