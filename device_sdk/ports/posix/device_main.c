@@ -21,19 +21,21 @@
 #define LONGEST_WAIT_MS 1000U
 
 static const char usage[] =
-    "usage: fedmote-device --identity FILE --samples FILE [--slots FILE] [--cache BYTES] [--events]\n"
+    "usage: fedmote-device --identity FILE --samples FILE [--slots FILE] [--cache BYTES] [--clock-ms START] "
+    "[--events]\n"
     "                      (--connect HOST:PORT | --serial PATH | --pty)\n"
     "  --identity  identity region; its link says whether the stream speaks MQTT or serial frames\n"
     "  --samples   samples region\n"
     "  --slots     file of both package slots, made where absent; without it packages live in memory\n"
     "  --cache     room for the embeddings that the arena does not hold; without it they are computed again\n"
+    "  --clock-ms  what the clock shows at the start; it wraps at 2^32\n"
     "  --connect   TCP stream: a broker, or a peer that speaks serial frames\n"
     "  --serial    serial port or pseudo terminal\n"
     "  --pty       makes a pseudo terminal and prints the path of its other end\n"
     "  --events    writes what happens to standard error, one line each: event value\n";
 
 struct options {
-    const char *identity, *samples, *slots, *cache, *target;
+    const char *identity, *samples, *slots, *cache, *clock_ms, *target;
     enum stream_kind kind;
     bool has_stream;
     bool is_telling;
@@ -44,12 +46,10 @@ struct board {
     struct slots slots;
     struct cache cache;
     struct samples_region samples;
+    uint32_t clock_offset_ms;
 };
 
-static uint32_t port_now_ms(void *context) {
-    (void)context;
-    return posix_now_ms();
-}
+static uint32_t port_now_ms(void *context) { return posix_now_ms() + ((struct board *)context)->clock_offset_ms; }
 
 static uint32_t port_random(void *context) {
     (void)context;
@@ -108,6 +108,9 @@ static const char **value_of(struct options *options, const char *name) {
     }
     if (strcmp(name, "--cache") == 0) {
         return &options->cache;
+    }
+    if (strcmp(name, "--clock-ms") == 0) {
+        return &options->clock_ms;
     }
     if (strcmp(name, "--connect") == 0 || strcmp(name, "--serial") == 0) {
         options->kind = name[2] == 'c' ? STREAM_TCP : STREAM_SERIAL;
@@ -171,18 +174,40 @@ static bool open_identity(struct fedmote_identity *identity, char *text, const c
     return true;
 }
 
+static bool read_number(uint32_t *number, const char *text) {
+    char *end = NULL;
+    errno = 0;
+    const unsigned long value = strtoul(text, &end, 10);
+    if (*text < '0' || *text > '9' || *end != '\0' || errno != 0 || value > UINT32_MAX) {
+        return complain(text, "not a number from 0 to 4294967295");
+    }
+    *number = (uint32_t)value;
+    return true;
+}
+
 /* Without the option the board has no cache. */
 static bool open_cache(struct cache *cache, const char *text) {
+    uint32_t size = 0;
     if (text == NULL) {
         return true;
     }
-    char *end = NULL;
-    errno = 0;
-    const unsigned long size = strtoul(text, &end, 10);
-    if (*text < '0' || *text > '9' || *end != '\0' || errno != 0 || size > UINT32_MAX) {
-        return complain(text, "not a number of bytes");
+    if (!read_number(&size, text)) {
+        return false;
     }
-    return size == 0 || cache_open(cache, (uint32_t)size) || complain(text, "there is not so much memory");
+    return size == 0 || cache_open(cache, size) || complain(text, "there is not so much memory");
+}
+
+/* Without the option the clock shows how long the machine has been on. */
+static bool set_clock(struct board *board, const char *text) {
+    uint32_t start_ms = 0;
+    if (text == NULL) {
+        return true;
+    }
+    if (!read_number(&start_ms, text)) {
+        return false;
+    }
+    board->clock_offset_ms = start_ms - posix_now_ms();
+    return true;
 }
 
 static bool open_board(struct board *board, const struct options *options) {
@@ -198,7 +223,7 @@ static bool open_board(struct board *board, const struct options *options) {
     if (!slots_open(&board->slots, FEDMOTE_BOARD_SLOT_BYTES, options->slots)) {
         return complain(options->slots, errno == EINVAL ? "not a slots file of this board" : strerror(errno));
     }
-    if (!open_cache(&board->cache, options->cache)) {
+    if (!open_cache(&board->cache, options->cache) || !set_clock(board, options->clock_ms)) {
         return false;
     }
     if (!stream_init(&board->stream, options->kind, options->target)) {
