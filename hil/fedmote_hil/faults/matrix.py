@@ -222,6 +222,11 @@ def run_row(one: Row, is_quick: bool, say: Say) -> Result:
     try:
         try:
             one.run(bench)
+        except NotRunError:
+            raise
+        except Exception as error:  # said now: ending what the row held may raise something else
+            facts.must(False, _words(error))
+            say("".join(traceback.format_exception(error)).rstrip())
         finally:
             bench.close()
         if facts.num_decided == 0:
@@ -232,8 +237,12 @@ def run_row(one: Row, is_quick: bool, say: Say) -> Result:
         facts.note(f"not run: {error}")
     except Exception as error:  # a row that breaks has failed; the others are run all the same
         state = "failed"
-        facts.must(False, f"{type(error).__name__}: {' '.join(str(error).split())[:600]}")
+        facts.must(False, _words(error))
         say("".join(traceback.format_exception(error)).rstrip())
     finally:
         shutil.rmtree(directory, ignore_errors=True)
     return Result(one, str(facts), state, time.monotonic() - began)
+
+
+def _words(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:600]}"

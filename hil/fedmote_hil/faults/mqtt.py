@@ -92,7 +92,7 @@ class MqttClient:
             if task is not None:
                 task.cancel()
         if self._writer is not None:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, TransportError):
                 self._write(_DISCONNECT << 4, b"")
             self._writer.close()
             self._writer = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import importlib
 
-_MODULES = ("broker", "coordinator")
+_MODULES = ("broker", "coordinator", "disk")
 
 
 def load() -> None:
