@@ -20,6 +20,7 @@ from typing import Any, Self, TypeVar
 
 from fedmote.errors import ConfigError
 from fedmote.supervised import Group
+from fedmote.wire.schema import Role
 from fedmote_hil.faults.matrix import NotRunError, VainError
 from fedmote_hil.faults.member import Conduct, Member
 from fedmote_hil.faults.serving import environment
@@ -66,11 +67,19 @@ async def _cancel_all() -> None:
 
 def member(site: Site, number: int, conduct: Conduct | None = None) -> Member:
     """A participant in the place of a device of the site."""
+    return _participant(site, site.names[number], conduct, Role.DEVICE, "posix")
+
+
+def partner(site: Site, name: str, conduct: Conduct | None = None) -> Member:
+    """A participant in the place of a partner of the site."""
+    return _participant(site, name, conduct, Role.PARTNER, "partner")
+
+
+def _participant(site: Site, name: str, conduct: Conduct | None, role: Role, board: str) -> Member:
     if site.broker is None:
         raise ConfigError("participants in Python speak MQTT: the site needs a broker")
     host, tcp_port = site.address().split(":")
-    name = site.names[number]
-    return Member((host, int(tcp_port)), SITE, name, site.broker.password(name), conduct)
+    return Member((host, int(tcp_port)), SITE, name, site.broker.password(name), conduct, role, board)
 
 
 class Crowd:

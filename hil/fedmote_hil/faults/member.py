@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from fedmote.errors import RemoteWireError, TransportError
+from fedmote.tensors import dump_safetensors, load_safetensors
 from fedmote.wire.blobs import encode_head_update
 from fedmote.wire.codec import Message, Value, decode, encode
 from fedmote.wire.schema import Kind, Role, Status
@@ -67,6 +68,8 @@ class Member:
         refusals: statuses that it was told.
         acked: rounds that were acknowledged.
         plan: the newest one.
+        blobs: what it pulled for the newest plan: package or checkpoint, and a newer head.
+        reports: how many it sent.
         times: loop times of the first of each kind that came, since the last `times.clear()`.
     """
 
@@ -90,10 +93,11 @@ class Member:
         self.plan: Message | None = None
         self.times: dict[Kind, float] = {}
         self.num_connections = 0
+        self.reports = 0
         self._address, self._password = address, password
         self._client: MqttClient | None = None
         self._sinks: list[BlobSink] = []
-        self._blobs: list[bytes] = []
+        self.blobs: list[bytes] = []
         self._update: tuple[Message, bytes] | None = None
         self._hello_at, self._backoff_s = 0.0, _HELLO_MIN_S
         self._report_at = 0.0
@@ -162,6 +166,7 @@ class Member:
         elif self._update is not None:
             if now >= self._report_at:
                 self._report_at = now + _REPORT_S
+                self.reports += 1
                 await self.say(self._update[0])
         elif now >= self._hello_at:
             pause_s = self.conduct.hello_s or random.random() * self._backoff_s
@@ -221,7 +226,7 @@ class Member:
         if self._update is not None and self._update[0].get("round") == plan["round"]:
             self._report_at = 0.0
             return
-        self.plan, self._update, self._blobs = plan, None, []
+        self.plan, self._update, self.blobs = plan, None, []
         wanted = [(plan["model_handle"], plan["model_size"])]
         if "head_handle" in plan:
             wanted.append((plan["head_handle"], plan["head_size"]))
@@ -236,18 +241,24 @@ class Member:
             await self.say(message)
         if not self._sinks[0].is_complete:
             return
-        self._blobs.append(self._sinks.pop(0).blob())
+        self.blobs.append(self._sinks.pop(0).blob())
         if self._sinks:
             for message in self._sinks[0].start(_now()):
                 await self.say(message)
         elif not self.conduct.is_silent and self.plan is not None:
             blob = (self.conduct.blob or self.learn)(self.plan)
-            self._update, self._report_at = (self.report(self.plan, blob), blob), 0.0
+            if not self.conduct.is_silent:  # making it may have changed its mind
+                self._update, self._report_at = (self.report(self.plan, blob), blob), 0.0
 
     def learn(self, plan: Message) -> bytes:
-        """A sound update."""
+        """A sound update: of the head, or for a partner of every tensor of the checkpoint."""
         generator = np.random.default_rng([plan["seed"], zlib.crc32(self.id.encode())])
-        return encode_head_update(generator.normal(0, _LEARNED, NUM_PARAMETERS).astype(np.float32))
+        if self.role is Role.DEVICE:
+            return encode_head_update(generator.normal(0, _LEARNED, NUM_PARAMETERS).astype(np.float32))
+        base = load_safetensors(self.blobs[0])
+        return dump_safetensors(
+            {name: generator.normal(0, _LEARNED, values.shape).astype(np.float32) for name, values in base.items()}
+        )
 
     def report(self, plan: Message, blob: bytes) -> Message:
         """The report of an update."""
