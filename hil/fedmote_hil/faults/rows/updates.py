@@ -20,7 +20,7 @@ from fedmote.wire.schema import Kind, Status
 from fedmote_hil.faults.crowd import Background, member, partner
 from fedmote_hil.faults.matrix import Bench, row
 from fedmote_hil.faults.member import Conduct, Member
-from fedmote_hil.faults.model import NUM_PARAMETERS
+from fedmote_hil.faults.model import FEATURES, NUM_PARAMETERS
 from fedmote_hil.faults.site import Site
 
 _PATIENCE_S = 90.0
@@ -140,23 +140,23 @@ def _hostile_shapes() -> dict[str, Conduct]:
 def _hostile_files() -> dict[str, Callable[[Member, Message], bytes]]:
     """Partner updates that are other files than they should be."""
 
-    def changed(change: Callable[[dict[str, NDArray[np.float32]]], Mapping[str, NDArray[np.generic]]]) -> Callable[..., bytes]:
+    def changed(change: Callable[[dict[str, NDArray[np.float32]]], Mapping[str, NDArray[np.float32]]]) -> Callable[..., bytes]:
         return lambda trainer, plan: dump_safetensors(dict(change(load_safetensors(trainer.learn(plan)))))
 
     def header(size: int) -> Callable[..., bytes]:
         return lambda trainer, plan: struct.pack("<Q", size) + b"{}"
 
-    def shaped(trainer: Member, plan: Message) -> bytes:
-        text = json.dumps({"encoder.weight": {"dtype": "F32", "shape": [2**31, 2**31], "data_offsets": [0, 4]}}).encode()
-        return struct.pack("<Q", len(text)) + text + bytes(4)
+    def entry(dtype: str, shape: list[int], size: int) -> Callable[..., bytes]:
+        text = json.dumps({"encoder.bias": {"dtype": dtype, "shape": shape, "data_offsets": [0, size]}}).encode()
+        return lambda trainer, plan: struct.pack("<Q", len(text)) + text + bytes(size)
 
     return {
         "header of 2^60 bytes": header(2**60),
         "header behind the end": header(1000),
-        "tensor of 2^62 values": shaped,
+        "tensor of 2^62 values": entry("F32", [2**31, 2**31], 4),
         "wrong shape": changed(lambda one: {**one, "encoder.bias": np.zeros(5, np.float32)}),
         "unknown tensor": changed(lambda one: {**one, "another": np.zeros(3, np.float32)}),
-        "float64": changed(lambda one: {**one, "encoder.bias": one["encoder.bias"].astype(np.float64)}),
+        "float64": entry("F64", [FEATURES], 8 * FEATURES),
         "no tensors": changed(lambda one: {}),
     }
 
