@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import json
 import os
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
@@ -32,7 +33,9 @@ from fedmote.rounds.events import (
     JournalUpdate,
     NoteRefusal,
     OpenRound,
+    Pause,
     Pull,
+    Resume,
     SendAck,
     SendPlan,
     SendRefuse,
@@ -75,7 +78,7 @@ class Run:
         self.config = config
         self.state = state
         self.exchange = Exchange()
-        self.merge_task: asyncio.Task[Merged] | None = None
+        self.merge_task: asyncio.Future[Merged] | None = None
         self.is_over = False
         self.complaint: str | None = None
         self._partition = partition
@@ -220,6 +223,12 @@ class Run:
                 self._close(action)
             case AbandonRound():
                 self._abandon(action)
+            case Pause():
+                self._talk(
+                    f"paused for {action.pause_s:.0f} s: {action.complaint}; the model stays, and the run goes on by itself"
+                )
+            case Resume():
+                self._talk("enough participants are back: the run goes on")
             case Stop():
                 self.is_over, self.complaint = True, action.complaint
 
@@ -309,7 +318,7 @@ class Run:
             except FedmoteError as error:
                 return error
 
-        self.merge_task = asyncio.create_task(asyncio.to_thread(merge))
+        self.merge_task = _beside(merge)
 
     async def merged(self, outcome: Merged) -> None:
         """Commit a merge that is done, or abandon its round where the result is refused.
@@ -337,6 +346,7 @@ class Run:
         self.checkpoint = checkpoint
         self._forms.show(checkpoint, self._encoder_versions())
         self.exchange.withdraw()
+        self._passing("checkpoint-shown")
         self._say_round(plan.round)
         await self.perform(self.machine.committed(checkpoint.version, self._clock()))
 
@@ -358,7 +368,7 @@ class Run:
         return RunResult(
             run=self.name.hex(),
             is_complete=self.is_over and self.complaint is None,
-            complaint=self.complaint,
+            complaint=self.complaint if self.is_over else self.machine.complaint,
             version=newest.version,
             checkpoint=str(self.state.checkpoints.path(newest.version)),
             accuracy=newest.accuracy,
@@ -366,3 +376,29 @@ class Run:
             rounds=tuple(round_result(ledger, entry) for entry in ledger.rounds()),
             refusals=refusals(ledger),
         )
+
+
+def _beside(work: Callable[[], Merged]) -> asyncio.Future[Merged]:
+    """Start work in a thread that does not hold the process back: what it would have written, the next start writes."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[Merged] = loop.create_future()
+
+    def hand_over(outcome: Merged | None, error: Exception | None) -> None:
+        if future.cancelled():
+            return
+        if error is not None:
+            future.set_exception(error)
+        elif outcome is not None:
+            future.set_result(outcome)
+
+    def run() -> None:
+        outcome, failure = None, None
+        try:
+            outcome = work()
+        except Exception as error:  # our bug: it surfaces where the outcome is awaited
+            failure = error
+        with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+            loop.call_soon_threadsafe(hand_over, outcome, failure)
+
+    threading.Thread(target=run, name="merge", daemon=True).start()
+    return future

@@ -225,7 +225,7 @@ class Site:
 @pytest.fixture
 def site(tmp_path):
     def make(name="state", rounds=2, cells=CELLS, strategy=None, **windows):
-        values = {"selection_s": 5.0, "report_s": 20.0, "min_fraction": 0.5, "wait_ms": 10} | windows
+        values = {"selection_s": 5.0, "report_s": 20.0, "min_fraction": 0.5, "wait_ms": 10, "after_failures": "end"} | windows
         config = CoordinatorConfig(
             run=RunConfig("site", "run", tmp_path / name, tmp_path, rounds=rounds, seed=7),
             cells=cells,

@@ -261,7 +261,16 @@ def test_second_signal_forces_the_end(monkeypatch):
 def test_run_that_is_given_up_ends_with_code_1_and_one_line(tmp_path):
     write_conversion(tmp_path / "tiny")
     path, _ = write_config(tmp_path, "state", 2)
-    short = ["--set", "windows.selection_s=0", "--set", "windows.report_s=0.1", "--set", "windows.max_failed_rounds=2"]
+    short = [
+        "--set",
+        "windows.selection_s=0",
+        "--set",
+        "windows.report_s=0.1",
+        "--set",
+        "windows.max_failed_rounds=2",
+        "--set",
+        "windows.after_failures=end",
+    ]
     done = verb("serve", str(path), "--json", *short)
     assert done.returncode == 1
     assert json.loads(done.stdout)["complaint"]
