@@ -29,13 +29,14 @@ static const char usage[] =
     "  --slots     file of both package slots, made where absent; without it packages live in memory\n"
     "  --cache     room for the embeddings that the arena does not hold; without it they are computed again\n"
     "  --clock-ms  what the clock shows at the start; it wraps at 2^32\n"
+    "  --power-cut ends the process as a power cut does, after so many steps that did something\n"
     "  --connect   TCP stream: a broker, or a peer that speaks serial frames\n"
     "  --serial    serial port or pseudo terminal\n"
     "  --pty       makes a pseudo terminal and prints the path of its other end\n"
     "  --events    writes what happens to standard error, one line each: event value\n";
 
 struct options {
-    const char *identity, *samples, *slots, *cache, *clock_ms, *target;
+    const char *identity, *samples, *slots, *cache, *clock_ms, *power_cut, *target;
     enum stream_kind kind;
     bool has_stream;
     bool is_telling;
@@ -111,6 +112,9 @@ static const char **value_of(struct options *options, const char *name) {
     }
     if (strcmp(name, "--clock-ms") == 0) {
         return &options->clock_ms;
+    }
+    if (strcmp(name, "--power-cut") == 0) {
+        return &options->power_cut;
     }
     if (strcmp(name, "--connect") == 0 || strcmp(name, "--serial") == 0) {
         options->kind = name[2] == 'c' ? STREAM_TCP : STREAM_SERIAL;
@@ -236,11 +240,14 @@ static bool open_board(struct board *board, const struct options *options) {
     return true;
 }
 
-static void run(struct fedmote *device, struct board *board) {
+/* `steps_left`: until the power goes; 0: it stays. */
+static void run(struct fedmote *device, struct board *board, uint32_t steps_left) {
     for (;;) {
         if (fedmote_step(device) == FEDMOTE_IDLE) {
             const uint32_t wake_ms = fedmote_wake_ms(device);
             stream_wait(&board->stream, wake_ms < LONGEST_WAIT_MS ? wake_ms : LONGEST_WAIT_MS);
+        } else if (steps_left > 0U && --steps_left == 0U) {
+            (void)raise(SIGKILL);
         }
     }
 }
@@ -252,12 +259,14 @@ int main(int count, char **arguments) {
     static uint8_t arena[FEDMOTE_BOARD_ARENA_BYTES] __attribute__((aligned(16)));
     struct fedmote_identity identity;
     struct options options;
+    uint32_t steps_left = 0;
 
     if (count == 2 && strcmp(arguments[1], "--help") == 0) {
         (void)fputs(usage, stdout);
         return EXIT_SUCCESS;
     }
-    if (!parse(&options, count, arguments)) {
+    if (!parse(&options, count, arguments) ||
+        (options.power_cut != NULL && !read_number(&steps_left, options.power_cut))) {
         return EXIT_USAGE;
     }
     (void)signal(SIGPIPE, SIG_IGN); /* a broken stream is told by write() */
@@ -294,6 +303,6 @@ int main(int count, char **arguments) {
         (void)complain_status(options.identity, status);
         return EXIT_BOARD;
     }
-    run(&device, &board);
+    run(&device, &board, steps_left);
     return EXIT_SUCCESS;
 }

@@ -53,6 +53,11 @@ class Device:
         with (self.directory / "stdout.txt").open("wb") as out, self.events.open("ab") as events:
             self._process = self._group.start(command, out, events)
 
+    def forget(self) -> None:
+        """A new part: its slots are empty, and its events begin anew. It must be off."""
+        for file in (*self.directory.glob("slots.bin"), *self.directory.glob("flash.bin"), self.events):
+            file.unlink(missing_ok=True)
+
     def cut_power(self) -> None:
         """Power off, at once. Harmless where it is off."""
         if self._process is not None:

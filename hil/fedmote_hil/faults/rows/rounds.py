@@ -5,8 +5,12 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import random
+import re
 import subprocess
 import sys
+import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +21,18 @@ from fedmote.tensors import load_safetensors
 from fedmote.wire.blobs import decode_head_update
 from fedmote.wire.schema import Role
 from fedmote_hil.faults.crowd import Background, member
+from fedmote_hil.faults.fleet import ACK, ENCODE, FETCH, IDLE, LINK_UP, PLAN, REPORT, SELECT, STATE, TRAIN, Device, Fleet
 from fedmote_hil.faults.matrix import Bench, NotRunError, row
 from fedmote_hil.faults.member import Conduct
 from fedmote_hil.faults.model import HEAD
-from fedmote_hil.faults.serving import command, environment
-from fedmote_hil.faults.site import SITE, Site
+from fedmote_hil.faults.rows.broker import reference
+from fedmote_hil.faults.serving import Serving, command, environment
+from fedmote_hil.faults.site import KEEP_ALIVE_S, SITE, Site
 
 _PATIENCE_S = 120.0
+# A round of the small model has about a hundred steps that do something.
+_STEPS = 141
+_PAUSE = re.compile(r"pause.{0,10}?([\d.]+) s")
 
 
 @row(
@@ -130,3 +139,166 @@ def _error_of_mean(site: Site, name: str) -> float:
             total += entry.num_examples * delta.astype(np.float64)
             weight += entry.num_examples
     return float(np.abs(merged - (base + total / weight)).max())
+
+
+@row(
+    30,
+    fault="below quorum",
+    injected="12 of 20 native devices lose power once they have their plan and stay away; deadline 6 s, quorum 14; they come back after "
+    "the second pause (2 s and 4 s for 30 s and 60 s)",
+    required="abandon, model unchanged, backoff, pause after k",
+    target="no partial merge; merges with all 20 in the end",
+)
+def below_quorum(bench: Bench) -> None:
+    """Row 30."""
+    count, lost = 20, 12
+    site = bench.hold(Site(bench.directory, count))
+    fleet = site.fleet()
+    windows = {"report_s": 6.0, "selection_s": 8.0, "min_fraction": 0.7, "max_failed_rounds": 1, "pause_s": 2.0, "max_pause_s": 60.0}
+    with Background() as background:
+        vanishing = [member(site, number, Conduct(is_silent=True, hello_s=0.5)) for number in range(lost)]
+        for one in vanishing:
+            background.begin(one.run())
+        serving = site.serve(site.configure("few", 1, windows=windows))
+        for device in fleet.devices[lost:]:
+            device.start()
+        bench.wait_for("plans for all", lambda: site.num_planned("few", 1) == count, _PATIENCE_S)
+    began = time.monotonic()
+    bench.wait_for("the end of round 1", lambda: site.round_states("few")[:1] not in (["open"], []), 30.0)
+    ended_s = time.monotonic() - began
+    state = site.round_states("few")[0]
+    bench.facts.must(state == "abandoned" and ended_s <= 7.0, f"round 1 {state} {ended_s:.1f} s after the last plan")
+    bench.wait_for("a second pause", lambda: len(_pauses(serving)) > 1, 60.0)
+    versions = site.ledger("few", "SELECT count(*) FROM checkpoint")[0][0]
+    bench.facts.must(versions == 1, "no partial merge: checkpoint 0 is the newest")
+    pauses = _pauses(serving)
+    bench.facts.must(pauses[0] < pauses[1], f"pauses of {', '.join(f'{one:g}' for one in pauses)} s")
+    for device in fleet.devices[:lost]:
+        device.start()
+    result = serving.finish(_PATIENCE_S)["rounds"][-1]
+    bench.facts.must(result["reported"] == count, f"then {result['reported']} of {result['expected']} merged")
+
+
+def _pauses(serving: Serving) -> list[float]:
+    """Lengths of the pauses that a coordinator announced, seconds."""
+    return [float(found) for found in _PAUSE.findall(serving.words())]
+
+
+# ---- resets ---------------------------------------------------------------------------------------------------------------
+
+
+@row(
+    11,
+    fault="reboot before, during and after training, during upload",
+    injected="power cut of native devices after every n-th step that does something, n from 1 to the end of a round, each restarted at "
+    "once; 20 devices, each cut somewhere else, run after run",
+    required="rejoins, no double count",
+    target="back with a plan or an answer within one keep-alive (10 s); exact",
+)
+def reboots(bench: Bench) -> None:
+    """Row 11."""
+    count, rounds = bench.sized(20, 6), 1
+    site = bench.hold(Site(bench.directory, count))
+    fleet = site.fleet()
+    expected = reference(bench, site, fleet, rounds)
+    cuts = list(range(1, _STEPS, bench.sized(1, 20)))
+    exact = num_cut = runs = doubled = 0
+    slowest_s = 0.0
+    states: Counter[int] = Counter()
+    for start in range(0, len(cuts), count):
+        name = f"cut-{start}"
+        for device in fleet:
+            device.cut_power()
+            device.forget()
+        points = cuts[start : start + count]
+        points += [0] * (count - len(points))
+        for device, point in zip(fleet, points, strict=True):
+            device.start(*(("--power-cut", str(point)) if point else ()))
+        serving = site.serve(site.configure(name, rounds))
+        cut, took_s, found = _restart_those_that_lost_power(bench, serving, fleet)
+        result = serving.finish(_PATIENCE_S)
+        runs, num_cut, slowest_s = runs + 1, num_cut + cut, max(slowest_s, took_s)
+        states.update(found)
+        exact += site.checkpoint(name, rounds) == expected
+        doubled += result["rounds"][0]["reported"] != count
+    names = ("idle", "fetch", "encode", "select", "train", "report")
+    bench.facts.note(f"{num_cut} power cuts: " + ", ".join(f"{states[number]} in {word}" for number, word in enumerate(names)))
+    bench.facts.must(bench.is_quick or all(states[number] for number in (IDLE, FETCH, ENCODE, TRAIN, REPORT)), "all states met")
+    bench.facts.must(slowest_s <= KEEP_ALIVE_S, f"back after {slowest_s:.1f} s at most")
+    bench.facts.must(exact == runs and not doubled, f"{exact} of {runs} runs exact, each device counted once")
+
+
+def _restart_those_that_lost_power(bench: Bench, serving: Serving, fleet: Fleet) -> tuple[int, float, list[int]]:
+    """Until the coordinator ends: power on again at once.
+
+    Returns:
+        How many lost power, the longest time from power to an answer of the coordinator, and the states that they were in.
+    """
+    waiting: dict[Device, tuple[float, int, tuple[int, ...]]] = {}
+    slowest_s, cut = 0.0, 0
+    states: list[int] = []
+    deadline = time.monotonic() + _PATIENCE_S
+    while serving.is_running and time.monotonic() < deadline:
+        now = time.monotonic()
+        for device in fleet:
+            if not device.is_running:
+                told = [value for event, value in device.told() if event == STATE]
+                states.append(told[-1] if told else IDLE)
+                device.start()
+                cut += 1
+                # Whoever was counted already is told to wait, which is no event: its link must do.
+                wanted = (PLAN,) if states[-1] in (FETCH, ENCODE, SELECT, TRAIN) else (PLAN, ACK, LINK_UP)
+                waiting[device] = (now, len(device.told()), wanted)
+            elif device in waiting:
+                began, known, wanted = waiting[device]
+                if any(event in wanted for event, _ in device.told()[known:]):
+                    slowest_s = max(slowest_s, now - began)
+                    del waiting[device]
+        time.sleep(0.01)
+    if waiting:
+        bench.facts.must(False, f"{len(waiting)} never came back")
+    return cut, slowest_s, states
+
+
+@row(
+    12,
+    fault="brown-out loop",
+    injected="one of 10 native devices loses power every 200 to 2000 ms for 40 s; deadline 15 s, all needed but it",
+    required="no flash death, coordinator quarantines after n",
+    target="3 rejoin attempts a minute at most accepted; the device takes part again afterwards",
+)
+def brown_out(bench: Bench) -> None:
+    """Row 12."""
+    count, loop_s = 10, float(bench.sized(40, 12))
+    site = bench.hold(Site(bench.directory, count))
+    fleet = site.fleet()
+    draw = random.Random(12)
+    windows = {"report_s": 15.0, "selection_s": 5.0, "min_fraction": 0.5}
+    # A thousand rounds cannot end: the run is one that the loop cannot outlast.
+    serving = site.serve(site.configure("loop", 1000, windows=windows))
+    fleet.start()
+    bench.wait_for("a first round", lambda: site.round_states("loop")[:1] == ["committed"], _PATIENCE_S)
+    sick, resets, began = fleet[0], 0, time.monotonic()
+    before = site.ledger("loop", "SELECT count(*) FROM plan WHERE participant = ?", sick.id)[0][0]
+    boots_before = _boots(site, sick.id)
+    while time.monotonic() - began < loop_s:
+        time.sleep(draw.uniform(0.2, 2.0))
+        sick.cut_power()
+        sick.start()
+        resets += 1
+    accepted = _boots(site, sick.id) - boots_before
+    seconds = time.monotonic() - began
+    bench.facts.note(f"{resets} resets in {seconds:.0f} s")
+    bench.facts.must(accepted <= 3, f"{accepted} new boots accepted")
+    bench.facts.must(before > 0 and serving.is_running, "coordinator alive")
+    rounds = len([state for state in site.round_states("loop") if state == "committed"])
+    bench.facts.must(rounds > 1, f"{rounds} rounds merged meanwhile")
+    serving.kill9()
+    # "No flash death": what its slots hold is sound, and it trains and is counted as before.
+    result = site.serve(site.configure("after", 1)).finish(_PATIENCE_S)
+    bench.facts.must(result["rounds"][0]["reported"] == count, f"then {result['rounds'][0]['reported']} of {count} took part")
+
+
+def _boots(site: Site, who: str) -> int:
+    """Different boots of a participant that were given a plan."""
+    return int(site.ledger("loop", "SELECT count(DISTINCT boot) FROM plan WHERE participant = ?", who)[0][0])
