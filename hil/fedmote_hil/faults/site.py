@@ -135,6 +135,10 @@ class Site:
             devices.append(Device(self.group, program, directory, name, link or ["--connect", self.address()], options))
         return Fleet(devices)
 
+    def twin(self, device: Device, directory: Path) -> Device:
+        """Another board with a device's id, on a copy of its files."""
+        return Device(self.group, image(), directory, device.id, device.link, device.options)
+
     def identity(self, name: str, keep_alive_s: int, is_sending_samples: bool, link: Sequence[str] | None) -> bytes:
         """Identity region of a device."""
         login = self.login(name)
