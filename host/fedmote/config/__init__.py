@@ -8,7 +8,15 @@ Every key can be overridden by the environment (`FEDMOTE_CONFIG__RUN__ROUNDS=5`)
 """
 
 from fedmote.config.broker import BrokerConfig, Credentials
-from fedmote.config.coordinator import CellConfig, CoordinatorConfig, RunConfig, StrategyConfig, WindowsConfig
+from fedmote.config.coordinator import (
+    CellConfig,
+    CoordinatorConfig,
+    PrivacyConfig,
+    QuarantineConfig,
+    RunConfig,
+    StrategyConfig,
+    WindowsConfig,
+)
 from fedmote.config.load import Effective, Loaded, load, load_with_origins
 from fedmote.config.partner import PartnerConfig, PartnerDevice
 from fedmote.config.table import BadValueError, Table
@@ -23,6 +31,8 @@ __all__ = [
     "Loaded",
     "PartnerConfig",
     "PartnerDevice",
+    "PrivacyConfig",
+    "QuarantineConfig",
     "RunConfig",
     "StrategyConfig",
     "Table",

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from fedmote.rounds.quarantine import Verdict
 from fedmote.strategies import RoundPlan
 from fedmote.wire.schema import Role, Status
 
@@ -195,6 +196,14 @@ class JournalUpdate:
 
 
 @dataclass(frozen=True)
+class JournalVerdict:
+    """Journal what is said about an update that is not merged."""
+
+    round: int
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
 class CloseRound:
     """Merge what the journal holds for this round, and answer with `committed` or `spoiled`.
 
@@ -234,6 +243,7 @@ Action = (
     | Pull
     | DropPull
     | JournalUpdate
+    | JournalVerdict
     | CloseRound
     | AbandonRound
     | Stop

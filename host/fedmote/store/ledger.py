@@ -14,7 +14,7 @@ import contextlib
 import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -104,6 +104,48 @@ class RefusalEntry:
     count: int
 
 
+@dataclass(frozen=True)
+class ConductEntry:
+    """What a round says about an update; the columns of table `conduct`.
+
+    Attributes:
+        round, participant: which update.
+        finding: "sound", "far" or "invalid".
+        ratio: of its norm or distance to the round's median; None of an update that was never merged.
+        is_filtered: left out of the merge, at least in part.
+        streak: updates of the participant in a row that were not sound, this one included.
+        reason: in words; empty where it is sound.
+    """
+
+    round: int
+    participant: str
+    finding: str
+    ratio: float | None
+    is_filtered: bool
+    streak: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class QuarantineEntry:
+    """A participant is left out of the rounds after `since`, up to and with `until`."""
+
+    participant: str
+    since: int
+    until: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class PrivacyEntry:
+    """What a privacy claim depends on; see table `privacy`."""
+
+    noise_key: bytes = field(repr=False)
+    num_devices: int
+    num_cells: int
+    devices_per_cell: int
+
+
 class Ledger:
     """The journal of one run. Use `Ledger.open`, and `close` or a `with` block."""
 
@@ -166,6 +208,7 @@ class Ledger:
             )
             for member in plan.members:
                 self._write("INSERT INTO member VALUES (?, ?, ?, ?, NULL)", plan.round, member.id, int(member.role), member.cell)
+            self._write("INSERT INTO draw VALUES (?, ?)", plan.round, plan.num_candidates)
 
     def add_plan(self, number: int, plan: PlanEntry) -> None:
         """Journal that a participant begins an attempt."""
@@ -224,15 +267,39 @@ class Ledger:
             self._write("UPDATE round SET state = 'closed' WHERE round = ? AND state = 'open'", number)
             self._note_missing(number, missing)
 
-    def commit_round(self, number: int, checkpoint: CheckpointEntry, seconds: float) -> None:
-        """Journal the merge of a closed round as a checkpoint, whose file is written already."""
+    def commit_round(
+        self,
+        number: int,
+        checkpoint: CheckpointEntry,
+        seconds: float,
+        conduct: Iterable[ConductEntry] = (),
+        quarantines: Iterable[QuarantineEntry] = (),
+    ) -> None:
+        """Journal the merge of a closed round as a checkpoint, whose file is written already, and what it says of its updates."""
         with self._transaction():
             self._add_checkpoint(checkpoint)
+            self._add_conduct(conduct, quarantines)
             self._write(
                 "UPDATE round SET state = 'committed', version = ?, seconds = ? WHERE round = ? AND state = 'closed'",
                 checkpoint.version,
                 seconds,
                 number,
+            )
+
+    def add_conduct(self, conduct: Iterable[ConductEntry], quarantines: Iterable[QuarantineEntry] = ()) -> None:
+        """Journal what is said about updates, and who is left out for it."""
+        with self._transaction():
+            self._add_conduct(conduct, quarantines)
+
+    def begin_privacy(self, entry: PrivacyEntry) -> None:
+        """Journal the noise key of the run, once."""
+        with self._transaction():
+            self._write(
+                "INSERT INTO privacy VALUES (1, ?, ?, ?, ?)",
+                entry.noise_key,
+                entry.num_devices,
+                entry.num_cells,
+                entry.devices_per_cell,
             )
 
     def abandon_round(self, number: int, reason: str, seconds: float, missing: Mapping[str, str]) -> None:
@@ -250,6 +317,21 @@ class Ledger:
             entry.encoder_version,
             entry.accuracy,
         )
+
+    def _add_conduct(self, conduct: Iterable[ConductEntry], quarantines: Iterable[QuarantineEntry]) -> None:
+        for one in conduct:
+            self._write(
+                "INSERT INTO conduct VALUES (?, ?, ?, ?, ?, ?, ?)",
+                one.round,
+                one.participant,
+                one.finding,
+                one.ratio,
+                one.is_filtered,
+                one.streak,
+                one.reason,
+            )
+        for out in quarantines:
+            self._write("INSERT INTO quarantine VALUES (?, ?, ?, ?)", out.participant, out.since, out.until, out.reason)
 
     def _note_missing(self, number: int, missing: Mapping[str, str]) -> None:
         for participant, reason in missing.items():
@@ -280,12 +362,13 @@ class Ledger:
             if row[4] is not None:
                 missing.setdefault(row[0], {})[row[1]] = row[4]
         rows = self._all(
-            f"SELECT round, phase, base_version, seed, state, version, reason, seconds FROM round {where} ORDER BY round",
+            "SELECT round, phase, base_version, seed, state, version, reason, seconds, coalesce(num_candidates, 0) "
+            f"FROM round LEFT JOIN draw USING (round) {where} ORDER BY round",
             *arguments,
         )
         return [
             RoundEntry(
-                RoundPlan(row[0], Phase(row[1]), row[2], row[3], tuple(members.get(row[0], ()))),
+                RoundPlan(row[0], Phase(row[1]), row[2], row[3], tuple(members.get(row[0], ())), row[8]),
                 row[4],
                 row[5],
                 row[6],
@@ -315,6 +398,30 @@ class Ledger:
             "SELECT participant, max(attempt), boot, board, max_body, base FROM plan WHERE round = ? GROUP BY participant", number
         )
         return {row[0]: PlanEntry(*row) for row in rows}
+
+    def conduct(self, number: int) -> list[ConductEntry]:
+        """What is said about the updates of a round, in ascending order of participants."""
+        rows = self._all(
+            "SELECT round, participant, finding, ratio, is_filtered, streak, reason FROM conduct WHERE round = ? "
+            "ORDER BY participant",
+            number,
+        )
+        return [ConductEntry(*row[:4], bool(row[4]), *row[5:]) for row in rows]
+
+    def streaks(self) -> dict[str, int]:
+        """Updates in a row that were not sound, by participant."""
+        rows = self._all("SELECT participant, max(round), streak FROM conduct GROUP BY participant")
+        return {row[0]: row[2] for row in rows}
+
+    def quarantines(self) -> list[QuarantineEntry]:
+        """Who was or is left out, in order of rounds and participants."""
+        rows = self._all("SELECT participant, since, until, reason FROM quarantine ORDER BY since, participant")
+        return [QuarantineEntry(*row) for row in rows]
+
+    def privacy(self) -> PrivacyEntry | None:
+        """What the run's privacy claim depends on; None in a run without noise."""
+        row = self._one("SELECT noise_key, num_devices, num_cells, devices_per_cell FROM privacy")
+        return None if row is None else PrivacyEntry(*row)
 
     def refusals(self, number: int | None = None) -> list[RefusalEntry]:
         """Every no, or those of one round."""
@@ -360,6 +467,11 @@ def _upgrade(connection: sqlite3.Connection, path: Path, is_read_only: bool) -> 
     if is_read_only:
         if version == 0:
             raise StoreError(f"{path}: no ledger of fedmote")
+        if version < len(SCRIPTS):
+            raise StoreError(
+                f"{path}: ledger of version {version}, this program reads version {len(SCRIPTS)}; "
+                "start the coordinator on it once, which upgrades it"
+            )
         return
     for number, script in enumerate(SCRIPTS[version:], start=version + 1):
         connection.executescript(f"BEGIN IMMEDIATE; {script} PRAGMA user_version = {number}; COMMIT;")

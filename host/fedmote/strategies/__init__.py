@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from fedmote.config import CellConfig, StrategyConfig
 from fedmote.strategies.centaur import centaur
 from fedmote.strategies.fedavg import fedavg
-from fedmote.strategies.seams import Cell, Member, ModelShape, Previous, RoundPlan, Strategy, Training
+from fedmote.strategies.seams import Cell, Member, MergeContext, ModelShape, Previous, RoundPlan, Strategy, Training
 
 PRESETS: Mapping[str, Callable[[StrategyConfig, Sequence[Cell]], Strategy]] = {"centaur": centaur, "fedavg": fedavg}
 
@@ -35,6 +35,7 @@ __all__ = [
     "PRESETS",
     "Cell",
     "Member",
+    "MergeContext",
     "ModelShape",
     "Previous",
     "RoundPlan",
