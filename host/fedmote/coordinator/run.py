@@ -46,7 +46,7 @@ from fedmote.rounds.events import (
 )
 from fedmote.store import Checkpoint, CheckpointEntry, PlanEntry, PrivacyEntry, RunEntry, State, UpdateEntry
 from fedmote.store.checkpoints import file_hash
-from fedmote.strategies import cells_of, load_strategy
+from fedmote.strategies import cells_of, leakage_warning, load_strategy
 from fedmote.wire.codec import Message
 from fedmote.wire.schema import Kind, Role, Status
 
@@ -88,6 +88,9 @@ class Run:
         self._talk = talk
         self._passing = passing
         self._opened_at = clock()
+        warning = leakage_warning(config.strategy)
+        if warning is not None:
+            talk(f"warning: {warning}")
         entry = self._begin_or_resume()
         self.name = entry.name
         self.checkpoint = Checkpoint(0, 0, *partition.first_model())

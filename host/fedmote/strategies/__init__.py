@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from fedmote.config import CellConfig, StrategyConfig
 from fedmote.strategies.centaur import centaur
 from fedmote.strategies.fedavg import fedavg
+from fedmote.strategies.leakage import leakage_warning
 from fedmote.strategies.seams import Cell, Member, MergeContext, ModelShape, Previous, RoundPlan, Strategy, Training
 
 PRESETS: Mapping[str, Callable[[StrategyConfig, Sequence[Cell]], Strategy]] = {"centaur": centaur, "fedavg": fedavg}
@@ -42,5 +43,6 @@ __all__ = [
     "Strategy",
     "Training",
     "cells_of",
+    "leakage_warning",
     "load_strategy",
 ]

@@ -24,14 +24,14 @@ _ROWS = (
 _TARGETS = {("clipped_mean", "sign-flip", 10): 2.0, ("multi_krum", "sign-flip", 20): 2.0}
 _MAX_SEEDS = 20
 EXAMPLES = """examples:
-  fedmote bench attacks                    every rule against every attack, three seeds
-  fedmote bench attacks --seeds 5 --json   five seeds, for programs
+  fedmote bench attacks                    every rule against every attack, ten seeds
+  fedmote bench attacks --seeds 3 --json   three seeds, for programs
 """
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Declare the subject's arguments."""
-    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="seeds 0 to N-1 (default: 3)")
+    parser.add_argument("--seeds", type=int, default=10, metavar="N", help="seeds 0 to N-1 (default: 10)")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
 
 
