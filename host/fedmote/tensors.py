@@ -104,6 +104,8 @@ def read_expected(blob: bytes, shapes: Mapping[str, tuple[int, ...]], max_header
     end = 0
     for name, entry in sorted(entries.items(), key=lambda item: _offset(item[1])):
         size = _check_entry(name, entry, shapes, end)
+        if start + end + size > len(blob):
+            raise ConfigError(f"tensor {name} ends at {end + size}, the file has {len(blob) - start} bytes of values")
         values = np.frombuffer(blob, "<f4", size // 4, start + end)
         found[name] = values.reshape(shapes[name])
         end += size
@@ -135,10 +137,9 @@ def _without_doubles(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 def _offset(entry: object) -> int:
     offsets = entry.get("data_offsets") if isinstance(entry, dict) else None
-    is_sound = isinstance(offsets, list) and len(offsets) == 2 and all(type(one) is int and one >= 0 for one in offsets)
-    if not is_sound:
-        raise ConfigError("a tensor of the header has no offsets")
-    return int(offsets[0])
+    if isinstance(offsets, list) and len(offsets) == 2 and all(type(one) is int and one >= 0 for one in offsets):
+        return int(offsets[0])
+    raise ConfigError("a tensor of the header has no offsets")
 
 
 def _check_entry(name: str, entry: object, shapes: Mapping[str, tuple[int, ...]], start: int) -> int:

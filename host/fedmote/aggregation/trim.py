@@ -23,7 +23,8 @@ def num_trimmed(num_covering: NDArray[np.int64], share: float) -> NDArray[np.int
     """How many are dropped at either end, by coordinate."""
     wanted = np.floor(share * num_covering + 1e-9).astype(np.int64)
     least = (num_covering >= 3).astype(np.int64)
-    return np.minimum(np.maximum(wanted, least), np.maximum(0, (num_covering - 1) // 2))
+    most = np.maximum(0, (num_covering - 1) // 2)
+    return np.asarray(np.minimum(np.maximum(wanted, least), most), np.int64)
 
 
 def trimmed_merge(

@@ -30,9 +30,7 @@ class Merging:
     blobs: Blobs
     noise_key: bytes = field(default=b"", repr=False)
 
-    def merge(
-        self, base: Checkpoint, number: int, updates: Sequence[UpdateEntry]
-    ) -> tuple[Checkpoint, tuple[Finding, ...]]:
+    def merge(self, base: Checkpoint, number: int, updates: Sequence[UpdateEntry]) -> tuple[Checkpoint, tuple[Finding, ...]]:
         """Merge a round.
 
         Args:

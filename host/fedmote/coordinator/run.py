@@ -17,11 +17,11 @@ from dataclasses import asdict
 
 from fedmote.aggregation import Finding
 from fedmote.config import CoordinatorConfig
+from fedmote.coordinator.claim import claims
+from fedmote.coordinator.conduct import journaled
 from fedmote.coordinator.exchange import Exchange, clip, refuse
 from fedmote.coordinator.forms import Forms, Partition
 from fedmote.coordinator.merging import Merging, has_same_encoder, load_or_replay
-from fedmote.coordinator.claim import claims
-from fedmote.coordinator.conduct import journaled
 from fedmote.coordinator.results import RunResult, refusals, round_result, round_results
 from fedmote.coordinator.resume import standing_of
 from fedmote.errors import ConfigError, ConversionError, FedmoteError, PackageError, RoundError

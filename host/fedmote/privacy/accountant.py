@@ -5,15 +5,15 @@ The claim. Two runs are compared that differ in one device: in one of them its u
 model of the run can tell the two apart with a certainty that (epsilon, delta) bounds. That a device took part is not hidden, and
 its counts and losses, which the coordinator keeps in its ledger, are not part of the claim.
 
-Without sampling a device's loss grows with the rounds that it took part in. Where cells are drawn evenly and in secret, each round
-costs less; that is computed for the exchange of one cell for another (Wang, Balle, Kasiviswanathan, arXiv 1808.00087), in which
-the sum changes by twice what a cell may send.
+Without sampling a device's loss grows with the rounds that it took part in. Where cells are drawn evenly and in secret, each
+round costs less; that is computed for the exchange of one cell for another (Wang, Balle, Kasiviswanathan, arXiv 1808.00087), in
+which the sum changes by twice what a cell may send.
 """
 
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
+from types import ModuleType
 
 from fedmote.errors import ConfigError
 
@@ -25,10 +25,10 @@ def delta_of(num_devices: int) -> float:
     return float(num_devices**-DELTA_EXPONENT)
 
 
-def load_library() -> Any:
+def load_library() -> ModuleType:
     """The accountant's library; ConfigError where it is not installed."""
     try:
-        import dp_accounting.rdp  # noqa: PLC0415  # seconds, and only a run with noise needs it
+        import dp_accounting.rdp  # seconds, and only a run with noise needs it
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"strategy.privacy needs the package dp-accounting ({error.name} is missing): pip install 'fedmote[privacy]'"
@@ -63,7 +63,8 @@ def epsilon_of_draws(
         noise_multiplier: as in `epsilon`.
         num_rounds: of the run, whoever took part.
         delta: in (0, 1).
-        cells_per_round, num_cells: so many are drawn of so many.
+        cells_per_round: so many are drawn.
+        num_cells: of so many.
         devices_per_cell: the most that a cell has.
 
     Raises:
@@ -76,7 +77,7 @@ def epsilon_of_draws(
     return _compose(library, library.NeighboringRelation.REPLACE_ONE, event, num_rounds, delta)
 
 
-def _compose(library: Any, relation: Any, event: Any, num_rounds: int, delta: float) -> float:
+def _compose(library: ModuleType, relation: object, event: object, num_rounds: int, delta: float) -> float:
     if num_rounds == 0:
         return 0.0
     accountant = library.rdp.RdpAccountant(neighboring_relation=relation)

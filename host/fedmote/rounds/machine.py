@@ -286,7 +286,11 @@ class RoundMachine:
             return [SendRefuse(hello.id, Status.NOT_EXPECTED, f"this id belongs to a {expected}")]
         if self.plan is None and not self._is_done:
             actions = self._select(now) if self._selection.came(self._members[hello.id], now) else []
-            return actions + (self._answer(hello, now) if self.plan is not None else [self._wait(hello.id, self._left_out.get(hello.id, "round not open yet"))])
+            return actions + (
+                self._answer(hello, now)
+                if self.plan is not None
+                else [self._wait(hello.id, self._left_out.get(hello.id, "round not open yet"))]
+            )
         return self._answer(hello, now)
 
     def _answer(self, hello: SaidHello, now: float) -> list[Action]:

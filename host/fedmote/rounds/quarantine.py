@@ -60,7 +60,9 @@ class Quarantine:
     def left_out(self, number: int) -> dict[str, str]:
         """Who is left out of a round, and the words for it."""
         return {
-            who: f"in quarantine until round {until}: {reason}" for who, (until, reason) in sorted(self._out.items()) if number <= until
+            who: f"in quarantine until round {until}: {reason}"
+            for who, (until, reason) in sorted(self._out.items())
+            if number <= until
         }
 
     def invalid(self, number: int, who: str, reason: str) -> Verdict:

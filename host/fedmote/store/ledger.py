@@ -406,7 +406,7 @@ class Ledger:
             "ORDER BY participant",
             number,
         )
-        return [ConductEntry(*row[:4], bool(row[4]), *row[5:]) for row in rows]
+        return [ConductEntry(row[0], row[1], row[2], row[3], bool(row[4]), row[5], row[6]) for row in rows]
 
     def streaks(self) -> dict[str, int]:
         """Updates in a row that were not sound, by participant."""

@@ -60,8 +60,8 @@ def _private(config: StrategyConfig, cells: Sequence[Cell], ignored: Ignored) ->
         raise ConfigError("strategy: privacy with is_sending_samples = true: samples that are sent are not private any more")
     if config.aggregation != "clipped_mean":
         raise ConfigError(
-            f'strategy: privacy with aggregation = "{config.aggregation}": noise hides one clipped update in a sum, and no other rule '
-            "is known to let one update change so little; leave aggregation out"
+            f'strategy: privacy with aggregation = "{config.aggregation}": noise hides one clipped update in a sum, and no other '
+            "rule is known to let one update change so little; leave aggregation out"
         )
     if config.uncovered != "ignore":
         raise ConfigError(f'strategy: privacy with uncovered = "{config.uncovered}"; leave it out')

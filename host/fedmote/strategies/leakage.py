@@ -2,8 +2,8 @@
 """What an update tells about single samples, and a warning where a configuration lets it.
 
 Behind a softmax a step of the last layer is a sum of (p - onehot(y)) x: from one sample the ratio of a row's weights to its bias
-is the sample's features, and the sign of the bias is its label, exactly. From few samples it is nearly so; from sixteen and more it
-is the mean of a class. Further steps and epochs blur it, and noise hides it.
+is the sample's features, and the sign of the bias is its label, exactly. From few samples it is nearly so; from sixteen and more
+it is the mean of a class. Further steps and epochs blur it, and noise hides it.
 """
 
 from __future__ import annotations

@@ -79,8 +79,6 @@ def _findings(found: Mapping[str, Finding], choices: Mapping[Group, Choice]) -> 
     """The survey's findings with the distances of those who were left out."""
     far = [choice.distances for choice in choices.values()]
     return tuple(
-        Finding(
-            who, max(one.ratio, *(distances.get(who, 0.0) for distances in far)), any(who in distances for distances in far)
-        )
+        Finding(who, max(one.ratio, *(distances.get(who, 0.0) for distances in far)), any(who in distances for distances in far))
         for who, one in found.items()
     )

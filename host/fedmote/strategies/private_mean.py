@@ -3,9 +3,9 @@
 
 Source: McMahan, Ramage, Talwar, Zhang, "Learning Differentially Private Recurrent Language Models" (arXiv 1710.06963), with
 integer noise (Canonne, Kamath, Steinke, arXiv 2004.00010). Every update counts alike and is cut to the norm C, so one device
-changes the sum by C at most. The sum is taken on a grid of z C / 2^20 (z: the noise multiplier); an update is cut by what rounding
-can add, so that C holds behind it. Noise is a function of the run's secret key and the round: a merge that is repeated gives the
-same bytes, and whoever has the key can take the noise off.
+changes the sum by C at most. The sum is taken on a grid of z C / 2^20 (z: the noise multiplier); an update is cut by what
+rounding can add, so that C holds behind it. Noise is a function of the run's secret key and the round: a merge that is repeated
+gives the same bytes, and whoever has the key can take the noise off.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class PrivateMean:
         clip_norm: C.
         noise_multiplier: z.
         server_learning_rate, ignored: as in `CoveredMean`.
-        divisor: the sum is divided by it; None: by the number of updates, which anybody may know where nothing is drawn in secret.
+        divisor: of the sum; None: the number of updates, which anybody may know where nothing is drawn in secret.
     """
 
     clip_norm: float

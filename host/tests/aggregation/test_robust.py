@@ -3,6 +3,7 @@
 
 import itertools
 import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -104,8 +105,6 @@ def test_equal_updates_are_merged_as_by_the_plain_mean(rule):
 
 @pytest.mark.parametrize("rule", [ClippedMean(), TrimmedMean(), MultiKrum()])
 def test_ignored_role_is_left_out(rule):
-    from dataclasses import replace
-
     updates = [device(f"d{index}", (1, 0)) for index in range(6)] + [partner("p", (9, 9, 9, 9), (5, 5))]
     result = merged(replace(rule, ignored=Role.PARTNER), updates)
     np.testing.assert_array_equal(result.tensors["w"], OLD["w"])
@@ -246,7 +245,7 @@ def test_memory_of_mean_and_clipping_does_not_grow_with_the_cohort(rule):
 def test_blocks_hold_no_more_than_they_may():
     old = {"x": np.zeros(1000, np.float32), "y": np.zeros((7, 11), np.float32)}
     updates = [Update(f"{index}", 1, {name: values + index for name, values in old.items()}) for index in range(5)]
-    seen = {name: 0 for name in old}
+    seen = dict.fromkeys(old, 0)
     for block in blocks(old, sorted(old), 5, lambda: iter(updates), 200):
         assert block.values.size <= 200
         assert block.values.shape == block.is_covered.shape == (5, block.stop - block.start)

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Who is left out, for how long, and what the machine says to them."""
 
+from dataclasses import replace
+
 import pytest
 
 from fedmote.aggregation import Finding
@@ -90,8 +92,6 @@ def test_spoiled_checksum_is_no_sign_of_hostility(fleet):
 
 @pytest.mark.parametrize(("num_examples", "is_taken"), [(0, True), (1, False), (15, False), (16, True)])
 def test_update_from_few_samples_is_refused_before_it_is_pulled_and_one_from_none_is_taken(fleet, num_examples, is_taken):
-    from dataclasses import replace
-
     one = fleet()
     one.machine.rules = replace(one.machine.rules, min_examples=16)
     one.join(*ALL)
@@ -120,7 +120,9 @@ def test_cell_of_a_quarantined_device_alone_is_not_waited_for(fleet):
 
 
 def test_round_in_which_everybody_is_left_out_is_abandoned(fleet):
-    one = fleet(standing=Standing(quarantined={who: (9, "far") for who in ALL}), max_failed_rounds=1, selection_s=5.0, report_s=10.0)
+    one = fleet(
+        standing=Standing(quarantined=dict.fromkeys(ALL, (9, "far"))), max_failed_rounds=1, selection_s=5.0, report_s=10.0
+    )
     one.hello(*ALL)
     one.wait(16.0)
     assert one.machine.stage.value == "done"

@@ -23,11 +23,12 @@ from fedmote.wire.schema import Role
 
 Rule = Literal["clipped_mean", "trimmed_mean", "multi_krum", "mean"]
 RULES: tuple[Rule, ...] = ("mean", "clipped_mean", "trimmed_mean", "multi_krum")
+DEFAULT = Setting()
 _LAYER = "head.weight", "head.bias"
 
 
 def run_attack(
-    rule: str, share: float, attack: str = "sign-flip", seed: int = 0, setting: Setting = Setting(), **keys: object
+    rule: str, share: float, attack: str = "sign-flip", seed: int = 0, setting: Setting = DEFAULT, **keys: object
 ) -> float:
     """Accuracy points that a fleet loses: against the same fleet, all honest, under the plain mean.
 
@@ -47,7 +48,7 @@ def run_attack(
 
 
 def final_accuracy(
-    rule: str, share: float, attack: str = "sign-flip", seed: int = 0, setting: Setting = Setting(), **keys: object
+    rule: str, share: float, attack: str = "sign-flip", seed: int = 0, setting: Setting = DEFAULT, **keys: object
 ) -> float:
     """Accuracy after the last round, 0 to 1; arguments as those of `run_attack`."""
     if attack not in ATTACKS:

@@ -64,7 +64,7 @@ def make_fleet(setting: Setting, seed: int) -> Fleet:
     Raises:
         ModuleNotFoundError: scikit-learn is not installed.
     """
-    from sklearn.datasets import load_digits  # noqa: PLC0415  # an optional package, of this bench alone
+    from sklearn.datasets import load_digits  # an optional package, of this bench alone
 
     generator = np.random.default_rng(seed)
     pixels, labels = load_digits(return_X_y=True)
