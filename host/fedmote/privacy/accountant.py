@@ -33,7 +33,8 @@ def load_library() -> ModuleType:
         raise ConfigError(
             f"strategy.privacy needs the package dp-accounting ({error.name} is missing): pip install 'fedmote[privacy]'"
         ) from error
-    return dp_accounting
+    library: ModuleType = dp_accounting
+    return library
 
 
 @cache
