@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 # Between two words for the operator while nothing ends.
 TALK_S = 10.0
 # A merge under way when the run is stopped may take so long; one that is not done is done at the next start.
-STOP_S = 1.0
+STOP_S = 0.5
 # Messages that wait for us; transports stop reading when it is full.
 INBOX_MESSAGES = 1024
 # A no to these says that the plan cannot be done, even if it does not name the round.

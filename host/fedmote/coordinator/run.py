@@ -12,10 +12,10 @@ import asyncio
 import contextlib
 import json
 import os
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
+from fedmote.background import in_background
 from fedmote.config import CoordinatorConfig
 from fedmote.coordinator.exchange import Exchange, clip, refuse
 from fedmote.coordinator.forms import Forms, Partition
@@ -320,7 +320,7 @@ class Run:
             except FedmoteError as error:
                 return error
 
-        self.merge_task = _beside(merge)
+        self.merge_task = in_background(merge)
 
     async def merged(self, outcome: Merged) -> None:
         """Commit a merge that is done, or abandon its round where the result is refused.
@@ -378,29 +378,3 @@ class Run:
             rounds=tuple(round_result(ledger, entry) for entry in ledger.rounds()),
             refusals=refusals(ledger),
         )
-
-
-def _beside(work: Callable[[], Merged]) -> asyncio.Future[Merged]:
-    """Start work in a thread that does not hold the process back: what it would have written, the next start writes."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[Merged] = loop.create_future()
-
-    def hand_over(outcome: Merged | None, error: Exception | None) -> None:
-        if future.cancelled():
-            return
-        if error is not None:
-            future.set_exception(error)
-        elif outcome is not None:
-            future.set_result(outcome)
-
-    def run() -> None:
-        outcome, failure = None, None
-        try:
-            outcome = work()
-        except Exception as error:  # our bug: it surfaces where the outcome is awaited
-            failure = error
-        with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
-            loop.call_soon_threadsafe(hand_over, outcome, failure)
-
-    threading.Thread(target=run, name="merge", daemon=True).start()
-    return future
