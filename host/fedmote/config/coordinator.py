@@ -135,7 +135,8 @@ class WindowsConfig(Table):
         after_failures: which of both.
         pause_s, max_pause_s: the first pause, and the longest one: each is twice the one before.
         wait_ms: a participant with nothing to do is told to come back after about this time.
-        max_hellos_per_s: large fleets are told longer times, so that no more than so many come back in a second.
+        max_hellos_per_s: large fleets are told longer times, so that about so many come back in a second; up to a quarter of
+            report_s.
         max_rejoins_per_minute: a participant that was reset more often is made to wait.
     """
 
