@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-from fedmote.config.broker import BrokerConfig
+from fedmote.config.broker import BrokerConfig, refuse_plain_text
 from fedmote.config.table import U32, BadValueError, Bounds, Identifier, Table, TcpUrl
 from fedmote.errors import ConfigError
 
@@ -195,31 +195,57 @@ class CellConfig(Table):
 
 
 @dataclass(frozen=True)
+class SecurityConfig(Table):
+    """Where the keys of the participants are.
+
+    Attributes:
+        registry: directory of the fleet's registry, which `fedmote enroll` keeps; none: messages are not authenticated.
+        broker_files: directory that `fedmote broker init` made; `fedmote enroll` keeps accounts and access lists there.
+        signing_key: the operator's key file, of `fedmote package key`: packages are signed for devices that know its verify key.
+        is_insecure: `listen` may take calls from beyond loopback, in plain text; said at every start.
+    """
+
+    registry: Path | None = None
+    broker_files: Path | None = None
+    signing_key: Path | None = None
+    is_insecure: bool = False
+
+    def check(self) -> None:
+        """Signed packages are numbered by the registry."""
+        if self.signing_key is not None and self.registry is None:
+            raise ConfigError("signing_key: the key registry is needed beside it, which numbers the packages that are signed")
+
+
+@dataclass(frozen=True)
 class CoordinatorConfig(Table):
     """The whole file.
 
     Attributes:
         run: what is learned.
-        cells: the population; nobody else is let in.
+        cells: the population; nobody else is let in. May be left out where there is a registry: it is the registry's then.
         broker: the MQTT broker, or none where `listen` is given.
         listen: `tcp://host:port` for direct links, instead of a broker or beside it; port 0 takes a free one.
         strategy: the choice of policies.
         windows: the waits.
+        security: the keys.
     """
 
     run: RunConfig
-    cells: tuple[CellConfig, ...]
+    cells: tuple[CellConfig, ...] = ()
     broker: BrokerConfig | None = None
     listen: TcpUrl | None = None
     strategy: StrategyConfig = field(default_factory=StrategyConfig)
     windows: WindowsConfig = field(default_factory=WindowsConfig)
+    security: SecurityConfig = field(default_factory=SecurityConfig)
 
     def check(self) -> None:
         """A way in; every participant and cell named once."""
         if self.broker is None and self.listen is None:
             raise ConfigError('the table [broker] or the key listen = "tcp://host:port" is needed, or both')
-        if not self.cells:
-            raise ConfigError("cells: at least one [[cells]] is needed")
+        if self.listen is not None and not self.security.is_insecure:
+            refuse_plain_text("listen", self.listen, "security.is_insecure")
+        if not self.cells and self.security.registry is None:
+            raise ConfigError("cells: at least one [[cells]] is needed, or a registry in the table [security]")
         names = [cell.name for cell in self.cells]
         members = [member for cell in self.cells for member in cell.participants]
         for what, listed in (("cell", names), ("participant", members)):

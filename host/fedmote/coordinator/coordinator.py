@@ -14,6 +14,7 @@ import asyncio
 import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,10 +23,22 @@ from fedmote.coordinator.exchange import sound_blob
 from fedmote.coordinator.forms import Partition
 from fedmote.coordinator.results import RunResult
 from fedmote.coordinator.run import Run, Talk
+from fedmote.coordinator.security import Security
 from fedmote.errors import RemoteWireError, TransportError
 from fedmote.package.difference import FORMAT
 from fedmote.rounds import RunStatus
-from fedmote.rounds.events import BlobArrived, BlobSpoiled, Event, Refused, Reported, SaidHello, SentChunk, TookPlan
+from fedmote.rounds.events import (
+    BlobArrived,
+    BlobSpoiled,
+    Doubled,
+    Event,
+    Refused,
+    Reported,
+    Revoked,
+    SaidHello,
+    SentChunk,
+    TookPlan,
+)
 from fedmote.store import State
 from fedmote.transport import Received, Transport
 from fedmote.transport.link import LinkServer
@@ -58,6 +71,7 @@ class Coordinator:
         tell: takes the run's status from time to time; `talk` takes its words where None.
         clock: monotonic seconds.
         passing: called with the name of every place at which a kill must do no harm; `crash.PLACES` has them.
+        security: the keys, whose seals the transports have; none: messages prove nothing.
 
     Attributes:
         is_stopping: `stop` was called.
@@ -74,6 +88,7 @@ class Coordinator:
         tell: Callable[[RunStatus], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
         passing: Callable[[str], None] | None = None,
+        security: Security | None = None,
     ) -> None:
         self.config = config
         self._transports = tuple(transports)
@@ -89,12 +104,19 @@ class Coordinator:
         self.is_stopping = False
         self._talk_at = 0.0
         self._stop_at = math.inf
+        self._security = security
+        if security is not None:
+            security.end.on_refusal = self._wake
 
     def stop(self) -> None:
         """End after the action under way, and a merge that ends soon. Everything that counts is journaled already."""
         self.is_stopping = True
         self._stop_at = self._clock() + STOP_S
-        if not self._inbox.full():
+        self._wake()
+
+    def _wake(self) -> None:
+        """Let the loop look around."""
+        if self._inbox.empty():
             self._inbox.put_nowait(None)
 
     async def run(self) -> RunResult:
@@ -109,7 +131,8 @@ class Coordinator:
             TransportError: no transport works.
         """
         with State.open(self.config.run.state_directory, self._is_fresh) as state:
-            run = Run(self.config, state, self._partition, self._clock, self._talk, self._passing)
+            sign = None if self._security is None else self._security.signer
+            run = Run(self.config, state, self._partition, self._clock, self._talk, self._passing, sign)
             readers: list[asyncio.Task[None]] = []
             try:
                 for transport in self._transports:
@@ -118,7 +141,13 @@ class Coordinator:
                         self._talk(f"listening at {transport.url}")  # port 0 became a free one
                 readers = [asyncio.create_task(self._read(transport)) for transport in self._transports]
                 self._num_reading = len(readers)
+                if self._security is None:
+                    self._talk(
+                        "messages are not authenticated: whoever reaches the broker or the port can speak for a participant"
+                    )
                 await self._loop(run)
+                if self._security is not None:
+                    self._note_refusals(run, self._security.end.take_refusals())
             finally:
                 for reader in readers:
                     reader.cancel()
@@ -165,6 +194,8 @@ class Coordinator:
             return
         wake_at = min(run.machine.wake_at(), run.exchange.wake_at(), self._talk_at, self._stop_at)
         reading = asyncio.create_task(self._inbox.get())
+        if self._security is not None:
+            wake_at = min(wake_at, self._security.guard_at())
         waiting: set[asyncio.Future[Any]] = {reading}
         if run.merge_task is not None:
             waiting.add(run.merge_task)
@@ -177,12 +208,36 @@ class Coordinator:
     async def _pass_time(self, run: Run) -> None:
         now = self._clock()
         await run.exchange.poll(now)
+        if self._security is not None and not run.is_over:
+            await self._guard(run, self._security, now)
         if now >= run.machine.wake_at() and not run.is_over:
             await run.perform(run.machine.tick(now))
         if now >= self._talk_at:
             if self._talk_at and not run.is_over:
                 self._tell(run.machine.status(now))
             self._talk_at = now + TALK_S
+
+    # ---- keys ---------------------------------------------------------------------------------------------------------
+
+    async def _guard(self, run: Run, security: Security, now: float) -> None:
+        """Act on what the keys tell: second boards at once, withdrawn keys and counts once a second."""
+        for who in security.end.take_doubles():
+            await self._handle(run, Doubled(who))
+        if now < security.guard_at():
+            return
+        revoked, refusals = security.news(now)
+        self._note_refusals(run, refusals)
+        for who in revoked:
+            self._talk(f"{who}: its key was revoked")
+            for transport in self._transports:
+                if isinstance(transport, LinkServer):
+                    transport.disconnect(who)
+            await self._handle(run, Revoked(who))
+
+    def _note_refusals(self, run: Run, refusals: Counter[tuple[str, Status]]) -> None:
+        number = run.machine.plan.round if run.machine.plan is not None else 0
+        for (who, status), count in sorted(refusals.items()):
+            run.state.ledger.add_refusal(number, who, "coordinator", status, "message not believed", count)
 
     # ---- messages -----------------------------------------------------------------------------------------------------
 
@@ -191,6 +246,9 @@ class Coordinator:
             log.warning("cell message from %s reached the coordinator; access lists should keep it away", received.id)
             return
         who, message = received.id, received.message
+        if message.kind is Kind.STATE:  # retained, never sealed, and so believed nothing
+            log.info("state id=%s is_online=%d", who, message["is_online"])
+            return
         run.exchange.heard(who, transport)
         match message.kind:
             case Kind.HELLO:
@@ -203,8 +261,6 @@ class Coordinator:
                 await self._handle(run, _reported(run, who, message))
             case Kind.REFUSE:
                 await self._refused(run, who, message)
-            case Kind.STATE:
-                log.info("state id=%s is_online=%d", who, message["is_online"])
             case _:
                 log.warning("unexpected %s from %s", message.kind.name.lower(), who)
 

@@ -18,7 +18,7 @@ from dataclasses import asdict
 from fedmote.background import in_background
 from fedmote.config import CoordinatorConfig
 from fedmote.coordinator.exchange import Exchange, clip, refuse
-from fedmote.coordinator.forms import Forms, Partition
+from fedmote.coordinator.forms import Forms, Partition, Sign
 from fedmote.coordinator.merging import Merging, has_same_encoder, load_or_replay
 from fedmote.coordinator.results import RunResult, refusals, round_result
 from fedmote.coordinator.resume import standing_of
@@ -74,6 +74,7 @@ class Run:
         clock: Callable[[], float],
         talk: Talk,
         passing: Callable[[str], None],
+        sign: Sign | None = None,
     ) -> None:
         self.config = config
         self.state = state
@@ -85,6 +86,7 @@ class Run:
         self._clock = clock
         self._talk = talk
         self._passing = passing
+        self._sign = sign
         self._opened_at = clock()
         if state.ledger.damage is not None:
             talk(state.ledger.damage)
@@ -145,7 +147,7 @@ class Run:
         if is_mended:
             self._talk(f"checkpoint {newest.version} was missing or damaged: computed again from the journal, byte for byte")
         self._encoder_version = newest.encoder_version
-        self._forms = Forms(self._partition, load)
+        self._forms = Forms(self._partition, load, self._sign)
         self._forms.show(self.checkpoint, self._encoder_versions())
 
     def _encoder_versions(self) -> list[int]:

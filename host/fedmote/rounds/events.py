@@ -98,7 +98,21 @@ class Refused:
     reason: str = ""
 
 
-Event = SaidHello | TookPlan | SentChunk | Reported | BlobArrived | BlobSpoiled | Refused
+@dataclass(frozen=True)
+class Doubled:
+    """An authentic message of a participant came from an older boot, or beside another one of the same number."""
+
+    id: str
+
+
+@dataclass(frozen=True)
+class Revoked:
+    """A participant's key was withdrawn: nothing more will be believed of it."""
+
+    id: str
+
+
+Event = SaidHello | TookPlan | SentChunk | Reported | BlobArrived | BlobSpoiled | Refused | Doubled | Revoked
 
 
 # ---- actions --------------------------------------------------------------------------------------------------------

@@ -38,6 +38,7 @@ from fedmote.rounds.events import (
     BlobArrived,
     BlobSpoiled,
     CloseRound,
+    Doubled,
     DropPull,
     Event,
     JournalPlan,
@@ -49,6 +50,7 @@ from fedmote.rounds.events import (
     Refused,
     Reported,
     Resume,
+    Revoked,
     SaidHello,
     SendAck,
     SendPlan,
@@ -200,6 +202,8 @@ class RoundMachine:
                 actions = self._spoiled(event)
             case Refused():
                 actions = self._refused(event)
+            case Doubled() | Revoked():
+                actions = self._shut_out(event)
         self._settle(event.id)
         return actions + self._close_if_over(now)
 
@@ -376,12 +380,22 @@ class RoundMachine:
         return [DropPull(progress.member.id), journal] if is_pulling else [journal]
 
     def _old_boot(self, progress: Progress) -> list[Action]:
-        """A hello from before the last reset: a late duplicate, or a second board with the same id."""
+        """A message from before the last reset: a late duplicate, or a second board with the same id."""
         progress.num_old_hellos += 1
         if progress.num_old_hellos < MAX_OLD_HELLOS:
             return []
         progress.fail("two boards use this id")
         return [DropPull(progress.member.id), SendRefuse(progress.member.id, Status.NOT_EXPECTED, progress.reason)]
+
+    def _shut_out(self, event: Doubled | Revoked) -> list[Action]:
+        """What counts already stays; nothing more is awaited from whoever cannot be believed."""
+        progress = self._progress.get(event.id)
+        if self.plan is None or self._is_closing or progress is None or progress.is_settled:
+            return []
+        if isinstance(event, Doubled):
+            return self._old_boot(progress)
+        progress.fail("its key was revoked")
+        return [DropPull(event.id)]
 
     def _wait(self, who: str, reason: str, not_before_s: float = 0.0) -> SendWait:
         return SendWait(who, self._pace.wait_ms(who, not_before_s), reason)

@@ -232,21 +232,22 @@ class Ledger:
                 json.dumps(dict(sorted(update.numbers.items()))),
             )
 
-    def add_refusal(self, number: int, participant: str, side: str, status: Status, reason: str) -> None:
-        """Count a no."""
+    def add_refusal(self, number: int, participant: str, side: str, status: Status, reason: str, count: int = 1) -> None:
+        """Count a no, that was said `count` times."""
         with self._transaction():
             known = "SELECT 1 FROM refusal WHERE (round, participant, side, status, reason) = (?, ?, ?, ?, ?)"
             (rows,) = self._one("SELECT count(*) FROM refusal") or (0,)
             if rows >= _MAX_REFUSAL_ROWS and self._one(known, number, participant, side, int(status), reason) is None:
                 number, participant, reason = 0, "others", "others"
             self._write(
-                "INSERT INTO refusal VALUES (?, ?, ?, ?, ?, 1) "
-                "ON CONFLICT (round, participant, side, status, reason) DO UPDATE SET count = count + 1",
+                "INSERT INTO refusal VALUES (?, ?, ?, ?, ?, ?) "
+                "ON CONFLICT (round, participant, side, status, reason) DO UPDATE SET count = count + excluded.count",
                 number,
                 participant,
                 side,
                 int(status),
                 reason,
+                count,
             )
 
     def close_round(self, number: int, missing: Mapping[str, str]) -> None:

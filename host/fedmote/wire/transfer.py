@@ -14,7 +14,7 @@ import zlib
 
 from fedmote.errors import RemoteWireError
 from fedmote.wire.codec import Message
-from fedmote.wire.schema import LIMIT_CHUNK_ALIGN, LIMIT_CHUNK_OVERHEAD, LIMIT_WINDOW, Kind, Status
+from fedmote.wire.schema import LIMIT_CHUNK_ALIGN, LIMIT_CHUNK_OVERHEAD, LIMIT_SEAL, LIMIT_WINDOW, Kind, Status
 
 MAX_BLOB_BYTES = 64 * 1024 * 1024
 RETRY_S = 1.0
@@ -23,8 +23,13 @@ HOLES_S = 0.1
 
 
 def chunk_bytes(max_body: int) -> int:
-    """Largest chunk of a transfer between peers that both accept bodies of `max_body` bytes."""
-    return (max_body - LIMIT_CHUNK_OVERHEAD) // LIMIT_CHUNK_ALIGN * LIMIT_CHUNK_ALIGN
+    """Largest chunk of a transfer between peers that both accept bodies of `max_body` bytes, sealed or not."""
+    return (max_body - LIMIT_CHUNK_OVERHEAD - LIMIT_SEAL) // LIMIT_CHUNK_ALIGN * LIMIT_CHUNK_ALIGN
+
+
+def body_bytes(chunk: int) -> int:
+    """The least that a peer accepts which asks for chunks of this size."""
+    return chunk + LIMIT_CHUNK_OVERHEAD + LIMIT_SEAL
 
 
 def handle_of(blob: bytes) -> int:
@@ -49,7 +54,7 @@ class BlobSource:
         if get["handle"] != self.handle:
             return [unknown_handle(get)]
         chunk = get["chunk"]
-        if chunk + LIMIT_CHUNK_OVERHEAD > max_body:
+        if body_bytes(chunk) > max_body:
             return [Message.of(Kind.REFUSE, status=Status.BODY_TOO_LARGE, handle=self.handle)]
         answers = []
         for bit in range(LIMIT_WINDOW):
