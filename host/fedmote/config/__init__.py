@@ -7,13 +7,15 @@ Every key can be overridden by the environment (`FEDMOTE_CONFIG__RUN__ROUNDS=5`)
 `load_with_origins` also says where each value came from.
 """
 
-from fedmote.config.broker import BrokerConfig, Credentials
+from fedmote.config.broker import BrokerConfig, CellKey, Credentials, PartnerCredentials
 from fedmote.config.coordinator import (
     CellConfig,
     CoordinatorConfig,
+    DeadlineConfig,
     PrivacyConfig,
     QuarantineConfig,
     RunConfig,
+    SecurityConfig,
     StrategyConfig,
     WindowsConfig,
 )
@@ -25,15 +27,19 @@ __all__ = [
     "BadValueError",
     "BrokerConfig",
     "CellConfig",
+    "CellKey",
     "CoordinatorConfig",
     "Credentials",
+    "DeadlineConfig",
     "Effective",
     "Loaded",
     "PartnerConfig",
+    "PartnerCredentials",
     "PartnerDevice",
     "PrivacyConfig",
     "QuarantineConfig",
     "RunConfig",
+    "SecurityConfig",
     "StrategyConfig",
     "Table",
     "WindowsConfig",

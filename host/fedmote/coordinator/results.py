@@ -24,11 +24,13 @@ class RoundResult:
         accuracy: of the deployed form after it, 0 to 1, or None.
         seconds: from opening to end.
         reported, expected: updates that count, participants that were expected.
-        missing: why, by participant.
+        missing: why, by participant; in an open round, what each one is at.
         reason: of an abandoned round.
         updates: per participant what its report said, and what the merge found.
         quarantined: why, by participant that was left out of the round, or is from the next one on.
         privacy: what the run may claim after this round; None without noise.
+        opened_at: UTC.
+        report_s: deadline of an open round, seconds after it was opened or taken up again; None where it is not known.
     """
 
     round: int
@@ -42,6 +44,8 @@ class RoundResult:
     missing: dict[str, str]
     reason: str | None
     updates: tuple[dict[str, Any], ...]
+    opened_at: str = ""
+    report_s: float | None = None
     quarantined: dict[str, str] = field(default_factory=dict)
     privacy: Claim | None = None
 
@@ -57,6 +61,9 @@ class RoundResult:
             head += "; missing " + ", ".join(f"{who} ({why})" for who, why in self.missing.items())
         if self.quarantined:
             head += "; quarantined " + ", ".join(f"{who} ({why})" for who, why in self.quarantined.items())
+        if self.state in ("open", "closed"):
+            deadline = "" if self.report_s is None else f"; its deadline is {self.report_s:g} s after that, or after a restart"
+            return f"{head}; {self.state}, opened at {self.opened_at}{deadline}"
         if self.state == "abandoned":
             return f"{head}; abandoned: {self.reason}; the model stays"
         tail = "" if self.accuracy is None else f"; accuracy {self.accuracy:.4f}"
@@ -114,7 +121,7 @@ def round_result(ledger: Ledger, entry: RoundEntry, privacy: Claim | None = None
         seconds=entry.seconds,
         reported=len(updates),
         expected=len(entry.plan.members),
-        missing=dict(entry.missing),
+        missing=dict(entry.missing) if entry.state != "open" else _awaited(ledger, entry),
         reason=entry.reason,
         updates=tuple(
             {
@@ -133,6 +140,8 @@ def round_result(ledger: Ledger, entry: RoundEntry, privacy: Claim | None = None
             if one.since <= number <= one.until
         },
         privacy=privacy,
+        opened_at=entry.opened_at,
+        report_s=entry.report_s,
     )
 
 
@@ -147,6 +156,18 @@ def round_results(ledger: Ledger) -> list[RoundResult]:
     """All rounds in order, each with what the run may claim after it."""
     privacy = claims(ledger)
     return [round_result(ledger, entry, privacy.get(entry.plan.round)) for entry in ledger.rounds()]
+
+
+def _awaited(ledger: Ledger, entry: RoundEntry) -> dict[str, str]:
+    """What those are at whose updates an open round waits for."""
+    number = entry.plan.round
+    attempts = {who: plan.attempt for who, plan in ledger.plans(number).items()}
+    reported = {update.participant for update in ledger.updates(number)}
+    return {
+        member.id: f"has its plan, attempt {attempts[member.id]}" if member.id in attempts else "no plan yet"
+        for member in entry.plan.members
+        if member.id not in reported
+    }
 
 
 def refusals(ledger: Ledger, number: int | None = None) -> tuple[dict[str, Any], ...]:

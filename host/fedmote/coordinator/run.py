@@ -16,11 +16,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
 from fedmote.aggregation import Finding
+from fedmote.background import in_background
 from fedmote.config import CoordinatorConfig
 from fedmote.coordinator.claim import claims
 from fedmote.coordinator.conduct import journaled
 from fedmote.coordinator.exchange import Exchange, clip, refuse
-from fedmote.coordinator.forms import Forms, Partition
+from fedmote.coordinator.forms import Forms, Partition, Sign
 from fedmote.coordinator.merging import Merging, has_same_encoder, load_or_replay
 from fedmote.coordinator.results import RunResult, refusals, round_result, round_results
 from fedmote.coordinator.resume import standing_of
@@ -37,7 +38,9 @@ from fedmote.rounds.events import (
     JournalVerdict,
     NoteRefusal,
     OpenRound,
+    Pause,
     Pull,
+    Resume,
     SendAck,
     SendPlan,
     SendRefuse,
@@ -76,18 +79,22 @@ class Run:
         clock: Callable[[], float],
         talk: Talk,
         passing: Callable[[str], None],
+        sign: Sign | None = None,
     ) -> None:
         self.config = config
         self.state = state
         self.exchange = Exchange()
-        self.merge_task: asyncio.Task[Merged] | None = None
+        self.merge_task: asyncio.Future[Merged] | None = None
         self.is_over = False
         self.complaint: str | None = None
         self._partition = partition
         self._clock = clock
         self._talk = talk
         self._passing = passing
+        self._sign = sign
         self._opened_at = clock()
+        if state.ledger.damage is not None:
+            talk(state.ledger.damage)
         warning = leakage_warning(config.strategy)
         if warning is not None:
             talk(f"warning: {warning}")
@@ -167,7 +174,7 @@ class Run:
         if is_mended:
             self._talk(f"checkpoint {newest.version} was missing or damaged: computed again from the journal, byte for byte")
         self._encoder_version = newest.encoder_version
-        self._forms = Forms(self._partition, load)
+        self._forms = Forms(self._partition, load, self._sign)
         self._forms.show(self.checkpoint, self._encoder_versions())
 
     def _encoder_versions(self) -> list[int]:
@@ -249,6 +256,12 @@ class Run:
                 self._close(action)
             case AbandonRound():
                 self._abandon(action)
+            case Pause():
+                self._talk(
+                    f"paused for {action.pause_s:.0f} s: {action.complaint}; the model stays, and the run goes on by itself"
+                )
+            case Resume():
+                self._talk("enough participants are back: the run goes on")
             case Stop():
                 self.is_over, self.complaint = True, action.complaint
 
@@ -256,7 +269,7 @@ class Run:
         ledger = self.state.ledger
         match action:
             case OpenRound():
-                ledger.open_round(action.plan)
+                ledger.open_round(action.plan, self.config.windows.report_s)
                 self.exchange.begin_round()
                 self._opened_at = self._clock()
                 self._talk(
@@ -341,7 +354,7 @@ class Run:
             except FedmoteError as error:
                 return error
 
-        self.merge_task = asyncio.create_task(asyncio.to_thread(merge))
+        self.merge_task = in_background(merge)
 
     async def merged(self, outcome: Merged) -> None:
         """Commit a merge that is done, or abandon its round where the result is refused.
@@ -370,6 +383,7 @@ class Run:
         self.checkpoint = checkpoint
         self._forms.show(checkpoint, self._encoder_versions())
         self.exchange.withdraw()
+        self._passing("checkpoint-shown")
         self._say_round(plan.round)
         await self.perform(self.machine.committed(checkpoint.version, self._clock()))
 
@@ -393,7 +407,7 @@ class Run:
         return RunResult(
             run=self.name.hex(),
             is_complete=self.is_over and self.complaint is None,
-            complaint=self.complaint,
+            complaint=self.complaint if self.is_over else self.machine.complaint,
             version=newest.version,
             checkpoint=str(self.state.checkpoints.path(newest.version)),
             accuracy=newest.accuracy,

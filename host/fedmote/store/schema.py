@@ -75,6 +75,10 @@ ALTER TABLE plan ADD COLUMN base BLOB;          -- hash of the installed package
 """
 
 VERSION_3 = """
+ALTER TABLE round ADD COLUMN report_s REAL;     -- its deadline, seconds after it was opened or taken up again
+"""
+
+VERSION_4 = """
 CREATE TABLE conduct (                          -- what a round says about an update
     round INTEGER NOT NULL,
     participant TEXT NOT NULL,
@@ -107,4 +111,4 @@ CREATE TABLE draw (
 """
 
 # Script of version n at index n - 1.
-SCRIPTS = (VERSION_1, VERSION_2, VERSION_3)
+SCRIPTS = (VERSION_1, VERSION_2, VERSION_3, VERSION_4)

@@ -62,10 +62,10 @@ def _decode_full(blob: bytes, model: ModelShape) -> Decoded:
         found = read_expected(blob, shapes, _max_header_bytes(model))
     except ConfigError as error:
         raise RemoteWireError(Status.UPDATE_SHAPE, str(error)) from error
+    tensors = {name: values for name, values in found.items() if not name.startswith(RANGE_PREFIX)}
     complaint = finite_complaint(found)
     if complaint:
         raise RemoteWireError(Status.UPDATE_NOT_FINITE, complaint)
-    tensors = {name: values for name, values in found.items() if not name.startswith(RANGE_PREFIX)}
     return Decoded(tensors, _ranges(found, model))
 
 
