@@ -173,6 +173,15 @@ def test_device_that_sends_garbage_is_left_out_with_the_reason_of_the_refusal(si
     assert "update-not-finite" in result.rounds[-1].quarantined["board-0"]
 
 
+@pytest.mark.parametrize(("num_examples", "is_taken"), [(0, True), (20, False)])
+def test_empty_update_is_that_of_a_partner_without_samples_alone(site, num_examples, is_taken):
+    one = site(rounds=1, strategy=StrategyConfig(form="simultaneous"))
+    one.actors["phone-2"].blob_of = lambda actor: dump_safetensors({})
+    one.actors["phone-2"].num_examples = num_examples
+    result = one.serve()
+    assert result.rounds[0].reported == (5 if is_taken else 4)
+
+
 # ---- few samples ----------------------------------------------------------------------------------------------------
 
 
@@ -359,7 +368,7 @@ REPORTS = {
 @pytest.mark.parametrize("name", REPORTS)
 def test_hostile_report_is_refused_with_its_status_before_a_byte_is_pulled(site, name):
     changes, status = REPORTS[name]
-    one = site(rounds=1, cells=DEVICES, selection_s=1.0, report_s=1.5)
+    one = site(rounds=1, cells=DEVICES, selection_s=1.0, report_s=1.5, grace_s=0.0)
     liar = one.actors["board-2"]
     asked = []
 
