@@ -38,7 +38,7 @@ SOURCES = [
 
 def compiled(sources: list[Path]) -> Path:
     flags = ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
-    return compile_c("flash_accidents", sources, [*flags, "-DFEDMOTE_BODY_MAX=177"])
+    return compile_c("flash_accidents", sources, [*flags, "-DFEDMOTE_BODY_MAX=201"])
 
 
 @functools.cache
