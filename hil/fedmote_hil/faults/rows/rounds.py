@@ -75,7 +75,8 @@ def partner_lost(bench: Bench) -> None:
     victim = start_partner(site, "partner-1", [site.names[1]])
     site.fleet().start()
     windows = {"report_s": deadline_s, "min_fraction": 0.5, "selection_s": 60.0}
-    serving = site.serve(site.configure("lost", 1, windows=windows, strategy={"form": "simultaneous"}))
+    strategy = {"form": "simultaneous", "aggregation": "mean"}
+    serving = site.serve(site.configure("lost", 1, windows=windows, strategy=strategy))
     planned = "SELECT 1 FROM plan WHERE participant = 'partner-1'"
     bench.wait_for("a plan for the partner", lambda: bool(site.ledger("lost", planned)), _PATIENCE_S, 0.001)
     victim.kill()
