@@ -29,8 +29,9 @@ _MOST_POINTS = 2.0
 @row(
     25,
     fault="x1000 update, sign flip, label flip",
-    injected="a fleet of 50 devices on the bundled digits, 40 rounds, 10 seeds: 10 % sign flips of five times the norm under the default "
-    "rule, 20 % under MultiKrum, 10 % x1000, 20 % flipped labels; one x1000 update among 9 native devices at a coordinator process",
+    injected="a fleet of 50 devices on the bundled digits, 40 rounds, 10 seeds: 10 % sign flips of five times the norm under "
+    "the default rule, 20 % under MultiKrum, 10 % x1000, 20 % flipped labels; one x1000 update among 9 native devices "
+    "at a coordinator process",
     required="clipped or filtered",
     target="2 points of accuracy at most with 10 % sign flips (default) and 20 % (MultiKrum)",
 )
@@ -102,7 +103,9 @@ def masked_dropouts(bench: Bench) -> None:
                     exact, abandoned, wrong = exact + (outcome == 1), abandoned + (outcome == 0), wrong + (outcome == -1)
                     # Where every member that is left has enough neighbours that are left, there must be a sum.
                     wrong += outcome != 1 and count - size - 1 >= group.threshold
-    bench.facts.must(wrong == 0 and exact > 0, f"{exact + abandoned} sets of losses: {exact} exact, {abandoned} abandoned, {wrong} wrong")
+    bench.facts.must(
+        wrong == 0 and exact > 0, f"{exact + abandoned} sets of losses: {exact} exact, {abandoned} abandoned, {wrong} wrong"
+    )
 
 
 def _sum(group: Group, lost: dict[str, int]) -> int:

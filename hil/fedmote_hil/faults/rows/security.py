@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from fedmote.errors import TransportError
 from fedmote.wire.schema import LIMIT_SEAL, Channel, Kind, Status
 from fedmote.wire.seal import GREETING_EPOCH, Envelope, Way
-from fedmote.wire.topics import parse, quality, topic
+from fedmote.wire.topics import parse, topic
 from fedmote_hil.faults.crowd import Background
 from fedmote_hil.faults.fleet import LINK_UP, Device
 from fedmote_hil.faults.matrix import Bench, row
@@ -142,7 +142,9 @@ def _attack(bench: Bench, site: Site, wire: _Wire, name: str, messages: list[tup
     reasons = ", ".join(f"{reason} {count}" for reason, count in _num_refused(site, name).items())
     bench.facts.must(counted >= wanted, f"{what}: {sent} sent, {counted} refused and counted ({reasons})")
     changed = sorted(str(one) for one in set(_standing(site, name)) ^ set(standing))
-    bench.facts.must(not changed, f"the ledger changed: {changed[0]} and {len(changed) - 1} more" if changed else "nothing changed")
+    bench.facts.must(
+        not changed, f"the ledger changed: {changed[0]} and {len(changed) - 1} more" if changed else "nothing changed"
+    )
 
 
 def _waiting_run(bench: Bench, site: Site, name: str, rounds: int) -> Serving:
@@ -157,8 +159,8 @@ def _waiting_run(bench: Bench, site: Site, name: str, rounds: int) -> Serving:
 @row(
     27,
     fault="replay in the same and a later round, of another run",
-    injected="4 native devices with keys, every message of theirs heard by an attacker who owns the broker: said again at once, in later "
-    "rounds, in another run, 50,000 in all",
+    injected="4 native devices with keys, every message of theirs heard by an attacker who owns the broker: said again at "
+    "once, in later rounds, in another run, 50,000 in all",
     required="rejected, counted",
     target="100 %; the runs end with the bytes of undisturbed ones",
 )
@@ -201,9 +203,9 @@ def _live(wire: _Wire) -> Iterator[tuple[str, bytes]]:
 @row(
     28,
     fault="forged key, unknown, revoked device, another's topic",
-    injected="at the broker: wrong password, unknown user, another's topic; at the coordinator behind a broker that lets all through: "
-    "50,000 messages sealed with wrong keys, changed in any bit, of one device under another's topic, of unknown ids; `fedmote "
-    "enroll revoke` of a device that takes part",
+    injected="at the broker: wrong password, unknown user, another's topic; at the coordinator behind a broker that lets all "
+    "through: 50,000 messages sealed with wrong keys, changed in any bit, of one device under another's topic, of "
+    "unknown ids; `fedmote enroll revoke` of a device that takes part",
     required="rejected at broker and coordinator",
     target="100 %, revocation within 5 s",
 )

@@ -29,8 +29,8 @@ _UNKNOWN_FIELDS = {60_000: 7, 60_001: b"new", 60_002: [1, {2: "nested"}]}
 @row(
     39,
     fault="protocol skew n-1 and n+1",
-    injected="golden vectors of protocol 1, the only released one; at a coordinator process: a hello of protocol 2, one with fields that "
-    "nobody knows, a message of an unknown kind; a ledger of a newer version",
+    injected="golden vectors of protocol 1, the only released one; at a coordinator process: a hello of protocol 2, one with "
+    "fields that nobody knows, a message of an unknown kind; a ledger of a newer version",
     required="works or explicit refusal",
     target="every vector read or refused with its status; each newer peer answered",
 )
