@@ -257,7 +257,9 @@ def _damage_journal(bench: Bench, kept: Path, start: int, log: bytes) -> None:
     bench.facts.must(good_cuts == len(cuts), f"{good_cuts} of {len(cuts)} cuts likewise")
 
 
-def _damage_with_processes(bench: Bench, site: Site, config: Path, kept: Path, expected: bytes, start: int, log: bytes) -> None:
+def _damage_with_processes(
+    bench: Bench, site: Site, config: Path, kept: Path, expected: bytes, start: int, log: bytes
+) -> None:
     """Coordinators go on from a damaged journal, and from a damaged newest checkpoint."""
     count = bench.sized(16, 2)
     state = site.state("damaged")
@@ -291,3 +293,4 @@ def _damage_with_processes(bench: Bench, site: Site, config: Path, kept: Path, e
         is_exact, words = go_on()
         exact, said = exact + is_exact, said + ("missing or damaged" in words)
     bench.facts.must(exact == said == count, f"{exact} of {count} from a damaged checkpoint, {said} said so")
+

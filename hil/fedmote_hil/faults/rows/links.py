@@ -62,7 +62,7 @@ class _Line:
 
     def served_bytes(self, name: str) -> list[int]:
         """Bytes of package chunks that each device was sent in the first round, what was asked for twice counted twice."""
-        rows = self.site.ledger(name, "SELECT json_extract(numbers, '$.package_bytes') FROM \"update\" WHERE round = 1")
+        rows = self.site.ledger(name, 'SELECT json_extract(numbers, \'$.package_bytes\') FROM "update" WHERE round = 1')
         return [int(row[0]) for row in rows]
 
     def compare(self, bad: Impairment, words: str, rounds: int = 2) -> Counter[str]:
