@@ -51,7 +51,7 @@ def test_every_image_fits_its_flash_region(board, program):
     assert image.binary.stat().st_size <= image.board.region("image").bytes
 
 
-# Interrupts of the chip, those that are handled, and where the stack begins: under the slots, if these are RAM.
+# Interrupts of the chip, those that are handled, and where the stack begins: under journal and slots, if these are RAM.
 @pytest.mark.parametrize(
     ("board", "count", "handled"),
     [
@@ -66,8 +66,8 @@ def test_the_vector_table_is_first_complete_and_points_into_the_image(board, cou
     content = image.binary.read_bytes()
     vectors = [int.from_bytes(content[4 * n : 4 * n + 4], "little") for n in range(16 + count)]
     base, ram = image.board.region("image").address, image.board.region("ram")
-    slots = image.board.regions.get("ram_slots")
-    assert vectors[0] == symbols["image_stack_top"] == (slots.address if slots else ram.address + ram.bytes)
+    kept = image.board.regions.get("ram_journal", image.board.regions.get("ram_slots"))
+    assert vectors[0] == symbols["image_stack_top"] == (kept.address if kept else ram.address + ram.bytes)
     assert vectors[1] == symbols["reset_handler"] | 1
     assert symbols["image_interrupts"] == base + 4 * 16
     unexpected = symbols["unexpected_handler"] | 1

@@ -66,7 +66,8 @@ function(fedmote_cortex_m_programs)
     foreach(program IN LISTS programs)
         if(program STREQUAL "fedmote-device")
             fedmote_image(${program} HAS_SLOTS "${port_INCLUDE}" ${program_sources} ${port_DEVICE}
-                          ports/cortex_m/device_main.c ports/cortex_m/entropy.c ports/cortex_m/slots.c)
+                          ports/cortex_m/device_main.c ports/cortex_m/entropy.c ports/cortex_m/journal_regions.c
+                          ports/cortex_m/slots.c)
             # Size where the drivers are, as in the library; programs that count instructions stay as they were.
             target_compile_options(${program} PRIVATE "$<$<CONFIG:Release>:-Os>")
         elseif(program STREQUAL "fedmote-run")

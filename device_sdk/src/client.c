@@ -69,11 +69,17 @@ void fedmote_client_fail(struct fedmote_client *client, int32_t status, const ch
 /* ---- work: fetching -----------------------------------------------------------------------------------------------
  */
 
+uint32_t fedmote_client_device(const struct fedmote_client *client) {
+    return fedmote_crc32(0, (const uint8_t *)client->identity.id, (uint32_t)strlen(client->identity.id));
+}
+
 static void begin_round(struct fedmote_client *client) {
-    uint32_t id_crc = fedmote_crc32(0, (const uint8_t *)client->identity.id, (uint32_t)strlen(client->identity.id));
-    int32_t status = fedmote_round_begin(&client->round, client->round.plan.has_head, id_crc);
+    int32_t status = fedmote_store_try(&client->store);
+    if (status == FEDMOTE_OK) {
+        status = fedmote_round_begin(&client->round, client->round.plan.has_head, fedmote_client_device(client));
+    }
     if (status != FEDMOTE_OK) {
-        fedmote_client_fail(client, status, "head", true);
+        fedmote_client_fail(client, status, "begin", true);
         return;
     }
     fedmote_client_go(client, FEDMOTE_STATE_ENCODE);
@@ -112,10 +118,7 @@ static void erase(struct fedmote_client *client) {
 }
 
 /* Whether another fetch of the same bytes would end the same way: their checksum was right. */
-static bool is_lasting(int32_t status) {
-    return status == FEDMOTE_ERR_PACKAGE_SECTION || status == FEDMOTE_ERR_PACKAGE_OPERATOR ||
-           status == FEDMOTE_ERR_PACKAGE_BOUNDS || status == FEDMOTE_ERR_PACKAGE_HEAD || status == FEDMOTE_ERR_ARENA;
-}
+static bool is_lasting(int32_t status) { return status <= FEDMOTE_ERR_PACKAGE_SECTION && status >= FEDMOTE_ERR_ARENA; }
 
 /* Everything is checked, the arena too, before the old package loses its place. */
 void fedmote_client_install(struct fedmote_client *client) {
@@ -125,7 +128,7 @@ void fedmote_client_install(struct fedmote_client *client) {
         status = check_fit(client);
     }
     if (status == FEDMOTE_OK) {
-        status = fedmote_store_commit(&client->store, plan->model_size);
+        status = fedmote_store_commit(&client->store, plan->model_size, plan->serial);
     }
     if (status != FEDMOTE_OK) {
         if (client->fetch == FEDMOTE_FETCH_DIFFERENCE && client->port->patching->is_lost(client, status)) {
@@ -164,16 +167,18 @@ static int32_t find_obstacle(const struct fedmote_client *client) {
     return is_misfit ? client->misfit : FEDMOTE_OK;
 }
 
-/* The wanted package is already there, or comes as a difference, or whole. */
+/* The update is made already; or else the wanted package is there, or comes as a difference, or whole. */
 static void choose(struct fedmote_client *client) {
-    const uint8_t *hash = fedmote_store_hash(&client->store);
-    const struct fedmote_plan *plan = &client->round.plan;
-    bool is_there = hash && memcmp(hash, plan->model_hash, sizeof plan->model_hash) == 0 &&
-                    fedmote_store_reopen(&client->store, &client->round.package) == FEDMOTE_OK;
-    int32_t status = is_there ? check_fit(client) : find_obstacle(client);
+    if (client->port->journal && client->port->journal->find(client)) {
+        return;
+    }
+    int32_t found = fedmote_store_find(&client->store, client->round.plan.model_hash, &client->round.package);
+    int32_t status = found == FEDMOTE_OK               ? check_fit(client)
+                     : found == FEDMOTE_ERR_NO_PACKAGE ? find_obstacle(client)
+                                                       : found;
     if (status != FEDMOTE_OK) {
-        fedmote_client_fail(client, status, is_there ? "package" : "fetch", true);
-    } else if (is_there) {
+        fedmote_client_fail(client, status, found == FEDMOTE_ERR_NO_PACKAGE ? "fetch" : "package", true);
+    } else if (found == FEDMOTE_OK) {
         begin_head(client);
     } else if (!client->port->patching || !client->port->patching->begin(client)) {
         erase(client);
@@ -220,13 +225,17 @@ static void enter_phase(struct fedmote_client *client) {
     if (round->work == FEDMOTE_WORK_RANK) {
         fedmote_client_go(client, FEDMOTE_STATE_SELECT);
     } else if (round->work == FEDMOTE_WORK_TRAIN) {
-        if (round->sent > 0 && !client->is_round_closed) {
-            fedmote_offer_open(&client->samples, fedmote_samples_size(round), round->samples_crc, client->now);
-            fedmote_client_note(client, FEDMOTE_EVENT_SAMPLES, (int32_t)round->sent);
+        if (round->results.sent > 0 && !client->is_round_closed) {
+            fedmote_offer_open(&client->samples, fedmote_samples_size(round), round->results.samples_crc, client->now);
+            fedmote_client_note(client, FEDMOTE_EVENT_SAMPLES, (int32_t)round->results.sent);
         }
         fedmote_client_go(client, FEDMOTE_STATE_TRAIN);
     } else if (round->work == FEDMOTE_WORK_DONE) {
-        fedmote_offer_open(&client->update, fedmote_update_size(round), round->update_crc, client->now);
+        fedmote_offer_open(&client->update, fedmote_update_size(round), round->results.update_crc, client->now);
+        client->log.phase = FEDMOTE_LOG_BEGIN;
+        if (fedmote_store_confirm(&client->store) != FEDMOTE_OK) { /* the next round says it again */
+            fedmote_client_note(client, FEDMOTE_EVENT_ERROR, FEDMOTE_ERR_SLOT_IO);
+        }
         fedmote_client_go(client, FEDMOTE_STATE_REPORT);
         if (client->is_round_closed) {
             fedmote_client_back_off(client); /* nobody may want it any more: hello as well, as at the deadline */
@@ -239,7 +248,10 @@ static bool work(struct fedmote_client *client) {
     if (client->state == FEDMOTE_STATE_FETCH) {
         return work_fetch(client);
     }
-    if (client->state == FEDMOTE_STATE_IDLE || client->state == FEDMOTE_STATE_REPORT) {
+    if (client->state == FEDMOTE_STATE_REPORT) {
+        return client->port->journal && client->port->journal->work(client);
+    }
+    if (client->state == FEDMOTE_STATE_IDLE) {
         return false;
     }
     int32_t status = fedmote_round_step(&client->round);
@@ -288,7 +300,8 @@ static bool listen(struct fedmote_client *client) {
     struct fedmote_frame frame;
     int32_t status = client->identity.link->poll(&client->line, client->now, &frame);
     watch_link(client);
-    if (status == FEDMOTE_LINK_FRAME) {
+    const struct fedmote_sealing *sealing = client->port->sealing;
+    if (status == FEDMOTE_LINK_FRAME && (!sealing || sealing->open(client, &frame))) {
         fedmote_client_hear(client, &frame);
     }
     return client->line.has_moved;
@@ -341,6 +354,21 @@ int32_t fedmote_init(struct fedmote *device, const struct fedmote_port *port, co
         .transmit = arena + half,
         .capacity = half,
     };
+    if (port->journal) {
+        port->journal->open(client);
+    }
+    if (identity->key) { /* a device that was given a key never speaks without it */
+        int32_t status = port->sealing ? port->sealing->begin(client) : FEDMOTE_ERR_ARGUMENT;
+        if (status != FEDMOTE_OK) {
+            return status;
+        }
+    }
+    if (identity->verify_key && !(port->signing && port->verify)) {
+        return FEDMOTE_ERR_ARGUMENT; /* it would take what nobody signed */
+    }
+    if (client->store.reverted > 0) {
+        fedmote_client_note(client, FEDMOTE_EVENT_REVERTED, client->store.reverted);
+    }
     client->identity.link->open(&client->line);
     return FEDMOTE_OK;
 }
@@ -378,7 +406,9 @@ void fedmote_status(const struct fedmote *device, struct fedmote_info *info) {
         .state = (enum fedmote_state)client->state,
         .is_link_up = client->line.is_up,
         .is_unsigned = client->port->hash == NULL,
+        .is_sealed = client->identity.key != NULL,
         .has_package = client->store.is_installed,
+        .is_on_trial = client->store.is_on_trial,
         .is_update_held = client->update.is_open,
         .round = client->round.plan.round,
         .generation = client->store.generation,
@@ -392,5 +422,7 @@ void fedmote_status(const struct fedmote *device, struct fedmote_info *info) {
         .frame_errors = client->line.frame_errors,
         .rounds_done = client->rounds_done,
         .link_losses = client->line.losses,
+        .messages_forged = client->seal.forged,
+        .messages_replayed = client->seal.replayed,
     };
 }

@@ -5,9 +5,12 @@
 #ifndef FEDMOTE_CLIENT_H
 #define FEDMOTE_CLIENT_H
 
+#include "journal.h"
 #include "link.h"
 #include "patch.h"
 #include "round.h"
+#include "seal.h"
+#include "signature.h"
 #include "store.h"
 
 /* What FEDMOTE_STATE_FETCH is doing. */
@@ -44,9 +47,11 @@ struct fedmote_client {
     bool is_round_closed;   /* its time is over */
 
     struct fedmote_line line;
+    struct fedmote_seal seal;
     struct fedmote_store store;
     struct fedmote_receiver receiver;
     struct fedmote_round round;
+    struct fedmote_log log;       /* of the port's journal */
     struct fedmote_offer update;  /* coordinator channel */
     struct fedmote_offer samples; /* cell channel */
 
@@ -79,6 +84,9 @@ void fedmote_client_note(struct fedmote_client *client, enum fedmote_event event
 void fedmote_client_hello_in(struct fedmote_client *client, uint32_t delay_ms);
 /* Says hello after the next, doubled, back-off. */
 void fedmote_client_back_off(struct fedmote_client *client);
+
+/* The device in the draws: the checksum of its id. */
+uint32_t fedmote_client_device(const struct fedmote_client *client);
 
 /* Makes the package in the other slot the installed one, or fails. */
 void fedmote_client_install(struct fedmote_client *client);

@@ -11,9 +11,9 @@
 
 /* A body is composed at this offset of the transmit buffer. In front of it there is room for an MQTT header with the
  * longest topic (99 bytes), or for the serial header and the head start that in-place COBS needs: 1 byte
- * per 254, so 106 bytes are enough for BODY_MAX up to 24000. The least holds the longest hello, 172 bytes. */
+ * per 254, so 106 bytes are enough for BODY_MAX up to 24000. The least holds the longest hello, 172 bytes, sealed. */
 #define FEDMOTE_BODY_OFFSET 112
-typedef char fedmote_body_max_is_between_176_and_24000[FEDMOTE_BODY_MAX >= 176 && FEDMOTE_BODY_MAX <= 24000 ? 1 : -1];
+typedef char fedmote_body_max_is_between_200_and_24000[FEDMOTE_BODY_MAX >= 200 && FEDMOTE_BODY_MAX <= 24000 ? 1 : -1];
 
 /* A message as it came; `body` is borrowed until the next poll. */
 struct fedmote_frame {
@@ -26,11 +26,12 @@ struct fedmote_frame {
 struct fedmote_line {
     const struct fedmote_port *port;
     const struct fedmote_identity *identity;
-    uint32_t boot; /* nonce of this boot, for birth and will */
+    uint32_t boot; /* of this boot, for hello, birth and will: the journal's counter, or else a random number */
     uint8_t *receive;
     uint8_t *transmit;
     uint32_t capacity;         /* of each buffer */
     uint32_t tx_begin, tx_end; /* what of the transmit buffer is still to be written; equal: the buffer is free */
+    bool is_boot_counted;      /* `boot` is higher than at every boot before, and durably so */
     bool is_up;                /* messages can be sent */
     bool has_moved;            /* bytes were read or written in the last poll */
     uint32_t frames_received, frames_sent, frame_errors, losses;

@@ -80,7 +80,7 @@ static void begin_selector(struct fedmote_round *round, uint32_t device_id_crc) 
         .gamma = plan->gamma,
         .gamma_order = plan->gamma_order,
         .sample_count = round->sample_count,
-        .limit = (uint32_t)((uint64_t)round->sample_count * plan->gain_milli / 1000),
+        .limit = round->sample_count * plan->gain_milli / 1000U, /* at most 16383 and 1000 */
         .rank = ranks(round),
         .norm_rank = norm_ranks(round),
     };
@@ -109,8 +109,8 @@ int32_t fedmote_round_begin(struct fedmote_round *round, bool has_newer_head, ui
     fedmote_encoder_init(&round->encoder, package, region(round, round->layout.encoder));
     begin_selector(round, device_id_crc);
     round->encoding = round->in_input = FEDMOTE_NO_SAMPLE;
-    round->num_examples = round->discarded = round->trained = round->sent = round->last_trained = 0;
-    round->loss_sum = round->last_loss_sum = 0.0f;
+    round->results = (struct fedmote_results){0};
+    round->recorded = NULL;
     round->kept = round->layout.cached;
     round->is_cache_erased = round->is_cache_closed = false;
     begin_phase(round, FEDMOTE_WORK_ENCODE);
@@ -175,7 +175,7 @@ static int32_t work_encode(struct fedmote_round *round) {
     float *norm = &norms(round)[round->cursor];
     float loss = round->head.arithmetic->loss(&round->head, features, round->input_label, norm);
     losses(round)[round->cursor] = loss;
-    round->loss_sum += loss;
+    round->results.loss_sum += loss;
     round->cursor++;
     return FEDMOTE_BUSY;
 }
@@ -203,12 +203,12 @@ static void group_sample(struct fedmote_round *round, uint32_t sample) {
         own |= (group == FEDMOTE_GROUP_DEVICE ? 1U : 0U) << epoch;
         partner |= (group == FEDMOTE_GROUP_PARTNER ? 1U : 0U) << epoch;
     }
-    round->num_examples += own & 1;
-    round->discarded += own == 0 && partner == 0;
+    round->results.num_examples += own & 1;
+    round->results.discarded += own == 0 && partner == 0;
     if (!round->plan.is_sending_samples) {
         partner = 0;
     }
-    round->sent += partner != 0;
+    round->results.sent += partner != 0;
     fedmote_round_own_epochs(round)[sample] = own;
     fedmote_round_partner_epochs(round)[sample] = partner;
 }
@@ -251,12 +251,12 @@ static void drop_below(struct fedmote_round *round) {
             left--;
         }
     }
-    round->sent = round->plan.max_send;
+    round->results.sent = round->plan.max_send;
 }
 
 /* Bisection for the lowest rank above which at most max_send samples lie; each piece is one pass over n words. */
 static int32_t work_limit(struct fedmote_round *round) {
-    if (round->sent > round->plan.max_send) {
+    if (round->results.sent > round->plan.max_send) {
         if (round->low < round->high) {
             uint32_t middle = (round->low + round->high) / 2;
             if (count_above(round, middle) <= round->plan.max_send) {
@@ -289,7 +289,7 @@ static int32_t work_label(struct fedmote_round *round) {
     if (++round->cursor < round->sample_count) {
         return FEDMOTE_BUSY;
     }
-    round->samples_crc = round->crc;
+    round->results.samples_crc = round->crc;
     round->epoch = 0;
     round->epoch_left = round->batch_left = 0;
     begin_phase(round, FEDMOTE_WORK_TRAIN);
@@ -311,8 +311,8 @@ static bool begin_epoch(struct fedmote_round *round) {
         }
         if (round->epoch_left > 0) {
             round->cursor = 0;
-            round->last_trained = 0;
-            round->last_loss_sum = 0.0f;
+            round->results.last_trained = 0;
+            round->results.last_loss_sum = 0.0f;
             return true;
         }
     }
@@ -359,9 +359,9 @@ static int32_t train_sample(struct fedmote_round *round) {
     const float loss = round->head.arithmetic->batch_add(&round->head, features, label);
     round->in_input = FEDMOTE_NO_SAMPLE; /* the head's scratch memory is the encoder's */
     if (round->head.is_counting) {
-        round->last_loss_sum += loss;
-        round->last_trained++;
-        round->trained++;
+        round->results.last_loss_sum += loss;
+        round->results.last_trained++;
+        round->results.trained++;
     }
     round->cursor++;
     round->epoch_left--;
@@ -410,7 +410,7 @@ static int32_t work_seal(struct fedmote_round *round) {
     if (round->cursor < round->package.head_parameters) {
         return FEDMOTE_BUSY;
     }
-    round->update_crc = round->crc;
+    round->results.update_crc = round->crc;
     round->work = FEDMOTE_WORK_DONE;
     return FEDMOTE_OK;
 }

@@ -20,18 +20,27 @@
 
 #define FEDMOTE_NO_SAMPLE UINT32_MAX
 
-/* A plan message, with the defaults of its optional fields. */
+/* A plan message, with the defaults of its optional fields. What an update depends on comes first and has no gap, up to
+ * training.is_bias_only: a journal keeps and compares these bytes. */
 struct fedmote_plan {
     uint8_t run[8];
     uint8_t model_hash[32];
-    uint32_t round, attempt, version;
-    uint32_t model_handle, model_size;
-    uint32_t difference_handle, difference_size; /* 0 bytes: none is offered */
-    uint32_t head_handle, head_size, head_crc;
-    uint32_t seed, epochs, batch, max_send, gain_milli, gamma_order;
+    uint32_t round, version, head_size, head_crc;
+    uint32_t seed, epochs, batch, gain_milli, gamma_order;
     float alpha, beta, gamma;
     struct fedmote_training training;
+    uint32_t attempt, max_send, model_handle, model_size, head_handle;
+    uint32_t serial;                             /* of a signed package; 0: it is not signed */
+    uint32_t difference_handle, difference_size; /* 0 bytes: none is offered */
     bool has_head, is_sending_samples;
+};
+
+/* What a round has found and made, as in the report. */
+struct fedmote_results {
+    uint32_t num_examples, discarded, trained, sent;
+    uint32_t last_trained; /* samples of the last epoch */
+    float loss_sum, last_loss_sum;
+    uint32_t samples_crc, update_crc;
 };
 
 /* Phases in their order; each is done in pieces. */
@@ -70,11 +79,8 @@ struct fedmote_round {
     uint32_t low, high;    /* search for the lowest rank that goes to the partner */
     uint32_t crc;          /* of the blob under way */
 
-    /* Results, as in the report. */
-    uint32_t num_examples, discarded, trained, sent;
-    uint32_t last_trained; /* samples of the last epoch */
-    float loss_sum, last_loss_sum;
-    uint32_t samples_crc, update_crc;
+    struct fedmote_results results;
+    const uint8_t *recorded; /* the update as a journal has it; NULL: it is made from the head */
 
     uint32_t serve_record, serve_sample; /* where the samples blob was last read, to go on from there */
 };

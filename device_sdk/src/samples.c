@@ -13,11 +13,11 @@ static uint32_t record_bytes(const struct fedmote_round *round) { return RECORD_
 static uint32_t write_prefix(const struct fedmote_round *round, uint8_t out[PREFIX_MAX]) {
     uint32_t size = fedmote_cbor_head(out, FEDMOTE_CBOR_MAP, 3);
     size += fedmote_cbor_head(out + size, FEDMOTE_CBOR_UINT, KEY_COUNT);
-    size += fedmote_cbor_head(out + size, FEDMOTE_CBOR_UINT, round->sent);
+    size += fedmote_cbor_head(out + size, FEDMOTE_CBOR_UINT, round->results.sent);
     size += fedmote_cbor_head(out + size, FEDMOTE_CBOR_UINT, KEY_INPUT_BYTES);
     size += fedmote_cbor_head(out + size, FEDMOTE_CBOR_UINT, round->package.input_count);
     size += fedmote_cbor_head(out + size, FEDMOTE_CBOR_UINT, KEY_RECORDS);
-    return size + fedmote_cbor_head(out + size, FEDMOTE_CBOR_BYTES, round->sent * record_bytes(round));
+    return size + fedmote_cbor_head(out + size, FEDMOTE_CBOR_BYTES, round->results.sent * record_bytes(round));
 }
 
 /* Index, label and epochs of a sample, little endian. */
@@ -30,12 +30,13 @@ static void write_record_head(const struct fedmote_round *round, uint32_t sample
 }
 
 uint32_t fedmote_samples_most(const struct fedmote_round *round) {
-    return (uint32_t)((UINT32_MAX - PREFIX_MAX) / ((uint64_t)RECORD_HEAD + round->package.input_count));
+    return (UINT32_MAX - PREFIX_MAX) /
+           record_bytes(round); /* the arena holds a sample and the link buffers: no overflow */
 }
 
 uint32_t fedmote_samples_size(const struct fedmote_round *round) {
     uint8_t prefix[PREFIX_MAX];
-    return write_prefix(round, prefix) + round->sent * record_bytes(round);
+    return write_prefix(round, prefix) + round->results.sent * record_bytes(round);
 }
 
 /* The sample of a record: counts on from where the last one was found, or from the front. At most one pass over n

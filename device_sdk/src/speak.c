@@ -13,11 +13,25 @@ enum { ANNOUNCE_MS = 2000 };
 
 static uint8_t *body(const struct fedmote_client *client) { return client->line.transmit + FEDMOTE_BODY_OFFSET; }
 
-/* Encodes and sends. Our own messages always fit: FEDMOTE_BODY_MAX has a lower bound and names have an upper one. */
-static void say(struct fedmote_client *client, uint8_t channel, const struct fedmote_message *message) {
-    int32_t size = fedmote_encode(message, body(client), FEDMOTE_BODY_MAX);
+/* Sends the body that was composed. */
+static void send(struct fedmote_client *client, uint8_t channel, uint8_t kind, uint32_t size) {
+    if (client->port->sealing) {
+        size = client->port->sealing->close(client, channel, kind, size);
+    }
     if (size > 0) {
-        client->identity.link->send(&client->line, channel, message->kind, (uint32_t)size);
+        client->identity.link->send(&client->line, channel, kind, size);
+    }
+}
+
+/* Our own messages always fit: FEDMOTE_BODY_MAX has a lower bound and names have an upper one. */
+static int32_t compose(struct fedmote_client *client, const struct fedmote_message *message) {
+    return fedmote_encode(message, body(client), FEDMOTE_BODY_MAX - FEDMOTE_LIMIT_SEAL);
+}
+
+static void say(struct fedmote_client *client, uint8_t channel, const struct fedmote_message *message) {
+    int32_t size = compose(client, message);
+    if (size > 0) {
+        send(client, channel, message->kind, (uint32_t)size);
     }
 }
 
@@ -99,7 +113,7 @@ static bool say_data(struct fedmote_client *client, struct fedmote_offer *offer,
     fedmote_message_number(&message, FEDMOTE_FIELD_HANDLE, offer->handle);
     fedmote_message_number(&message, FEDMOTE_FIELD_OFFSET, offset);
     fedmote_message_string(&message, FEDMOTE_FIELD_DATA, NULL, size); /* the last field: its bytes end the body */
-    int32_t body_size = fedmote_encode(&message, body(client), FEDMOTE_BODY_MAX);
+    int32_t body_size = compose(client, &message);
     if (body_size < 0) {
         return false;
     }
@@ -116,7 +130,7 @@ static bool say_data(struct fedmote_client *client, struct fedmote_offer *offer,
         return true;
     }
     offer->announce_at = client->now + ANNOUNCE_MS;
-    client->identity.link->send(&client->line, channel, FEDMOTE_KIND_DATA, (uint32_t)body_size);
+    send(client, channel, FEDMOTE_KIND_DATA, (uint32_t)body_size);
     return true;
 }
 
@@ -143,15 +157,15 @@ static void say_report(struct fedmote_client *client) {
     struct fedmote_message message;
     fedmote_message_begin(&message, FEDMOTE_KIND_REPORT);
     put_offer(client, &client->update, &message);
-    fedmote_message_number(&message, FEDMOTE_FIELD_NUM_EXAMPLES, round->num_examples);
+    fedmote_message_number(&message, FEDMOTE_FIELD_NUM_EXAMPLES, round->results.num_examples);
     fedmote_message_number(&message, FEDMOTE_FIELD_VERSION, round->plan.version);
     fedmote_message_number(&message, FEDMOTE_FIELD_ATTEMPT, round->plan.attempt);
-    fedmote_message_number(&message, FEDMOTE_FIELD_DISCARDED, round->discarded);
-    fedmote_message_number(&message, FEDMOTE_FIELD_TRAINED, round->trained);
-    fedmote_message_number(&message, FEDMOTE_FIELD_SENT, round->sent);
-    fedmote_message_number(&message, FEDMOTE_FIELD_LOSS_MICRO, micro(round->loss_sum, round->sample_count));
-    if (round->last_trained > 0) {
-        uint32_t loss = micro(round->last_loss_sum, round->last_trained);
+    fedmote_message_number(&message, FEDMOTE_FIELD_DISCARDED, round->results.discarded);
+    fedmote_message_number(&message, FEDMOTE_FIELD_TRAINED, round->results.trained);
+    fedmote_message_number(&message, FEDMOTE_FIELD_SENT, round->results.sent);
+    fedmote_message_number(&message, FEDMOTE_FIELD_LOSS_MICRO, micro(round->results.loss_sum, round->sample_count));
+    if (round->results.last_trained > 0) {
+        uint32_t loss = micro(round->results.last_loss_sum, round->results.last_trained);
         fedmote_message_number(&message, FEDMOTE_FIELD_LOSS_AFTER_MICRO, loss);
     }
     fedmote_message_number(&message, FEDMOTE_FIELD_ARENA_USED_BYTES, fedmote_round_arena_used(round));
@@ -162,7 +176,7 @@ static void say_samples(struct fedmote_client *client) {
     struct fedmote_message message;
     fedmote_message_begin(&message, FEDMOTE_KIND_SAMPLES);
     put_offer(client, &client->samples, &message);
-    fedmote_message_number(&message, FEDMOTE_FIELD_COUNT, client->round.sent);
+    fedmote_message_number(&message, FEDMOTE_FIELD_COUNT, client->round.results.sent);
     fedmote_message_number(&message, FEDMOTE_FIELD_INPUT_BYTES, client->round.package.input_count);
     say(client, FEDMOTE_CHANNEL_CELL, &message);
 }

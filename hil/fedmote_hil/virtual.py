@@ -22,14 +22,16 @@ from fedmote_hil.slots import slots_with_package
 _PTY = re.compile(r"(/dev/\S+)")
 _PTY_TIMEOUT_S = 10.0
 _SLOTS = ("slot0", "slot1")  # regions of flash, one for each
+_JOURNAL = ("journal0", "journal1")
+_ERASED = b"\xff"
 
 
 class VirtualDevice:
     """One device that can be started, killed as by a power cut, and started again.
 
-    Installed packages outlive a restart on `posix` and on boards whose flash is emulated (nrf51822): what the slots hold at the
-    instant of the cut is read from the emulator and loaded at the next start. Elsewhere an emulated board's slots are RAM, and
-    packages do not outlive it.
+    Packages and journal outlive a restart on `posix`, whose flash is a file, and on boards whose flash is emulated (nrf51822):
+    what they hold at the instant of the cut is read from the emulator and loaded at the next start. Elsewhere an emulated board's
+    slots are RAM, and packages do not outlive it; its journal, where there is RAM for one (stm32f405), does.
 
     Attributes:
         board: its board.
@@ -61,7 +63,8 @@ class VirtualDevice:
             identity_region: the same.
             link: see above.
             package: device form of a package that is installed already.
-            directory: for the files; a temporary one, removed with this object, where None.
+            directory: for the files; a temporary one, removed with this object, where None. The journal is there, which counts
+                boots: a device with keys whose count begins anew is not believed any more.
             is_checked: an image that ends with a report when it does something wrong, see `log()` and `fedmote_hil.build`.
 
         Raises:
@@ -94,10 +97,10 @@ class VirtualDevice:
         image = build(self.board, is_checked=self._is_checked)
         if self.board.emulator is None:
             command = [str(image.path), "--identity", str(self._path("identity")), "--samples", str(self._path("samples"))]
-            command += ["--slots", str(self._path("slots")), "--events", *_stream_options(self.link)]
+            command += ["--flash", str(self._path("flash")), "--events", *_stream_options(self.link)]
             self._child = Child(command, self.directory)
         else:
-            names = ("identity", "samples", *_slot_regions(self.board))
+            names = ("identity", "samples", *_slot_regions(self.board), *_journal_regions(self.board))
             regions = {name: self._path(name) for name in names if self._path(name).exists()}
             self._child = Emulator(self.board, image.path, regions, self.link, self.directory)
 
@@ -107,8 +110,8 @@ class VirtualDevice:
         if child is None:
             return
         try:
-            if isinstance(child, Emulator) and child.is_running and self._has_flash:
-                child.save(_SLOTS, self.directory)
+            if isinstance(child, Emulator) and child.is_running:
+                child.save((*(_SLOTS if self._has_flash else ()), *_journal_regions(self.board)), self.directory)
         except RigError:
             if child.is_running:  # else it ended by itself meanwhile, and its flash with it
                 raise
@@ -125,15 +128,18 @@ class VirtualDevice:
         self.start()
 
     def reset(self) -> None:
-        """Resets an emulated board while its line stays, as a watchdog does; what its slots hold, RAM or flash, it keeps.
+        """Resets an emulated board while its line stays, as a watchdog does; what slots and journal hold, RAM or flash, it keeps.
 
         Raises:
-            RigError: it does not run, is no emulated board, or began with slots from files, which a reset would load again.
+            RigError: it does not run, is no emulated board, or began with slots or journal from files, which a reset would load
+                again.
         """
         if not isinstance(self._child, Emulator):
             raise RigError(f"device {self.id} is no emulated board that runs; only these can be reset")
-        if self._child.is_loaded(_slot_regions(self.board)):
-            raise RigError(f"device {self.id} began with slots from files, which a reset would load again; restart it instead")
+        if self._child.is_loaded((*_slot_regions(self.board), *_journal_regions(self.board))):
+            raise RigError(
+                f"device {self.id} began with slots or journal from files, which a reset would load again; restart it instead"
+            )
         self._child.reset()
 
     def halt_and_read(self, region: str) -> bytes:
@@ -187,8 +193,11 @@ class VirtualDevice:
         return _slot_regions(self.board) == _SLOTS
 
     def _write_slots(self, content: bytes) -> None:
-        """The files of both slots: of one region, or of a region each."""
-        names = _slot_regions(self.board) or ("slots",)
+        """The files of both slots: of one region, of a region each, or a process's flash with an empty journal behind them."""
+        if self.board.emulator is None:
+            self._write("flash", content + _ERASED * (2 * self.board.journal_bytes))
+            return
+        names = _slot_regions(self.board)
         part = len(content) // len(names)
         for index, name in enumerate(names):
             self._write(name, content[index * part : (index + 1) * part])
@@ -218,6 +227,13 @@ def _slot_regions(board: Board) -> tuple[str, ...]:
     if "ram_slots" in board.regions:
         return ("ram_slots",)
     return _SLOTS if board.regions else ()
+
+
+def _journal_regions(board: Board) -> tuple[str, ...]:
+    """Names of the regions where an emulated board has its journal; none for a process, or where it has none in the emulator."""
+    if "ram_slots" in board.regions:
+        return ("ram_journal",) if "ram_journal" in board.regions else ()
+    return _JOURNAL if board.regions else ()
 
 
 def _stream_options(link: str) -> list[str]:

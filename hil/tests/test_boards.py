@@ -34,9 +34,10 @@ def test_every_board_has_a_preset_and_programs_that_exist():
 def spans_by_image(board):
     """(first address, end) of the regions that the device image has and of those that the inference image has, ascending.
 
-    The end of the RAM that slots take is a part of the RAM.
+    The end of the RAM that slots and journal take is a part of the RAM.
     """
-    for others in (("package", "ram_slots"), ("slot0", "slot1", "identity", "ram_slots")):
+    in_ram = ("ram_slots", "ram_journal")
+    for others in (("package", *in_ram), ("slot0", "slot1", "journal0", "journal1", "identity", *in_ram)):
         regions = [region for key, region in board.regions.items() if key not in others]
         yield sorted((region.address, region.address + region.bytes) for region in regions)
 
@@ -74,6 +75,19 @@ def test_slots_fit_where_they_are_on_the_part_and_in_the_emulator(name):
         assert board.region("ram_slots").address + board.region("ram_slots").bytes == ram.address + ram.bytes
     else:  # the files of the emulated ones
         assert board.slot_bytes == board.region("slot0").bytes == board.region("slot1").bytes
+
+
+@pytest.mark.parametrize("name", [name for name in boards_with(Program.DEVICE) if name != "posix"])
+def test_the_journal_fits_where_it_is_on_the_part_and_in_the_emulator(name):
+    board = Board.load(name)
+    assert 0 < board.journal_bytes <= min(board.region("journal0").bytes, board.region("journal1").bytes)
+    assert board.journal_bytes % 8 == 0
+    if "ram_journal" in board.regions:
+        journal = board.region("ram_journal")
+        assert journal.bytes == 2 * board.journal_bytes
+        assert journal.address + journal.bytes == board.region("ram_slots").address
+    elif "ram_slots" not in board.regions:  # the files of the emulated ones
+        assert board.journal_bytes == board.region("journal0").bytes == board.region("journal1").bytes
 
 
 def test_samples_of_human_activity_recognition_fit_the_flash():

@@ -30,7 +30,7 @@ def test_a_started_device_says_hello_with_its_name_board_and_budgets(board):
             hello = first_message(connection)
     assert hello.kind is Kind.HELLO
     assert (hello["device"], hello["board"], hello["num_samples"]) == ("board-1", board, 4)
-    assert hello["slot_bytes"] == budgets.slot_bytes - 16  # what a package may fill beside the commit record
+    assert hello["slot_bytes"] == budgets.slot_bytes - 48  # what a package may fill beside marks and commit record
     assert hello["arena_bytes"] == budgets.arena_bytes
     assert hello["max_body"] == budgets.body_max
 
@@ -46,6 +46,20 @@ def test_a_restarted_device_says_hello_with_another_boot_nonce(board):
                 boots.append(first_message(connection)["boot"])
             device.restart()
     assert boots[0] != boots[1]
+
+
+@pytest.mark.parametrize("board", [board for board in BOARDS if board == "posix" or board.values[0] != "lm3s6965"])
+def test_boots_are_counted_over_power_cuts(board):
+    """Where the board has a journal: the boot of hello is the next one, however often the power goes."""
+    samples, identity = regions()
+    boots = []
+    with listener() as server, VirtualDevice(board, "board-1", samples, identity, link_of(server)) as device:
+        for _ in range(4):
+            connection, _ = server.accept()
+            with contextlib.closing(connection):
+                boots.append(first_message(connection)["boot"])
+            device.restart()
+    assert boots == list(range(boots[0], boots[0] + 4))
 
 
 @pytest.mark.parametrize("board", BOARDS)

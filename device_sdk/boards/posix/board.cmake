@@ -10,7 +10,7 @@ if(FEDMOTE_CHECKED)
 endif()
 
 add_executable(fedmote-device
-    ports/posix/device_main.c ports/posix/cache.c ports/posix/clock.c ports/posix/files.c ports/posix/slots.c ports/posix/stream.c
+    ports/posix/device_main.c ports/posix/cache.c ports/posix/clock.c ports/posix/files.c ports/posix/flash.c ports/posix/stream.c
     ports/region/samples_region.c)
 add_executable(fedmote-run
     ports/posix/run_main.c ports/posix/files.c examples/run/run.c ports/region/samples_region.c)

@@ -28,7 +28,7 @@ __attribute__((noreturn)) void chip_halt(void);
 uint32_t chip_now_ms(void);
 uint32_t chip_noise(void);
 
-/* The flash controller. chip_flash_start(): whether it answers. Erases the sectors from a slot's address on that hold
+/* The flash controller. chip_flash_start(): whether it answers. Erases the sectors from a region's address on that hold
  * so many bytes; writes whole words, from anywhere. 0, or one of these errors, after which the controller is locked
  * again. */
 bool chip_flash_start(void);

@@ -9,6 +9,7 @@
 #include "entropy.h"
 #include "fedmote/fedmote.h"
 #include "fedmote_board.h"
+#include "journal_regions.h"
 #include "monocypher_port.h"
 #include "samples_region.h"
 #include "slots.h"
@@ -67,6 +68,15 @@ static const struct fedmote_port port = {
     .operators = operators,
     .arithmetic = &FEDMOTE_BOARD_ARITHMETIC,
     .patching = &fedmote_difference_patching,
+    .journal = &fedmote_flash_journal,
+    .journal_bytes = FEDMOTE_BOARD_JOURNAL_BYTES,
+    .journal_base = journal_base,
+    .journal_erase = journal_erase,
+    .journal_write = journal_write,
+    .sealing = &fedmote_message_sealing,
+    .crypto = FEDMOTE_PORT_CRYPTO,
+    .signing = FEDMOTE_PORT_SIGNING,
+    .verify = FEDMOTE_PORT_VERIFY,
 };
 
 /* Waits until the line has taken it all. */

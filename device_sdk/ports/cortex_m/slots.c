@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "slots.h"
 
-#include <stdbool.h>
 #include <string.h>
 
 #include "chip.h"
@@ -20,6 +19,8 @@ void slots_start(void) { (void)chip_flash_start(); }
 
 static uintptr_t ram_slots(void) { return 0U; }
 #endif
+
+bool slots_are_in_ram(void) { return is_ram; }
 
 static uintptr_t slot_address(uint32_t slot) {
     if (is_ram) {

@@ -7,10 +7,14 @@
 #ifndef FEDMOTE_CORTEX_M_SLOTS_H
 #define FEDMOTE_CORTEX_M_SLOTS_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 /* After chip_start(), before the others. */
 void slots_start(void);
+
+/* Whether the slots are RAM. */
+bool slots_are_in_ram(void);
 
 /* As in struct fedmote_port. Errors: SLOTS_ERROR_ARGUMENT, and those of chip_flash_erase() and chip_flash_write(). */
 const uint8_t *slots_base(void *context, uint32_t slot);

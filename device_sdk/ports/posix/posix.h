@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The device as a process: byte streams, files in the place of flash, two package slots. A stream that breaks is opened
+ * The device as a process: byte streams, a file in the place of flash. A stream that breaks is opened
  * again every STREAM_RETRY_MS, for ever.
  */
 #ifndef FEDMOTE_POSIX_H
@@ -12,7 +12,7 @@
 
 #define STREAM_RETRY_MS 500U
 #define STREAM_ERROR_LOST (-140) /* told once per loss: the link starts afresh */
-#define SLOT_ERROR_ARGUMENT (-141)
+#define FLASH_ERROR_ARGUMENT (-141)
 #define CACHE_ERROR_ARGUMENT (-142)
 
 /* clock.c */
@@ -52,17 +52,24 @@ struct file_map {
 };
 bool file_map_open(struct file_map *map, const char *path);
 
-/* slots.c: 2 * slot_bytes of memory, or of a file that keeps the packages over restarts and kills (the page cache
- * outlives the process; a power cut of the whole machine is not guarded against). */
-struct slots {
-    uint8_t *bytes;
-    uint32_t slot_bytes;
+/* flash.c: two package slots and the two regions of a journal, in memory, or in a file that keeps them over restarts
+ * and kills (the page cache outlives the process; a power cut of the whole machine is not guarded against). */
+struct flash {
+    uint8_t *bytes; /* slot 0, slot 1, region 0, region 1 */
+    uint32_t slot_bytes, journal_bytes;
 };
-/* `path` NULL: memory. A file is made where there is none. False: `errno` tells; EINVAL for a file of another size. */
-bool slots_open(struct slots *slots, uint32_t slot_bytes, const char *path);
-const uint8_t *slots_base(const struct slots *slots, uint32_t slot);
-int32_t slots_erase(struct slots *slots, uint32_t slot);
-int32_t slots_write(struct slots *slots, uint32_t slot, uint32_t offset, const uint8_t *bytes, uint32_t size);
+/* The sizes are set. `path` NULL: memory. A file is made where there is none. False: `errno` tells; EINVAL for a file
+ * of another size. */
+bool flash_open(struct flash *flash, const char *path);
+/* Everything that was written is on the disk when this returns. False: `errno` tells. */
+bool flash_sync(const struct flash *flash);
+/* As in struct fedmote_port. */
+const uint8_t *flash_slot_base(const struct flash *flash, uint32_t slot);
+int32_t flash_slot_erase(struct flash *flash, uint32_t slot);
+int32_t flash_slot_write(struct flash *flash, uint32_t slot, uint32_t offset, const uint8_t *bytes, uint32_t size);
+const uint8_t *flash_journal_base(const struct flash *flash, uint32_t region);
+int32_t flash_journal_erase(struct flash *flash, uint32_t region);
+int32_t flash_journal_write(struct flash *flash, uint32_t region, uint32_t offset, const uint8_t *bytes, uint32_t size);
 
 /* cache.c: the region for embeddings. It belongs to a round, so it is memory and no file. */
 struct cache {

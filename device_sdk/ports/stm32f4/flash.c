@@ -1,16 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The flash of the two package slots: slot 0 is sector 5 and slot 1 is sector 6, programmed by words. An erase takes up
- * to two seconds, during which the core stands still whenever it fetches from flash.
+ * The flash of package slots and journal: a large sector each, programmed by words. An erase takes up to two seconds,
+ * during which the core stands still whenever it fetches from flash.
  */
 #include <string.h>
 
 #include "chip.h"
-#include "fedmote_board.h"
 #include "registers.h"
 
-#define SLOT_0_SECTOR 5U
-#define SLOT_1_SECTOR 6U
+#define FIRST_LARGE_SECTOR 5U
+#define FIRST_LARGE_SECTOR_ADDRESS 0x08020000U
+#define LARGE_SECTOR_BYTES 0x20000U
 #define PROGRAM_TURNS 10000U   /* 16 us per word in the data sheet, 0.1 ms at worst */
 #define ERASE_TURNS 100000000U /* at least 3 s at 168 MHz; the data sheet's worst is 2 s */
 
@@ -54,10 +54,11 @@ static void flash_close(void) {
 }
 
 int32_t chip_flash_erase(uintptr_t address, uint32_t bytes) {
-    (void)bytes; /* a slot is a sector */
+    (void)bytes; /* a region is a sector */
     int32_t status = flash_open();
     if (status == 0) {
-        const uint32_t sector = address == FEDMOTE_BOARD_REGIONS_SLOT0_ADDRESS ? SLOT_0_SECTOR : SLOT_1_SECTOR;
+        const uint32_t behind = ((uint32_t)address - FIRST_LARGE_SECTOR_ADDRESS) / LARGE_SECTOR_BYTES;
+        const uint32_t sector = FIRST_LARGE_SECTOR + behind;
         FLASH_CR = FLASH_CR_WORDS | FLASH_CR_SECTOR_ERASE | FLASH_CR_SECTOR(sector);
         FLASH_CR |= FLASH_CR_START;
         status = flash_wait(ERASE_TURNS);
