@@ -62,7 +62,7 @@ def kind_of(path: Path) -> str:
     """Which of `KINDS` a file is, by the keys that it has; ConfigError where it cannot be told."""
     try:
         keys = tomllib.loads(path.read_text(encoding="utf-8")).keys()
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         raise ConfigError(f"{path}: cannot be read as TOML: {error}") from error
     found = [kind for kind, mark in _MARKS.items() if mark in keys]
     if len(found) != 1:

@@ -8,14 +8,17 @@ import os
 import signal
 import time
 from argparse import ArgumentParser, Namespace
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from fedmote.cli.table import say, write_json, write_table
-from fedmote.config import BrokerConfig, CoordinatorConfig, load
+from fedmote.config import BrokerConfig, CellConfig, CoordinatorConfig, load
+from fedmote.config.broker import is_plain_text
 from fedmote.coordinator import Coordinator, DeployedPartition, RunResult
 from fedmote.coordinator.security import Security
-from fedmote.errors import RoundError
-from fedmote.fleet.registry import Registry
+from fedmote.errors import ConfigError, RoundError
+from fedmote.fleet import Registry
 from fedmote.transport import Transport
 from fedmote.transport.link import LinkServer
 from fedmote.transport.mqtt import CoordinatorMqtt
@@ -48,7 +51,9 @@ def run(options: Namespace) -> int:
     Raises:
         RoundError: the run had to be given up.
     """
-    config = load(CoordinatorConfig, options.config, options.set, os.environ)
+    config = with_population(load(CoordinatorConfig, options.config, options.set, os.environ), options.config)
+    for words in plain_text(config):
+        say(f"INSECURE: {words}")
     partition = DeployedPartition(config.run.partition_directory, config.run.test_data)
     security = security_of(config)
     transports = transports_of(config, None if security is None else security.seals)
@@ -63,6 +68,43 @@ def run(options: Namespace) -> int:
     if not result.is_complete:
         say(f"stopped at checkpoint {result.version}; start again to go on")
     return 0
+
+
+def with_population(config: CoordinatorConfig, path: Path) -> CoordinatorConfig:
+    """The configuration with its cells: those that it names, without who was revoked, or those of the registry.
+
+    Raises:
+        ConfigError: nobody is left, or somebody of the cells was never enrolled.
+    """
+    if config.security.registry is None:
+        return config
+    with Registry.open(config.security.registry) as registry:
+        cells, states = registry.cells(), {entry.id: entry.state for entry in registry.entries()}
+    if config.cells:
+        named = [member for cell in config.cells for member in cell.participants]
+        if strangers := [member for member in named if member not in states]:
+            raise ConfigError(f"{path}: cells: {', '.join(strangers)}: not enrolled, so without a key; see `fedmote enroll add`")
+        if revoked := [member for member in named if states[member] == "revoked"]:
+            say(f"left out, revoked: {', '.join(revoked)}")
+        cells = tuple(kept for cell in config.cells if (kept := _without(cell, states)) is not None)
+    if not cells:
+        raise ConfigError(f"{config.security.registry}: nobody is enrolled; `fedmote enroll add` lets devices and partners in")
+    return replace(config, cells=cells)
+
+
+def _without(cell: CellConfig, states: Mapping[str, str]) -> CellConfig | None:
+    """A cell without its revoked members; None where nobody is left."""
+    devices = tuple(device for device in cell.devices if states[device] == "active")
+    partner = cell.partner if cell.partner is not None and states[cell.partner] == "active" else None
+    return CellConfig(cell.name, devices, partner) if devices or partner else None
+
+
+def plain_text(config: CoordinatorConfig) -> Iterator[str]:
+    """Every way in that is plain text beyond loopback, in words."""
+    if config.broker is not None and is_plain_text(config.broker.url):
+        yield f"broker {config.broker.url} is plain text: whoever can listen on this network reads passwords and messages"
+    if config.listen is not None and is_plain_text(config.listen):
+        yield f"listen {config.listen} is plain text: whoever can listen on this network reads messages"
 
 
 async def _serve(coordinator: Coordinator) -> RunResult:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 from collections import Counter
 from collections.abc import Mapping
@@ -15,6 +16,32 @@ from fedmote.errors import ConfigError
 from fedmote.private_files import refuse_shared
 
 
+def is_loopback(host: str) -> bool:
+    """Whether a host name or address is this machine's own."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def host_of(url: str) -> str:
+    """The host of `scheme://host:port`."""
+    return url.partition("://")[2].rpartition(":")[0] or url.partition("://")[2]
+
+
+def is_plain_text(url: str) -> bool:
+    """Whether a URL is plain text that leaves this machine."""
+    return not url.startswith("mqtts://") and not is_loopback(host_of(url))
+
+
+def refuse_plain_text(key: str, url: str, switch: str, remedy: str = "") -> None:
+    """Refuse a plain-text URL that leads beyond loopback; ConfigError names the switch that allows it."""
+    if is_plain_text(url):
+        raise ConfigError(
+            f"{key} {url}: plain text beyond loopback; expected {remedy}{switch} = true where the network is trusted"
+        )
+
+
 @dataclass(frozen=True)
 class BrokerConfig(Table):
     """An MQTT broker and one user of it.
@@ -24,7 +51,8 @@ class BrokerConfig(Table):
         username: the broker knows us by it; access lists of participants use their ids.
         password_file: a text file with the password alone.
         password_environment: name of an environment variable with the password, instead of the file.
-        ca_file: certificates to trust for `mqtts`; those of the system otherwise.
+        ca_file: certificates to trust for `mqtts`; those of the system otherwise. They are always verified.
+        is_insecure: `mqtt` may lead beyond loopback, in plain text; said at every start.
     """
 
     url: MqttUrl
@@ -32,9 +60,12 @@ class BrokerConfig(Table):
     password_file: Path | None = None
     password_environment: str | None = None
     ca_file: Path | None = None
+    is_insecure: bool = False
 
     def check(self) -> None:
-        """One source of the password."""
+        """One source of the password; no plain text beyond loopback unless it is spelled out."""
+        if not self.is_insecure:
+            refuse_plain_text("url", self.url, "is_insecure", "mqtts://, or ")
         if (self.password_file is None) == (self.password_environment is None):
             raise ConfigError("exactly one of password_file and password_environment is needed")
 

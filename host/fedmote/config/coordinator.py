@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-from fedmote.config.broker import BrokerConfig
+from fedmote.config.broker import BrokerConfig, refuse_plain_text
 from fedmote.config.table import U32, Bounds, Identifier, Table, TcpUrl
 from fedmote.errors import ConfigError
 
@@ -156,9 +156,13 @@ class SecurityConfig(Table):
 
     Attributes:
         registry: directory of the fleet's registry, which `fedmote enroll` keeps; none: messages are not authenticated.
+        broker_files: directory that `fedmote broker init` made; `fedmote enroll` keeps accounts and access lists there.
+        is_insecure: `listen` may take calls from beyond loopback, in plain text; said at every start.
     """
 
     registry: Path | None = None
+    broker_files: Path | None = None
+    is_insecure: bool = False
 
 
 @dataclass(frozen=True)
@@ -187,6 +191,8 @@ class CoordinatorConfig(Table):
         """A way in; every participant and cell named once."""
         if self.broker is None and self.listen is None:
             raise ConfigError('the table [broker] or the key listen = "tcp://host:port" is needed, or both')
+        if self.listen is not None and not self.security.is_insecure:
+            refuse_plain_text("listen", self.listen, "security.is_insecure")
         if not self.cells and self.security.registry is None:
             raise ConfigError("cells: at least one [[cells]] is needed, or a registry in the table [security]")
         names = [cell.name for cell in self.cells]

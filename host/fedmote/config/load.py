@@ -74,7 +74,7 @@ def load_with_origins(
         tree = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from error
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:  # the parser follows brackets as deep as they go
         raise ConfigError(f"{path}: not TOML: {error}") from error
     given = _Node.of(tree, "file")
     for key, text in _from_environment(environment or {}):
@@ -219,7 +219,7 @@ def _parse(text: str, hint: object) -> object:
     """A text as the TOML value it spells; texts, paths and choices need no quotes."""
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):
         return str(text)
     is_text_wanted = hint in (str, Path) or typing.get_origin(hint) is Literal
     return str(text) if is_text_wanted and not isinstance(value, str) else value

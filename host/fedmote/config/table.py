@@ -93,9 +93,8 @@ class Secret:
         return None if is_fit else self.words
 
 
-Identifier = Annotated[
-    str, Form(rf"[a-z0-9-]{{1,{MAX_IDENTIFIER_BYTES}}}", f"1 to {MAX_IDENTIFIER_BYTES} characters of a-z, 0-9 and '-'")
-]
+_IDENTIFIER = Form(rf"[a-z0-9-]{{1,{MAX_IDENTIFIER_BYTES}}}", f"1 to {MAX_IDENTIFIER_BYTES} characters of a-z, 0-9 and '-'")
+Identifier = Annotated[str, _IDENTIFIER]
 TcpUrl = Annotated[str, Form(r"tcp://[^\s/]+:\d{1,5}", "tcp://host:port")]
 MqttUrl = Annotated[str, Form(r"mqtts?://[^\s/:@]+(:\d{1,5})?", "mqtt://host:port or mqtts://host:port")]
 SecretKey = Annotated[str, Secret(r"[0-9a-fA-F]{64}", "64 hexadecimal digits (32 bytes)")]
@@ -119,6 +118,12 @@ class Table:
 
     def check(self) -> None:
         """Rules between several keys; raises ConfigError."""
+
+
+def require_identifier(key: str, value: str) -> None:
+    """Refuse what is no name of a site, a cell or a participant; BadValueError."""
+    if expected := _IDENTIFIER.problem(value):
+        raise BadValueError(key, value, expected)
 
 
 def hints_of(kind: type[Table]) -> dict[str, object]:

@@ -19,13 +19,14 @@ import os
 import secrets
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, cast
 
 from fedmote.config import CellConfig
+from fedmote.config.table import require_identifier
 from fedmote.errors import ConfigError, StoreError
 from fedmote.fleet.schema import SCRIPTS
 from fedmote.private_files import FILE_MODE, make_private_directory, refuse_shared
@@ -35,6 +36,7 @@ FILE_NAME = "registry.sqlite"
 KEY_BYTES = 32
 MAX_EPOCH = 2**32 - 1
 _BUSY_TIMEOUT_S = 10.0
+_COLUMNS = ("id", "role", "cell", "state", "key", "key_version", "added_at", "changed_at")  # in the table's order
 
 State = Literal["active", "revoked"]
 
@@ -205,7 +207,8 @@ class Registry:
         Raises:
             ConfigError: a name breaks the rules, the id is taken, or the cell has a partner already.
         """
-        CellConfig(cell, (id,))  # refuses names that break the rules
+        require_identifier("id", id)
+        require_identifier("cell", cell)
         now, key = self._now(), secrets.token_bytes(KEY_BYTES)
         with self._transaction():
             row = self._one("SELECT state, key_version FROM participant WHERE id = ?", id)
@@ -251,6 +254,51 @@ class Registry:
         with self._transaction():
             self._require_active(id)
             self._write("UPDATE participant SET key = NULL, state = 'revoked', changed_at = ? WHERE id = ?", self._now(), id)
+        self._load()
+
+    def dump(self) -> dict[str, Any]:
+        """Everything as JSON's types: "epoch" and "participants", keys in hexadecimal. As secret as the file itself."""
+        (epoch,) = self._one("SELECT value FROM epoch") or (0,)
+        rows = self._all(f"SELECT {', '.join(_COLUMNS)} FROM participant ORDER BY id")
+        participants = [dict(zip(_COLUMNS, row, strict=True)) for row in rows]
+        for one in participants:
+            one["key"] = None if one["key"] is None else one["key"].hex()
+        return {"epoch": epoch, "participants": participants}
+
+    def restore(self, content: Mapping[str, Any], source: str) -> None:
+        """Take in what `dump` gave; all of it or nothing.
+
+        Args:
+            content: see `dump`.
+            source: where it is from, for messages.
+
+        Raises:
+            ConfigError: somebody is registered here already, or the content is none.
+        """
+        try:
+            rows: list[list[Any]] = [
+                [bytes.fromhex(one[name]) if name == "key" and one[name] is not None else one[name] for name in _COLUMNS]
+                for one in content["participants"]
+            ]
+            for row in rows:
+                require_identifier("id", row[0])
+                require_identifier("cell", row[2])
+                Role(row[1])
+            epoch = int(content["epoch"])
+        except (KeyError, TypeError, ValueError) as error:  # their texts could quote a key
+            raise ConfigError(
+                f"{source}: participants: {type(error).__name__} in an entry; `enroll export` wrote none such"
+            ) from None
+        with self._transaction():
+            if self._one("SELECT 1 FROM participant") is not None:
+                raise ConfigError(f"{self.path}: somebody is registered here already; an empty registry is expected")
+            try:
+                for row in rows:
+                    self._write(f"INSERT INTO participant VALUES ({', '.join('?' * len(_COLUMNS))})", *row)
+            except sqlite3.IntegrityError as error:
+                raise ConfigError(f"{source}: participants: an entry breaks a rule of the registry ({error})") from error
+            (last,) = self._one("SELECT value FROM epoch") or (0,)
+            self._write("INSERT INTO epoch VALUES (1, ?) ON CONFLICT (id) DO UPDATE SET value = excluded.value", max(epoch, last))
         self._load()
 
     def _require_active(self, id: str) -> None:

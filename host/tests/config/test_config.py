@@ -19,6 +19,7 @@ from fedmote.config import (
     load,
     load_with_origins,
 )
+from fedmote.config.broker import is_plain_text
 from fedmote.config.table import MAX_IDENTIFIER_BYTES, Bounds, rules_of
 from fedmote.errors import ConfigError
 from fedmote.private_files import write_private
@@ -249,11 +250,31 @@ def test_a_file_with_secrets_that_others_may_read_is_refused_with_path_and_mode(
                 load(kind, path)
             assert caught.value.exit_code == 2
             assert not is_shown(str(caught.value))
-    broker = BrokerConfig("mqtt://host", "me", path)
+    broker = BrokerConfig("mqtts://host", "me", path)
     with pytest.raises(ConfigError, match="mode 0666"):
         broker.password()
     path.chmod(0o400)
     assert load(PartnerCredentials, path).id == "phone-1"
+
+
+@pytest.mark.parametrize("host", ["broker.lan", "192.168.1.2", "0.0.0.0", "127.evil.example", "localhost.example"])
+def test_plain_text_beyond_loopback_is_refused_unless_it_is_spelled_out(tmp_path, written, host):
+    url = f"mqtt://{host}:1883"
+    with pytest.raises(ConfigError, match="plain text beyond loopback; expected mqtts://, or is_insecure = true"):
+        BrokerConfig(url, "me", tmp_path)
+    assert is_plain_text(BrokerConfig(url, "me", tmp_path, is_insecure=True).url)
+    listening = COORDINATOR.replace("127.0.0.1", host)
+    message = refusal(written, CoordinatorConfig, listening)
+    assert f"file.toml: listen tcp://{host}:7310: plain text beyond loopback; expected security.is_insecure = true" in message
+    assert written(CoordinatorConfig, listening + "[security]\nis_insecure = true\n").listen == f"tcp://{host}:7310"
+    partner = PARTNER[: PARTNER.index("[broker]")] + f'coordinator = "tcp://{host}:1"\n'
+    assert "is_insecure = true" in refusal(written, PartnerConfig, partner)
+    assert written(PartnerConfig, partner + "is_insecure = true\n").coordinator == f"tcp://{host}:1"
+
+
+@pytest.mark.parametrize("url", ["mqtt://127.0.0.1:1883", "mqtt://127.9.9.9", "mqtt://localhost:1", "mqtts://broker.lan:8883"])
+def test_loopback_and_tls_need_no_such_word(tmp_path, url):
+    assert not is_plain_text(BrokerConfig(url, "me", tmp_path).url)
 
 
 def test_a_registry_stands_for_the_cells(written, tmp_path):
@@ -271,17 +292,17 @@ def test_a_password_written_into_a_broker_table_is_refused_and_not_repeated(writ
 
 
 def test_a_password_comes_from_the_file_or_the_environment_by_name(tmp_path):
-    broker = BrokerConfig("mqtt://host", "me", password_environment="MY_PASSWORD")
+    broker = BrokerConfig("mqtts://host", "me", password_environment="MY_PASSWORD")
     assert broker.password({"MY_PASSWORD": "canary"}) == "canary"
     with pytest.raises(ConfigError, match="MY_PASSWORD"):
         broker.password({})
     with pytest.raises(ConfigError, match="nowhere"):
-        BrokerConfig("mqtt://host", "me", tmp_path / "nowhere").password()
+        BrokerConfig("mqtts://host", "me", tmp_path / "nowhere").password()
     write_private(tmp_path / "empty", "\n")
     with pytest.raises(ConfigError, match="empty"):
-        BrokerConfig("mqtt://host", "me", tmp_path / "empty").password()
+        BrokerConfig("mqtts://host", "me", tmp_path / "empty").password()
     with pytest.raises(ConfigError, match="exactly one"):
-        BrokerConfig("mqtt://host", "me")
+        BrokerConfig("mqtts://host", "me")
     with pytest.raises(ConfigError, match="mqtts"):
         BrokerConfig("http://host", "me", tmp_path / "x")
 
