@@ -108,7 +108,8 @@ class Coordinator:
                     happens("chunk")
             elif message.kind is Kind.REPORT and message["round"] == number:
                 happens("report")
-                if message["attempt"] == attempt and sink is None:
+                is_waiting = moment is not None and moment[0] == "report" and attempt == 0  # for the reset
+                if message["attempt"] == attempt and sink is None and not is_waiting:
                     sink = BlobSink(message["handle"], message["size"], message["crc"], max_body)
                     for get in sink.start(time.monotonic()):
                         await self.say(get)
