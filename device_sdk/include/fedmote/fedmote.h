@@ -120,7 +120,7 @@ struct fedmote {
     union {
         void *pointer;
         uint64_t word;
-        uint8_t bytes[856 + 40 * sizeof(void *)];
+        uint8_t bytes[864 + 40 * sizeof(void *)];
     } inside;
 };
 
