@@ -129,7 +129,7 @@ class Info(ctypes.Structure):
     _fields_ = [
         ("state", ctypes.c_int), ("is_link_up", ctypes.c_uint8), ("is_unsigned", ctypes.c_uint8),
         ("is_sealed", ctypes.c_uint8),
-        ("has_package", ctypes.c_uint8), ("is_update_held", ctypes.c_uint8),
+        ("has_package", ctypes.c_uint8), ("is_on_trial", ctypes.c_uint8), ("is_update_held", ctypes.c_uint8),
         *((name, ctypes.c_uint32) for name in ("round", "generation", "arena_bytes", "arena_required", "arena_total")),
         ("error", ctypes.c_int32), ("where", ctypes.c_char_p),
         *((name, ctypes.c_uint32) for name in

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from fedmote.package.boards import Board
+from fedmote.package.budget import SLOT_END_BYTES
 from fedmote.package.file import Package
 from fedmote.transport.link import LinkServer
 from fedmote.wire.codec import Message
@@ -39,10 +40,10 @@ class Installed:
 
     @property
     def slot_bytes(self) -> int:
-        """Bytes of the slot in use: the package, by the commit record at the end, and the record."""
+        """Bytes of the slot in use: the package, by the commit record at the end, and that end."""
         magic, _, size = _RECORD.unpack_from(self.slot, len(self.slot) - _RECORD.size - 4)
         assert magic == b"FMCR"
-        return size + _RECORD.size + 4
+        return size + SLOT_END_BYTES
 
 
 def install(board: Board, package: Package, x: np.ndarray) -> Installed:

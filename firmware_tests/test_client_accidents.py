@@ -18,6 +18,9 @@ from firmware_tests.one_round import (
 )
 from firmware_tests.scripted_peers import Peers
 
+EVENT_ERROR = 9
+MARK_BYTES = 8
+
 # ---- accidents of the link -------------------------------------------------------------------------------------------
 
 
@@ -191,7 +194,7 @@ def test_power_may_fail_during_every_flash_operation():
         assert peers.updates[1][0] == update, f"operation {cut}"
 
 
-def test_a_cut_while_the_next_package_is_installed_leaves_the_old_one():
+def test_a_cut_while_the_next_package_is_installed_leaves_the_old_one_up_to_the_record():
     newer = build(1)
     device, peers = bench()
     finish(device, peers)
@@ -209,7 +212,8 @@ def test_a_cut_while_the_next_package_is_installed_leaves_the_old_one():
         if device.state == "encode":
             break
         assert device.info.has_package, f"operation {cut}"
-        assert device.info.generation == 1, f"operation {cut}"
+        is_mark = flash.log[cut][3] == MARK_BYTES  # of the trial, behind the record
+        assert device.info.generation == (2 if is_mark else 1), f"operation {cut}"
         finish(device, Peers(plan_for(PACKAGE), {}))  # the old one needs no fetching
     else:
         raise AssertionError("the installation did not end")
@@ -219,10 +223,14 @@ def test_a_flash_error_at_any_operation_is_reported_and_survived():
     update, _, _ = undisturbed()
     device, peers = bench()
     finish(device, peers)
+    operations = len(device.flash.log)
     for index, (kind, *_) in enumerate(device.flash.log):
         device, peers = bench()
         device.flash.fail_at = index
         finish(device, peers)
         assert peers.updates[1][0] == update, f"operation {index}"
         refusals = [packet.fields["status"] for packet in peers.heard if packet.kind == Kind.REFUSE]
-        assert refusals == [Status.SLOT_IO], f"{kind} {index}"
+        is_confirmation = index == operations - 1  # the round is done then: its update counts
+        assert refusals == ([] if is_confirmation else [Status.SLOT_IO]), f"{kind} {index}"
+        assert (EVENT_ERROR, -Status.SLOT_IO) in device.events, f"{kind} {index}"
+        assert device.info.is_on_trial == is_confirmation, f"{kind} {index}"

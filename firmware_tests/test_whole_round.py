@@ -10,6 +10,7 @@ import shutil
 import signal
 import struct
 import threading
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import pytest
 from fedmote.coordinator.deployed import DeployedPartition
 from fedmote.errors import RemoteWireError
 from fedmote.lab.demo.prepare import Materials, ModelChoice
+from fedmote.package.boards import Board
 from fedmote.package.difference import make_difference
 from fedmote.package.partition import Partition
 from fedmote.transport.broker import find_mosquitto
@@ -27,8 +29,11 @@ from fedmote.wire.codec import decode
 from fedmote.wire.schema import LIMIT_SEAL, Channel, Kind
 from fedmote.wire.seal import Envelope, Way
 from firmware_tests import two_layer_model
+from firmware_tests.gate import Gate
 from firmware_tests.whole_round import PATIENCE_S, Part, Stage, make_materials
 
+EVENT_STATE = 3  # in the log of a process, and the states behind it
+STATE_ENCODE, STATE_REPORT = "2", "5"
 has_emulator = shutil.which("qemu-system-arm") is not None and shutil.which("arm-none-eabi-gcc") is not None
 needs_emulator = pytest.mark.skipif(not has_emulator, reason="qemu-system-arm or arm-none-eabi-gcc is not installed")
 pytestmark = [
@@ -327,6 +332,59 @@ def test_killed_coordinator_goes_on_from_its_ledger_and_ends_with_the_bytes_of_a
         doubled = 'SELECT round, participant FROM "update" GROUP BY round, participant HAVING count(*) > 1'
         assert not stage.ledger(doubled)
         assert stage.checkpoint_bytes(3) == undisturbed
+
+
+def sealed_updates(flash: bytes, board: Board) -> list[int]:
+    """Where in the flash file of a process whole records of updates begin (SPEC.md, section 10)."""
+    found, at = [], 2 * board.slot_bytes
+    while (at := flash.find(b"FMJU", at)) >= 0:
+        _, _, size, crc = struct.unpack_from("<4sIII", flash, at)
+        end = at + 16 + -(-size // 8) * 8
+        if zlib.crc32(flash[at : at + 12]) == crc and end + 8 <= len(flash):
+            seal, inverse = struct.unpack_from("<II", flash, end)
+            if seal == inverse ^ 0xFFFFFFFF == zlib.crc32(flash[at + 16 : at + 16 + size]):
+                found.append(at)
+        at += 8
+    return found
+
+
+_TWO = [Part("a", "posix"), Part("b", "posix")]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, materials: Materials) -> bytes:
+    """The checkpoint of one round of two devices without accidents."""
+    with Stage(tmp_path_factory.mktemp("calm"), materials, _TWO, {"form": "alternating"}) as stage:
+        stage.start_devices()
+        stage.finish(stage.serve(rounds=1))
+        return stage.checkpoint_bytes(1)
+
+
+@pytest.mark.parametrize("word", [b"/up/report", b"/up/data"])
+def test_killed_device_reports_the_update_that_it_had_made_and_it_counts_once(
+    tmp_path: Path, materials: Materials, undisturbed: bytes, word: bytes
+) -> None:
+    with Stage(tmp_path, materials, _TWO, {"form": "alternating"}) as stage, Gate(stage.broker.url, word) as gate:
+        stage.start_devices({"a": gate.url})
+        coordinator = stage.serve(rounds=1)
+        device, flash = stage.devices["a"], stage.directory / "device-a" / "flash.bin"
+        assert gate.is_closed.wait(PATIENCE_S), f"the device never said {word!r}"
+        stage.wait_for("the update in the journal", lambda: bool(sealed_updates(flash.read_bytes(), device.board)))
+        assert not stage.ledger('SELECT * FROM "update" WHERE participant = ?', "device-a")
+        device.kill()
+        gate.open()
+        device.start()
+        result = stage.finish(coordinator)
+
+        [merged] = result["rounds"]
+        assert (merged["state"], merged["reported"], merged["missing"]) == ("committed", 2, {})
+        counted = 'SELECT count(*) FROM "update" WHERE participant = ?'
+        assert stage.ledger(counted, "device-a") == [(1,)]
+        assert stage.ledger("SELECT attempt FROM plan WHERE participant = 'device-a' ORDER BY attempt DESC LIMIT 1") == [(2,)]
+        states = [line.split()[1] for line in device.log().splitlines() if line.startswith(f"{EVENT_STATE} ")]
+        assert STATE_REPORT in states
+        assert STATE_ENCODE not in states  # nothing was trained again
+        assert stage.checkpoint_bytes(1) == undisturbed
 
 
 # ---- packages as differences -----------------------------------------------------------------------------------------

@@ -74,9 +74,12 @@ uint32_t fedmote_client_device(const struct fedmote_client *client) {
 }
 
 static void begin_round(struct fedmote_client *client) {
-    int32_t status = fedmote_round_begin(&client->round, client->round.plan.has_head, fedmote_client_device(client));
+    int32_t status = fedmote_store_try(&client->store);
+    if (status == FEDMOTE_OK) {
+        status = fedmote_round_begin(&client->round, client->round.plan.has_head, fedmote_client_device(client));
+    }
     if (status != FEDMOTE_OK) {
-        fedmote_client_fail(client, status, "head", true);
+        fedmote_client_fail(client, status, "begin", true);
         return;
     }
     fedmote_client_go(client, FEDMOTE_STATE_ENCODE);
@@ -115,10 +118,7 @@ static void erase(struct fedmote_client *client) {
 }
 
 /* Whether another fetch of the same bytes would end the same way: their checksum was right. */
-static bool is_lasting(int32_t status) {
-    return status == FEDMOTE_ERR_PACKAGE_SECTION || status == FEDMOTE_ERR_PACKAGE_OPERATOR ||
-           status == FEDMOTE_ERR_PACKAGE_BOUNDS || status == FEDMOTE_ERR_PACKAGE_HEAD || status == FEDMOTE_ERR_ARENA;
-}
+static bool is_lasting(int32_t status) { return status <= FEDMOTE_ERR_PACKAGE_SECTION && status >= FEDMOTE_ERR_ARENA; }
 
 /* Everything is checked, the arena too, before the old package loses its place. */
 void fedmote_client_install(struct fedmote_client *client) {
@@ -172,14 +172,13 @@ static void choose(struct fedmote_client *client) {
     if (client->port->journal && client->port->journal->find(client)) {
         return;
     }
-    const uint8_t *hash = fedmote_store_hash(&client->store);
-    const struct fedmote_plan *plan = &client->round.plan;
-    bool is_there = hash && memcmp(hash, plan->model_hash, sizeof plan->model_hash) == 0 &&
-                    fedmote_store_reopen(&client->store, &client->round.package) == FEDMOTE_OK;
-    int32_t status = is_there ? check_fit(client) : find_obstacle(client);
+    int32_t found = fedmote_store_find(&client->store, client->round.plan.model_hash, &client->round.package);
+    int32_t status = found == FEDMOTE_OK               ? check_fit(client)
+                     : found == FEDMOTE_ERR_NO_PACKAGE ? find_obstacle(client)
+                                                       : found;
     if (status != FEDMOTE_OK) {
-        fedmote_client_fail(client, status, is_there ? "package" : "fetch", true);
-    } else if (is_there) {
+        fedmote_client_fail(client, status, found == FEDMOTE_ERR_NO_PACKAGE ? "fetch" : "package", true);
+    } else if (found == FEDMOTE_OK) {
         begin_head(client);
     } else if (!client->port->patching || !client->port->patching->begin(client)) {
         erase(client);
@@ -234,6 +233,9 @@ static void enter_phase(struct fedmote_client *client) {
     } else if (round->work == FEDMOTE_WORK_DONE) {
         fedmote_offer_open(&client->update, fedmote_update_size(round), round->results.update_crc, client->now);
         client->log.phase = FEDMOTE_LOG_BEGIN;
+        if (fedmote_store_confirm(&client->store) != FEDMOTE_OK) { /* the next round says it again */
+            fedmote_client_note(client, FEDMOTE_EVENT_ERROR, FEDMOTE_ERR_SLOT_IO);
+        }
         fedmote_client_go(client, FEDMOTE_STATE_REPORT);
         if (client->is_round_closed) {
             fedmote_client_back_off(client); /* nobody may want it any more: hello as well, as at the deadline */
@@ -355,6 +357,9 @@ int32_t fedmote_init(struct fedmote *device, const struct fedmote_port *port, co
     if (port->journal) {
         port->journal->open(client);
     }
+    if (client->store.reverted > 0) {
+        fedmote_client_note(client, FEDMOTE_EVENT_REVERTED, client->store.reverted);
+    }
     if (identity->key) { /* a device that was given a key never speaks without it */
         int32_t status = port->sealing ? port->sealing->begin(client) : FEDMOTE_ERR_ARGUMENT;
         if (status != FEDMOTE_OK) {
@@ -400,6 +405,7 @@ void fedmote_status(const struct fedmote *device, struct fedmote_info *info) {
         .is_unsigned = client->port->hash == NULL,
         .is_sealed = client->identity.key != NULL,
         .has_package = client->store.is_installed,
+        .is_on_trial = client->store.is_on_trial,
         .is_update_held = client->update.is_open,
         .round = client->round.plan.round,
         .generation = client->store.generation,

@@ -3,11 +3,10 @@
  * What each message does to the machine. Whatever comes in a state that does not expect it is ignored, so duplicates,
  * late and replayed messages need no case of their own.
  */
+#include <stddef.h>
 #include <string.h>
 
 #include "client.h"
-
-static float thousandths(uint32_t number) { return (float)number / 1e3f; }
 
 static void queue_refusal(struct fedmote_client *client, uint8_t channel, int32_t status,
                           const struct fedmote_message *about) {
@@ -30,38 +29,63 @@ static bool is_current_run(const struct fedmote_client *client, const struct fed
            memcmp(run, message->bytes[FEDMOTE_FIELD_RUN], sizeof client->round.plan.run) == 0;
 }
 
+/* Where each number of a plan goes; what an optional one is where it is absent. */
+struct plan_number {
+    uint8_t field;
+    uint8_t offset;
+    int16_t otherwise; /* -1: the largest there is */
+};
+
+#define PLAN_NUMBER(field, member, otherwise)                                                                          \
+    { field, (uint8_t)offsetof(struct fedmote_plan, member), otherwise }
+
+static const struct plan_number plan_numbers[] = {
+    PLAN_NUMBER(FEDMOTE_FIELD_ROUND, round, 0),
+    PLAN_NUMBER(FEDMOTE_FIELD_ATTEMPT, attempt, 0),
+    PLAN_NUMBER(FEDMOTE_FIELD_VERSION, version, 0),
+    PLAN_NUMBER(FEDMOTE_FIELD_MODEL_HANDLE, model_handle, 0),
+    PLAN_NUMBER(FEDMOTE_FIELD_MODEL_SIZE, model_size, 0),
+    PLAN_NUMBER(FEDMOTE_FIELD_DIFFERENCE_HANDLE, difference_handle, 0),
+    PLAN_NUMBER(FEDMOTE_FIELD_DIFFERENCE_SIZE, difference_size, 0),
+    PLAN_NUMBER(FEDMOTE_FIELD_HEAD_HANDLE, head_handle, 0),
+    PLAN_NUMBER(FEDMOTE_FIELD_HEAD_SIZE, head_size, 0),
+    PLAN_NUMBER(FEDMOTE_FIELD_HEAD_CRC, head_crc, 0),
+    PLAN_NUMBER(FEDMOTE_FIELD_SEED, seed, 0),
+    PLAN_NUMBER(FEDMOTE_FIELD_EPOCHS, epochs, 0),
+    PLAN_NUMBER(FEDMOTE_FIELD_BATCH, batch, 0),
+    PLAN_NUMBER(FEDMOTE_FIELD_LEARNING_RATE_MICRO, training.learning_rate_micro, 0),
+    PLAN_NUMBER(FEDMOTE_FIELD_MOMENTUM_MICRO, training.momentum_micro, 0),
+    PLAN_NUMBER(FEDMOTE_FIELD_WEIGHT_DECAY_MICRO, training.weight_decay_micro, 0),
+    PLAN_NUMBER(FEDMOTE_FIELD_CLIP_NORM_MICRO, training.clip_norm_micro, 0),
+    PLAN_NUMBER(FEDMOTE_FIELD_LOSS, training.loss, FEDMOTE_LOSS_CROSS_ENTROPY),
+    PLAN_NUMBER(FEDMOTE_FIELD_TRAINED_LAYERS, training.trained_layers, -1),
+    PLAN_NUMBER(FEDMOTE_FIELD_GAMMA_ORDER, gamma_order, 0),
+    PLAN_NUMBER(FEDMOTE_FIELD_GAIN_MILLI, gain_milli, 1000),
+    PLAN_NUMBER(FEDMOTE_FIELD_MAX_SEND, max_send, -1),
+};
+
+static float thousandths(const struct fedmote_message *message, uint32_t field) {
+    return (float)fedmote_message_get(message, field, 0) / 1e3f;
+}
+
+static bool is_one(const struct fedmote_message *message, uint32_t field) {
+    return fedmote_message_get(message, field, 0) == 1;
+}
+
 static void read_plan(struct fedmote_plan *plan, const struct fedmote_message *message, bool may_send) {
-    const uint32_t *number = message->number;
     memcpy(plan->run, message->bytes[FEDMOTE_FIELD_RUN], sizeof plan->run);
     memcpy(plan->model_hash, message->bytes[FEDMOTE_FIELD_MODEL_HASH], sizeof plan->model_hash);
-    plan->round = number[FEDMOTE_FIELD_ROUND];
-    plan->attempt = fedmote_message_get(message, FEDMOTE_FIELD_ATTEMPT, 0);
-    plan->version = number[FEDMOTE_FIELD_VERSION];
-    plan->model_handle = number[FEDMOTE_FIELD_MODEL_HANDLE];
-    plan->model_size = number[FEDMOTE_FIELD_MODEL_SIZE];
-    plan->difference_handle = fedmote_message_get(message, FEDMOTE_FIELD_DIFFERENCE_HANDLE, 0);
-    plan->difference_size = fedmote_message_get(message, FEDMOTE_FIELD_DIFFERENCE_SIZE, 0);
+    for (uint32_t i = 0; i < sizeof plan_numbers / sizeof *plan_numbers; i++) {
+        const struct plan_number *number = &plan_numbers[i];
+        const uint32_t value = fedmote_message_get(message, number->field, (uint32_t)number->otherwise);
+        memcpy((uint8_t *)plan + number->offset, &value, sizeof value);
+    }
     plan->has_head = fedmote_message_has(message, FEDMOTE_FIELD_HEAD_HANDLE);
-    plan->head_handle = fedmote_message_get(message, FEDMOTE_FIELD_HEAD_HANDLE, 0);
-    plan->head_size = fedmote_message_get(message, FEDMOTE_FIELD_HEAD_SIZE, 0);
-    plan->head_crc = fedmote_message_get(message, FEDMOTE_FIELD_HEAD_CRC, 0);
-    plan->seed = number[FEDMOTE_FIELD_SEED];
-    plan->epochs = number[FEDMOTE_FIELD_EPOCHS];
-    plan->batch = number[FEDMOTE_FIELD_BATCH];
-    plan->training.learning_rate_micro = number[FEDMOTE_FIELD_LEARNING_RATE_MICRO];
-    plan->training.momentum_micro = number[FEDMOTE_FIELD_MOMENTUM_MICRO];
-    plan->training.weight_decay_micro = fedmote_message_get(message, FEDMOTE_FIELD_WEIGHT_DECAY_MICRO, 0);
-    plan->training.clip_norm_micro = fedmote_message_get(message, FEDMOTE_FIELD_CLIP_NORM_MICRO, 0);
-    plan->training.loss = fedmote_message_get(message, FEDMOTE_FIELD_LOSS, FEDMOTE_LOSS_CROSS_ENTROPY);
-    plan->training.trained_layers = fedmote_message_get(message, FEDMOTE_FIELD_TRAINED_LAYERS, UINT32_MAX);
-    plan->training.is_bias_only = fedmote_message_get(message, FEDMOTE_FIELD_IS_BIAS_ONLY, 0) == 1;
-    plan->alpha = thousandths(fedmote_message_get(message, FEDMOTE_FIELD_ALPHA_MILLI, 0));
-    plan->beta = thousandths(fedmote_message_get(message, FEDMOTE_FIELD_BETA_MILLI, 0));
-    plan->gamma = thousandths(fedmote_message_get(message, FEDMOTE_FIELD_GAMMA_MILLI, 0));
-    plan->gamma_order = fedmote_message_get(message, FEDMOTE_FIELD_GAMMA_ORDER, 0);
-    plan->gain_milli = fedmote_message_get(message, FEDMOTE_FIELD_GAIN_MILLI, 1000);
-    plan->is_sending_samples = may_send && fedmote_message_get(message, FEDMOTE_FIELD_IS_SENDING_SAMPLES, 0) == 1;
-    plan->max_send = fedmote_message_get(message, FEDMOTE_FIELD_MAX_SEND, UINT32_MAX);
+    plan->training.is_bias_only = is_one(message, FEDMOTE_FIELD_IS_BIAS_ONLY);
+    plan->alpha = thousandths(message, FEDMOTE_FIELD_ALPHA_MILLI);
+    plan->beta = thousandths(message, FEDMOTE_FIELD_BETA_MILLI);
+    plan->gamma = thousandths(message, FEDMOTE_FIELD_GAMMA_MILLI);
+    plan->is_sending_samples = may_send && is_one(message, FEDMOTE_FIELD_IS_SENDING_SAMPLES);
 }
 
 static void set_deadline(struct fedmote_client *client, uint32_t remaining_ms) {

@@ -108,15 +108,20 @@ static bool is_kept(const uint8_t *record, uint32_t size) {
 /* ---- two regions --------------------------------------------------------------------------------------------------
  */
 
+/* Only once for each use, although an update that is acknowledged meanwhile ends the use before it has begun. */
 static bool erase_other(struct fedmote_client *client) {
     const struct fedmote_port *port = client->port;
-    return port->journal_erase(port->context, 1U - client->log.region) >= 0;
+    if (!client->log.is_erased) {
+        client->log.is_erased = port->journal_erase(port->context, 1U - client->log.region) >= 0;
+    }
+    return client->log.is_erased;
 }
 
 /* The erased region becomes the one that is written, from `tail` on. */
 static bool begin_other(struct fedmote_client *client, uint32_t tail) {
     struct fedmote_log *log = &client->log;
     const uint32_t other = 1U - log->region;
+    log->is_erased = false;
     if (!write_head(client, other, 0, KIND_REGION, generation_of(client, log->region) + 1U)) {
         return false;
     }
@@ -126,9 +131,10 @@ static bool begin_other(struct fedmote_client *client, uint32_t tail) {
 }
 
 /* Copies the record of the update behind the head of the other region, up to its seal. */
-static bool copy_update(const struct fedmote_client *client, uint32_t bytes) {
+static bool copy_update(struct fedmote_client *client, uint32_t bytes) {
     const uint8_t *record = base_of(client, client->log.region) + client->log.update;
     uint8_t piece[PIECE];
+    client->log.is_erased = false;
     for (uint32_t done = 0; done < bytes; done += PIECE) {
         const uint32_t count = bytes - done < PIECE ? bytes - done : PIECE;
         memcpy(piece, record + done, count);

@@ -14,6 +14,7 @@ struct fedmote_client;
 struct fedmote_log {
     uint8_t phase;   /* of keeping an update: 0 rests, FEDMOTE_LOG_BEGIN begins */
     uint8_t region;  /* the one that is written */
+    bool is_erased;  /* the other one, in this boot */
     uint32_t tail;   /* where its next record goes */
     uint32_t update; /* where the record of an update is, or is being written; 0: there is none */
 };

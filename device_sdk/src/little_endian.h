@@ -1,8 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Reading little-endian numbers out of bytes, and writing them. Byte by byte, so that neither alignment nor the byte
- * order of the core nor the aliasing rules of C matter; compilers make one load of it where the core allows unaligned
- * ones.
+ * Reading little-endian numbers out of bytes. Byte by byte, so that neither alignment nor the byte order of the core
+ * nor the aliasing rules of C matter; compilers make one load of it where the core allows unaligned ones.
  */
 #ifndef FEDMOTE_LITTLE_ENDIAN_H
 #define FEDMOTE_LITTLE_ENDIAN_H
@@ -17,11 +16,5 @@ static inline uint32_t fedmote_load_u32(const uint8_t *bytes) {
 
 /* Every compiler for the targets of this SDK converts modulo 2^32, as C23 demands. */
 static inline int32_t fedmote_load_s32(const uint8_t *bytes) { return (int32_t)fedmote_load_u32(bytes); }
-
-static inline void fedmote_put_u32(uint8_t *bytes, uint32_t value) {
-    for (uint32_t i = 0; i < 4; i++) {
-        bytes[i] = (uint8_t)(value >> 8 * i);
-    }
-}
 
 #endif

@@ -80,7 +80,7 @@ static void begin_selector(struct fedmote_round *round, uint32_t device_id_crc) 
         .gamma = plan->gamma,
         .gamma_order = plan->gamma_order,
         .sample_count = round->sample_count,
-        .limit = (uint32_t)((uint64_t)round->sample_count * plan->gain_milli / 1000),
+        .limit = round->sample_count * plan->gain_milli / 1000U, /* at most 16383 and 1000 */
         .rank = ranks(round),
         .norm_rank = norm_ranks(round),
     };

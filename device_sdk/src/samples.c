@@ -30,7 +30,8 @@ static void write_record_head(const struct fedmote_round *round, uint32_t sample
 }
 
 uint32_t fedmote_samples_most(const struct fedmote_round *round) {
-    return (uint32_t)((UINT32_MAX - PREFIX_MAX) / ((uint64_t)RECORD_HEAD + round->package.input_count));
+    return (UINT32_MAX - PREFIX_MAX) /
+           record_bytes(round); /* the arena holds a sample and the link buffers: no overflow */
 }
 
 uint32_t fedmote_samples_size(const struct fedmote_round *round) {

@@ -30,7 +30,7 @@ def test_a_started_device_says_hello_with_its_name_board_and_budgets(board):
             hello = first_message(connection)
     assert hello.kind is Kind.HELLO
     assert (hello["device"], hello["board"], hello["num_samples"]) == ("board-1", board, 4)
-    assert hello["slot_bytes"] == budgets.slot_bytes - 16  # what a package may fill beside the commit record
+    assert hello["slot_bytes"] == budgets.slot_bytes - 48  # what a package may fill beside marks and commit record
     assert hello["arena_bytes"] == budgets.arena_bytes
     assert hello["max_body"] == budgets.body_max
 

@@ -89,19 +89,21 @@ enum fedmote_event {
     FEDMOTE_EVENT_ERROR,       /* status, negative; fedmote_status() says where */
     FEDMOTE_EVENT_CACHE_LOST,  /* status, negative: the cache region failed; what it does not hold is encoded again */
     FEDMOTE_EVENT_DIFFERENCE_LOST, /* status, negative: it makes no package here; the whole one is fetched */
-    FEDMOTE_EVENT_JOURNAL_LOST,    /* status, negative: this boot, or this update, is not in the journal */
+    FEDMOTE_EVENT_REVERTED,     /* trials so far: a package on trial gave way to the one before it, at fedmote_init() */
+    FEDMOTE_EVENT_JOURNAL_LOST, /* status, negative: this boot, or this update, is not in the journal */
 };
 
 /* A picture of the device, filled by fedmote_status(). */
 struct fedmote_info {
     enum fedmote_state state;
     uint8_t is_link_up;
-    uint8_t is_unsigned;     /* the port has no hash: packages are checked by CRC-32 only */
-    uint8_t is_sealed;       /* the identity has a key: only messages that prove it are heard */
-    uint8_t has_package;     /* a slot holds a valid package */
+    uint8_t is_unsigned; /* the port has no hash: packages are checked by CRC-32 only */
+    uint8_t is_sealed;   /* the identity has a key: only messages that prove it are heard */
+    uint8_t has_package; /* a slot holds a valid package */
+    uint8_t is_on_trial; /* no whole round was done with it yet: a reset while it learns brings back the one before */
     uint8_t is_update_held;  /* trained and not yet acknowledged */
     uint32_t round;          /* of the last plan */
-    uint32_t generation;     /* of the installed package: counts installations */
+    uint32_t generation;     /* of the newest package: counts installations */
     uint32_t arena_bytes;    /* given by the caller */
     uint32_t arena_required; /* least that the package of the last plan needs; 0 before the first plan */
     uint32_t arena_total;    /* what it would use with every embedding cached */

@@ -14,7 +14,7 @@ from fedmote.package.head import HeadShape
 from fedmote.package.planner import round_up
 from fedmote.package.records import PlanHeader
 
-COMMIT_RECORD_BYTES = 16  # at the end of a slot
+SLOT_END_BYTES = 48  # marks of the trial and commit record, at the end of a slot
 _LINK_OVERHEAD_BYTES = 128
 _SAMPLE_BYTES = 12  # loss f32, norm f32, rank u16, norm rank u16
 _WORD_BYTES = 4
@@ -90,7 +90,7 @@ class Cost:
 
     Attributes:
         board: name.
-        slot_bytes, slot_available: the device form and its commit record.
+        slot_bytes, slot_available: the device form, and what a slot has at its end.
         samples: that the board can hold.
         arena_bytes, arena_available: with so many samples, without cached embeddings.
         cached_samples: embeddings that fit into the rest of the arena.
@@ -136,7 +136,7 @@ def cost(package_bytes: int, header: PlanHeader, head: HeadShape, board: Board) 
     left = board.arena_bytes - arena.required
     return Cost(
         board=board.name,
-        slot_bytes=package_bytes + COMMIT_RECORD_BYTES,
+        slot_bytes=package_bytes + SLOT_END_BYTES,
         slot_available=board.slot_bytes,
         arena_bytes=arena.required,
         arena_available=board.arena_bytes,

@@ -65,6 +65,7 @@ class Status(IntEnum):
     NO_SAMPLES = 35
     DIFFERENCE = 36
     DIFFERENCE_BASE = 37
+    PACKAGE_TRIAL = 38
     LINK = 40
     LINK_REFUSED = 41
     TIMEOUT = 42

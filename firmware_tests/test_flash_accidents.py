@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The client on a model of flash: cut, and failed, at every operation of an installation, a trial and a journal.
+
+The model is `flash_model.c`: units of 8 bytes that are written once, torn writes and erases, units in any order. The story is
+told by `flash_accidents.c`, under AddressSanitizer and UBSan.
+"""
+
+from __future__ import annotations
+
+import functools
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from fedmote.package.difference import make_difference
+from firmware_tests.native import SDK, compile_c
+from firmware_tests.one_round import build
+
+HERE = Path(__file__).parent
+SEED = 20_261
+Result = subprocess.CompletedProcess[str]
+TEARS = {"nothing": 0, "prefix": 1, "bits": 2, "unordered": 3}
+PACKAGES = [build(version, filler=1000) for version in range(4)]
+
+
+# Of the operators the packages here have one.
+SOURCES = [
+    *sorted((SDK / "src").glob("*.c")),
+    *((SDK / "src" / "operators" / f"{name}.c") for name in ("operator", "fully_connected")),
+    *(
+        (SDK / "src" / "kernels" / f"{name}.c")
+        for name in ("fully_connected", "arrangement", "dot", "requantize", "head_rows", "head_tiles")
+    ),
+    *((HERE / name) for name in ("flash_accidents.c", "flash_model.c")),
+]
+
+
+def compiled(sources: list[Path]) -> Path:
+    flags = ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
+    return compile_c("flash_accidents", sources, [*flags, "-DFEDMOTE_BODY_MAX=177"])
+
+
+@functools.cache
+def program() -> Path:
+    return compiled(SOURCES)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+    """Files of the packages of each story."""
+    directory = tmp_path_factory.mktemp("packages")
+    paths = [directory / f"{version}.fmp" for version in range(len(PACKAGES))]
+    for path, package in zip(paths, PACKAGES, strict=True):
+        path.write_bytes(package)
+    difference = directory / "difference.fmd"
+    difference.write_bytes(make_difference(PACKAGES[0], PACKAGES[1]))
+    names = [str(path) for path in paths]
+    return {"whole": names[:2], "difference": [*names[:2], str(difference)], "journal": names[:1], "models": names}
+
+
+def run(path: Path, story: str, files: list[str], what: str, tear: str, erased: int = 0xFF, count: int = 0) -> Result:
+    command = [str(path), story, str(erased), str(TEARS[tear]), what, str(SEED), str(count), *files]
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+
+
+def tell(story: str, files: list[str], what: str, tear: str = "nothing", erased: int = 0xFF, count: int = 0) -> dict[str, int]:
+    """Figures of one run of the program, which ends with 1 where something is wrong."""
+    result = run(program(), story, files, what, tear, erased, count)
+    assert result.returncode == 0, result.stdout + result.stderr
+    print(f"{story}, {what}, {tear}, erased {erased:#x}, seed {SEED}: {' '.join(result.stdout.split())}")
+    return {name: int(value) for name, value in (line.split() for line in result.stdout.splitlines())}
+
+
+@pytest.mark.parametrize("erased", [0xFF, 0x00])
+@pytest.mark.parametrize("tear", TEARS)
+@pytest.mark.parametrize("story", ["whole", "difference", "journal"])
+def test_power_may_fail_at_every_operation(story: str, tear: str, erased: int, files: dict[str, list[str]]) -> None:
+    figures = tell(story, files[story], "cuts", tear, erased)
+    assert figures["cuts"] == figures["operations"] > 100
+
+
+@pytest.mark.parametrize("story", ["whole", "difference", "journal"])
+def test_power_may_fail_between_any_two_steps(story: str, files: dict[str, list[str]]) -> None:
+    figures = tell(story, files[story], "steps")
+    assert figures["cuts"] == figures["steps"] > 40
+    assert figures["recalled"] > 0  # updates that a reset during the upload did not cost
+
+
+@pytest.mark.parametrize("erased", [0xFF, 0x00])
+@pytest.mark.parametrize("story", ["whole", "difference", "journal"])
+def test_every_operation_may_fail_with_an_error(story: str, erased: int, files: dict[str, list[str]]) -> None:
+    figures = tell(story, files[story], "errors", erased=erased)
+    assert figures["errors"] == 2 * figures["operations"]
+    assert figures["refused"] > 0 or story == "journal"
+
+
+@pytest.mark.parametrize(("story", "count"), [("whole", 1500), ("difference", 1200), ("journal", 650)])
+@pytest.mark.parametrize("tear", ["prefix", "bits", "unordered"])
+def test_power_may_fail_twice(story: str, count: int, tear: str, files: dict[str, list[str]]) -> None:
+    """10,050 random pairs of moments, operations and steps, in all."""
+    figures = tell(story, files[story], "pairs", tear, count=count)
+    assert figures["pairs"] == count
+    assert figures["both"] > count // 10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("story", "count"), [("whole", 30_000), ("difference", 30_000), ("journal", 30_000)])
+def test_power_may_fail_twice_at_many_more_pairs_of_moments(story: str, count: int, files: dict[str, list[str]]) -> None:
+    assert tell(story, files[story], "pairs", "unordered", 0x00, count)["pairs"] == count
+
+
+def test_a_model_costs_an_erase_of_a_slot_and_a_round_one_small_record(files: dict[str, list[str]]) -> None:
+    """Forty rounds, each with another package; 0 and 1 are the slots, 2 and 3 the regions of the journal."""
+    rounds = 40
+    figures = tell("whole", files["models"], "wear", count=rounds)
+    assert figures["erases_0"] + figures["erases_1"] == rounds - 1
+    chunks = -(-len(PACKAGES[0]) // 160)
+    assert figures["writes_0"] + figures["writes_1"] == (rounds - 1) * (chunks + 3)  # record, trial, confirmation
+    updates = 4096 // 320  # that a region holds
+    assert figures["erases_2"] + figures["erases_3"] <= rounds // updates + 1
+
+
+# What the tests above must notice: a line of the SDK, and what it is changed to.
+MUTANTS = {
+    "a package that ran unconfirmed stays": ("store.c", "trials == 0 && take(", "take("),
+    "the checksum of a record is not looked at": ("store.c", "== fedmote_load_u32(record + 12) &&", "!= 1U &&"),
+    "the place of the confirmed package is used": (
+        "store.c",
+        "store->is_installed && !store->is_on_trial ? 1 - store->slot",
+        "0 ? 1",
+    ),
+    "the head of a region does not wait for its contents": ("journal.c", "copy_update(client, bytes - UNIT)", "true"),
+    "a boot is not written": (
+        "journal.c",
+        "is_counted = i < TRIES ? append_boot(client) : change_region(client);",
+        "is_counted = true;",
+    ),
+    "noise at the tail is written over": ("journal.c", "        at += size;\n        log->tail = at;", "        at += size;"),
+    "an update is dropped by nobody": ("journal.c", "is_kept(bytes + at, head.size) ? at : 0U", "true ? at : 0U"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MUTANTS)
+def test_the_stories_notice_a_store_or_a_journal_that_is_wrong(name: str, files: dict[str, list[str]], tmp_path: Path) -> None:
+    file, line, changed = MUTANTS[name]
+    text = (SDK / "src" / file).read_text(encoding="utf-8")
+    assert text.count(line) == 1, "the line is not there any more"
+    (tmp_path / file).write_text(text.replace(line, changed), encoding="utf-8")
+    path = compiled([tmp_path / file if source.name == file else source for source in SOURCES])
+    runs = [(story, what, 0) for story in ("whole", "difference", "journal") for what in ("cuts", "steps")]
+    runs += [(story, "pairs", 3000) for story in ("whole", "journal")]
+    results = [run(path, story, files[story], what, "unordered", count=count) for story, what, count in runs]
+    noticed = [result.stdout.splitlines()[-1] for result in results if result.returncode != 0]
+    print(name, noticed)
+    assert noticed
