@@ -6,6 +6,7 @@
     cell c   device, MQTT by itself                                              no partner
 
 Without a broker the coordinator listens, and so do the partners for their devices: the same frames over TCP on loopback.
+Messages are sealed, but where one of the boards cannot count its boots in the emulator; then it is said.
 """
 
 from __future__ import annotations
@@ -13,19 +14,20 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from fedmote.config import CellConfig
+from fedmote.config import CellConfig, Credentials, load
 from fedmote.config.write import write_toml
 from fedmote.fleet import Registry
-from fedmote.fleet.broker_files import BrokerFiles
+from fedmote.fleet.broker_files import BrokerFiles, write_credentials
 from fedmote.fleet.enrolment import Enrolment
 from fedmote.lab.demo.data import CELLS
 from fedmote.lab.demo.fleet import Fleet, Process
 from fedmote.lab.demo.prepare import Materials
 from fedmote.lab.demo.settings import DemoSettings
+from fedmote.package.boards import Board
 from fedmote.private_files import make_private_directory
 from fedmote.supervised import free_tcp_port
 from fedmote.transport.broker import PrivateBroker
@@ -61,6 +63,11 @@ class Scene:
             return "tcp through partner" if HAS_PARTNER[cell] else "tcp"
         return "serial (pty), relayed by partner" if cell == "b" else "mqtt"
 
+    @property
+    def is_sealed(self) -> bool:
+        """Whether every virtual board can have keys."""
+        return all(Board.load(board).can_count_boots for board in self.boards.values())
+
 
 def cells_of_demo() -> tuple[CellConfig, ...]:
     """The three cells."""
@@ -77,6 +84,8 @@ def play(directory: Path, materials: Materials, settings: DemoSettings, scene: S
     with contextlib.ExitStack() as stack:
         fleet = stack.enter_context(Fleet(directory, [materials.directory]))
         files = _enrol(directory, scene)
+        if not scene.is_sealed:
+            talk("messages are not sealed: one of the boards cannot count its boots in the emulator, which keys need")
         if scene.has_broker:
             broker = stack.enter_context(PrivateBroker(directory / "broker", SITE, cells_of_demo()))
             talk(f"broker at {broker.url}, keys and passwords generated, access lists per participant")
@@ -98,7 +107,10 @@ def _enrol(directory: Path, scene: Scene) -> BrokerFiles:
         enrolment = Enrolment(registry, SITE, broker)
         if not registry.entries():  # in a directory that was played in before, everybody is there
             enrolment.add_cells(cells_of_demo())
-        return enrolment.files
+    if not scene.is_sealed:
+        for file in (enrolment.files.credentials_file(device) for cell in cells_of_demo() for device in cell.devices):
+            write_credentials(file, replace(load(Credentials, file), key=None, cell_key=None))
+    return enrolment.files
 
 
 class _Stage:
@@ -120,7 +132,8 @@ class _Stage:
     def serve(self, way_in: Mapping[str, Any]) -> Process:
         """Start the coordinator; `way_in` is its [broker] table or its `listen` key."""
         path = self.directory / "coordinator.toml"
-        ways = {**way_in, "security": {"registry": str(self.directory / "fleet")}}
+        security = {"security": {"registry": str(self.directory / "fleet")}} if self.scene.is_sealed else {}
+        ways = {**way_in, **security}
         write_toml(path, coordinator_tables(self.materials, self.settings, self.scene, self.directory / "state", ways))
         return self.fleet.start("serve", "serve", path, "--json")
 
@@ -133,7 +146,7 @@ class _Stage:
             "model": self.materials.model.spec,
             "state_directory": str(self.directory / name),
             "seed": self.settings.seed,
-            "credentials_file": str(self.files.keys_file(name)),
+            **({"credentials_file": str(self.files.keys_file(name))} if self.scene.is_sealed else {}),
             **way_up,
             "devices": [{"id": f"device-{cell}", **device}],
         }
