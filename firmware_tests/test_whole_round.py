@@ -92,14 +92,14 @@ def samples_held_out(materials: Materials) -> tuple[np.ndarray, np.ndarray]:
         return arrays["x"], arrays["y"]
 
 
-def opened_cell_messages(seen: list[tuple[str, bytes]], key: bytes, device: str) -> list[tuple[str, bytes]]:
-    """What a device told its partner, opened by their key; the partner's epoch is that of its first start."""
+def opened_cell_messages(seen: list[tuple[str, bytes]], key: bytes, device: str, epoch: int) -> list[tuple[str, bytes]]:
+    """What a device told its partner in one epoch, opened by their key."""
     opened = []
     for topic, body in seen:
         kind = topic.rsplit("/", 1)[1]
         if f"/{device}/cell/up/" in topic:
             boot, sequence = struct.unpack_from("<II", body, len(body) - LIMIT_SEAL)
-            numbers = (Kind[kind.upper()], 1, boot, sequence)
+            numbers = (Kind[kind.upper()], epoch, boot, sequence)
             payload = Envelope(Way.UP, Channel.CELL, device, *numbers).open(key, body)
             opened += [(topic, payload)] if payload is not None else []
     return opened
@@ -158,7 +158,8 @@ def test_alternating_rounds_on_emulated_boards_keep_the_encoder_then_train_it_an
         assert any(not np.array_equal(after[name], full[name]) for name in set(full) - head)
 
         samples = stage.samples("a")
-        opened = opened_cell_messages(seen["own partner"], stage.cell_keys["device-a"], "device-a")
+        epoch = int((tmp_path / "partner-a" / "starts").read_text())
+        opened = opened_cell_messages(seen["own partner"], stage.cell_keys["device-a"], "device-a", epoch)
         assert holds_samples(opened, samples)  # so that the looking below could find some
         for who in ("coordinator", "another cell", "another device"):
             assert seen[who], f"{who} heard nothing at all, so it proves nothing"
@@ -384,6 +385,27 @@ def test_killed_device_reports_the_update_that_it_had_made_and_it_counts_once(
         states = [line.split()[1] for line in device.log().splitlines() if line.startswith(f"{EVENT_STATE} ")]
         assert STATE_REPORT in states
         assert STATE_ENCODE not in states  # nothing was trained again
+        assert stage.checkpoint_bytes(1) == undisturbed
+
+
+def test_a_device_that_is_reset_in_a_round_ends_it_with_the_bytes_of_an_undisturbed_one(
+    tmp_path: Path, materials: Materials
+) -> None:
+    parts = [Part("a", "posix", "mqtt", has_partner=True), Part("c", "posix")]
+    with Stage(tmp_path / "calm", materials, parts, {"form": "alternating"}) as calm:
+        calm.start_devices()
+        calm.start_partners()
+        calm.finish(calm.serve(rounds=1))
+        undisturbed = calm.checkpoint_bytes(1)
+    with Stage(tmp_path / "reset", materials, parts, {"form": "alternating"}) as stage:
+        stage.start_devices()
+        coordinator = stage.serve(rounds=1)
+        planned = "SELECT boot FROM plan WHERE participant = 'device-a'"
+        stage.wait_for("a plan for device-a", lambda: bool(stage.ledger(planned)))
+        stage.devices["a"].restart()
+        stage.start_partners()  # only now: without a word of its partner the device still has its samples to offer
+        result = stage.finish(coordinator)
+        assert [(one["state"], one["reported"]) for one in result["rounds"]] == [("committed", 2)]
         assert stage.checkpoint_bytes(1) == undisturbed
 
 
