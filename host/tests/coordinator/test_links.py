@@ -34,11 +34,11 @@ class Lines:
         self.url, self.broker = url, broker
         self.ends = []
 
-    def participant(self, id):
+    def participant(self, id, seals=None):
         if self.broker is None:
-            end = SerialLink(self.url, id)
+            end = SerialLink(self.url, id, seals=seals)
         else:
-            end = PartnerMqtt(self.broker.url, "site", id, [], self.broker.password(id))
+            end = PartnerMqtt(self.broker.url, "site", id, [], self.broker.password(id), seals=seals)
         self.ends.append(end)
         return end
 
