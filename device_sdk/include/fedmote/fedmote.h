@@ -124,7 +124,7 @@ struct fedmote {
     union {
         void *pointer;
         uint64_t word;
-        uint8_t bytes[864 + 41 * sizeof(void *)];
+        uint8_t bytes[872 + 41 * sizeof(void *)];
     } inside;
 };
 

@@ -106,4 +106,5 @@ const struct fedmote_port board_port = {
     .operators = operators,
     .arithmetic = &fedmote_int16, /* &fedmote_float32 on a core with an FPU */
     .patching = NULL,             /* &fedmote_difference_patching: new packages may come as differences */
+    .sealing = NULL, /* &fedmote_message_sealing with .crypto and a journal: for devices whose identity has keys */
 };
