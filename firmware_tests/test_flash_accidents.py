@@ -105,7 +105,7 @@ def test_power_may_fail_twice(story: str, count: int, tear: str, files: dict[str
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("story", "count"), [("whole", 30_000), ("difference", 30_000), ("journal", 30_000)])
+@pytest.mark.parametrize(("story", "count"), [("whole", 10_000), ("difference", 10_000), ("journal", 10_000)])
 def test_power_may_fail_twice_at_many_more_pairs_of_moments(story: str, count: int, files: dict[str, list[str]]) -> None:
     assert tell(story, files[story], "pairs", "unordered", 0x00, count)["pairs"] == count
 
@@ -124,20 +124,14 @@ def test_a_model_costs_an_erase_of_a_slot_and_a_round_one_small_record(files: di
 # What the tests above must notice: a line of the SDK, and what it is changed to.
 MUTANTS = {
     "a package that ran unconfirmed stays": ("store.c", "trials == 0 && take(", "take("),
-    "the checksum of a record is not looked at": ("store.c", "== fedmote_load_u32(record + 12) &&", "!= 1U &&"),
     "the place of the confirmed package is used": (
         "store.c",
         "store->is_installed && !store->is_on_trial ? 1 - store->slot",
         "0 ? 1",
     ),
-    "the head of a region does not wait for its contents": ("journal.c", "copy_update(client, bytes - UNIT)", "true"),
-    "a boot is not written": (
-        "journal.c",
-        "is_counted = i < TRIES ? append_boot(client) : change_region(client);",
-        "is_counted = true;",
-    ),
+    "a boot is not written": ("journal.c", "return write_head(client, log->region, at, KIND_BOOT, 0);", "return true;"),
+    "what a failed write has touched is not passed over": ("journal.c", "    log->tail = at + HEAD;\n", ""),
     "noise at the tail is written over": ("journal.c", "        at += size;\n        log->tail = at;", "        at += size;"),
-    "an update is dropped by nobody": ("journal.c", "is_kept(bytes + at, head.size) ? at : 0U", "true ? at : 0U"),
 }
 
 
@@ -149,8 +143,8 @@ def test_the_stories_notice_a_store_or_a_journal_that_is_wrong(name: str, files:
     assert text.count(line) == 1, "the line is not there any more"
     (tmp_path / file).write_text(text.replace(line, changed), encoding="utf-8")
     path = compiled([tmp_path / file if source.name == file else source for source in SOURCES])
-    runs = [(story, what, 0) for story in ("whole", "difference", "journal") for what in ("cuts", "steps")]
-    runs += [(story, "pairs", 3000) for story in ("whole", "journal")]
+    runs = [(story, what, 0) for story in ("whole", "difference", "journal") for what in ("cuts", "steps", "errors")]
+    runs += [(story, "pairs", 1000) for story in ("whole", "journal")]
     results = [run(path, story, files[story], what, "unordered", count=count) for story, what, count in runs]
     noticed = [result.stdout.splitlines()[-1] for result in results if result.returncode != 0]
     print(name, noticed)
