@@ -87,14 +87,14 @@ struct fedmote_port {
     /* Optional: &fedmote_difference_patching, or NULL. */
     const struct fedmote_patching *patching;
 
-    /* Optional memory that outlives a reset: `journal` is &fedmote_flash_journal and the others are complete, or all are
-     * NULL and 0. Two regions (0 and 1) of journal_bytes each, a multiple of 8, readable in place at an address that is
-     * a multiple of 8; journal_base returns NULL where there are none today. No erasable sector belongs to both, nor to
-     * a slot. Erased bytes, writes and errors as of a slot: writes start and end at multiples of 8, each byte at most
-     * once between erases, from RAM. fedmote_init() writes 16 bytes, and erases a region where the other one is full; a
-     * round writes its update, and erases where it finds no room. Larger regions wear less. An update takes up to 490
-     * bytes of a region and 4 for each parameter of the head, room for boots included; one that does not fit is skipped
-     * (FEDMOTE_EVENT_JOURNAL_LOST). */
+    /* Optional memory that outlives a reset: `journal` is &fedmote_flash_journal and the others are complete, or all
+     * are NULL and 0. Two regions (0 and 1) of journal_bytes each, a multiple of 8, readable in place at an address
+     * that is a multiple of 8; journal_base returns NULL where there are none today. No erasable sector belongs to
+     * both, nor to a slot. Erased bytes, writes and errors as of a slot: writes start and end at multiples of 8, each
+     * byte at most once between erases, from RAM. fedmote_init() writes 16 bytes, and erases a region where the other
+     * one is full; a round writes its update, and erases where it finds no room. Larger regions wear less. An update
+     * takes up to 490 bytes of a region and 4 for each parameter of the head, room for boots included; one that does
+     * not fit is skipped (FEDMOTE_EVENT_JOURNAL_LOST). */
     const struct fedmote_journal *journal;
     uint32_t journal_bytes;
     const uint8_t *(*journal_base)(void *context, uint32_t region);
