@@ -98,10 +98,10 @@ def test_every_operation_may_fail_with_an_error(story: str, erased: int, files: 
 @pytest.mark.parametrize(("story", "count"), [("whole", 1500), ("difference", 1200), ("journal", 650)])
 @pytest.mark.parametrize("tear", ["prefix", "bits", "unordered"])
 def test_power_may_fail_twice(story: str, count: int, tear: str, files: dict[str, list[str]]) -> None:
-    """10,050 random pairs of moments, operations and steps, in all."""
+    """10,050 random pairs of moments, operations and steps, in all, with a power cut at both."""
     figures = tell(story, files[story], "pairs", tear, count=count)
     assert figures["pairs"] == count
-    assert figures["both"] > count // 10
+    assert figures["recalled"] > 0
 
 
 @pytest.mark.slow
