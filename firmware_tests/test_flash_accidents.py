@@ -60,7 +60,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
 
 
 def run(path: Path, story: str, files: list[str], what: str, tear: str, erased: int = 0xFF, count: int = 0) -> Result:
-    command = [str(path), story, str(erased), str(TEARS[tear]), what, str(SEED), str(count), *files]
+    command = [str(path), story, str(erased), str(TEARS[tear]), what, str(SEED + TEARS[tear]), str(count), *files]
     return subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
 
 
