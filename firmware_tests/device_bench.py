@@ -16,10 +16,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
+from nacl.bindings import crypto_aead_xchacha20poly1305_ietf_decrypt, crypto_aead_xchacha20poly1305_ietf_encrypt
+from nacl.exceptions import CryptoError
 
 from firmware_tests.native import SDK, address_of, aligned, all_operators, compile_c, operator_sources
 
-BODY_MAX = 177  # chunks of 160 bytes: a small package takes many of them
+BODY_MAX = 201  # chunks of 160 bytes: a small package takes many of them
 CHUNK = 160
 SLOT_BYTES = 8192
 IDLE, BUSY = 1, 2
@@ -76,7 +78,41 @@ class Port(ctypes.Structure):
         ("patching", ctypes.c_void_p),
         ("journal", ctypes.c_void_p),
         *_journal_callbacks.items(),
+        ("sealing", ctypes.c_void_p),
+        ("crypto", ctypes.c_void_p),
+        ("signing", ctypes.c_void_p),
+        ("verify", ctypes.c_void_p),
     ]
+
+
+class Crypto(ctypes.Structure):
+    """`struct fedmote_crypto`, by another library than that of the boards."""
+
+    _fields_ = [
+        (name, ctypes.CFUNCTYPE(result, ctypes.c_void_p, ctypes.c_uint32, *4 * [ctypes.c_void_p], ctypes.c_uint32))
+        for name, result in (("lock", None), ("unlock", ctypes.c_int32))
+    ]
+
+
+def _lock(text: int, size: int, tag: int, key: int, nonce: int, associated: int, associated_size: int) -> None:
+    about = ctypes.string_at(associated, associated_size)
+    plain, public, secret = ctypes.string_at(text, size), ctypes.string_at(nonce, 24), ctypes.string_at(key, 32)
+    sealed = crypto_aead_xchacha20poly1305_ietf_encrypt(plain, about, public, secret)
+    ctypes.memmove(text, sealed[:-16], size)
+    ctypes.memmove(tag, sealed[-16:], 16)
+
+
+def _unlock(text: int, size: int, tag: int, key: int, nonce: int, associated: int, associated_size: int) -> int:
+    about, sealed = ctypes.string_at(associated, associated_size), ctypes.string_at(text, size) + ctypes.string_at(tag, 16)
+    try:
+        plain = crypto_aead_xchacha20poly1305_ietf_decrypt(sealed, about, ctypes.string_at(nonce, 24), ctypes.string_at(key, 32))
+    except CryptoError:
+        return -1
+    ctypes.memmove(text, plain, size)
+    return 0
+
+
+CRYPTO = Crypto(*(kind(call) for (_, kind), call in zip(Crypto._fields_, (_lock, _unlock), strict=True)))
 
 
 class Identity(ctypes.Structure):
@@ -85,7 +121,8 @@ class Identity(ctypes.Structure):
     _fields_ = [
         ("id", ctypes.c_char_p), ("site", ctypes.c_char_p), ("board", ctypes.c_char_p), ("link", ctypes.c_void_p),
         ("username", ctypes.c_char_p), ("password", ctypes.c_char_p), ("keep_alive_s", ctypes.c_uint16),
-        ("is_sending_samples", ctypes.c_uint8),
+        ("is_sending_samples", ctypes.c_uint8), ("key", ctypes.c_char_p), ("cell_key", ctypes.c_char_p),
+        ("verify_key", ctypes.c_char_p),
     ]  # fmt: skip
 
 
@@ -94,11 +131,13 @@ class Info(ctypes.Structure):
 
     _fields_ = [
         ("state", ctypes.c_int), ("is_link_up", ctypes.c_uint8), ("is_unsigned", ctypes.c_uint8),
+        ("is_sealed", ctypes.c_uint8),
         ("has_package", ctypes.c_uint8), ("is_on_trial", ctypes.c_uint8), ("is_update_held", ctypes.c_uint8),
         *((name, ctypes.c_uint32) for name in ("round", "generation", "arena_bytes", "arena_required", "arena_total")),
         ("error", ctypes.c_int32), ("where", ctypes.c_char_p),
         *((name, ctypes.c_uint32) for name in
-          ("frames_received", "frames_sent", "frame_errors", "rounds_done", "link_losses")),
+          ("frames_received", "frames_sent", "frame_errors", "rounds_done", "link_losses", "messages_forged",
+           "messages_replayed")),
     ]  # fmt: skip
 
 
@@ -191,7 +230,8 @@ class Device:
                  identifier: str = "board-1", site: str = "lab", board: str = "bench",
         username: str | None = None, is_sending: bool = True, has_hash: bool = True, flash: FlashModel | None = None,
                  seed: int = 1, password: str | None = None, keep_alive_s: int = 0,
-        arithmetic: str = "fedmote_float32", is_patching: bool = False) -> None:  # fmt: skip
+        arithmetic: str = "fedmote_float32", is_patching: bool = False, key: bytes | None = None,
+        cell_key: bytes | None = None, verify_key: bytes | None = None, verify: int | None = None) -> None:  # fmt: skip
         self.x, self.y = np.ascontiguousarray(x, np.int8), y
         self.rx, self.tx = bytearray(), bytearray()
         self.now, self.seed = 0xFFFFF000, seed  # the clock wraps soon
@@ -217,7 +257,13 @@ class Device:
                     setattr(self._port, name, kind(getattr(self, f"_{name}")))  # type: ignore[operator]
         link_address = ctypes.addressof(ctypes.c_char.in_dll(library(), f"fedmote_{link}_link"))
         texts = [text.encode() if text is not None else None for text in (identifier, site, board, username, password)]
-        self._identity = Identity(*texts[:3], link_address, *texts[3:], keep_alive_s, is_sending)
+        self._identity = Identity(*texts[:3], link_address, *texts[3:], keep_alive_s, is_sending, key, cell_key, verify_key)
+        if verify is not None:  # address of a function that checks signatures
+            self._port.signing = address_of(library(), "fedmote_package_signing")
+            self._port.verify = verify
+        if key is not None:
+            self._port.sealing = address_of(library(), "fedmote_message_sealing")
+            self._port.crypto = ctypes.addressof(CRYPTO)
         self.boot()
 
     def boot(self) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write the committed vectors: device_sdk/protocol/vectors/{messages,frames,differences}.json.
+"""Write the committed vectors: device_sdk/protocol/vectors/{messages,frames,differences,seal}.json.
 
 Good bodies come from cbor2's canonical encoder and good frames from a COBS written here after its definition, so that the
 expected bytes are nobody's own: neither the SDK's encoder nor the host's takes part. Bad ones are made by hand; each names the
@@ -15,6 +15,9 @@ frames.json    list of {name, hex, status, channel, kind, sequence, body}; hex e
 differences.json  list of {name, base, difference, target, status}, bytes in hex; base and target are device forms. A bad one has
                no target. `decoder` is there where the device's decoder says something else: it looks at neither the checksum
                of the difference nor at what was made, which is then verified as any package is.
+seal.json      list of {name, way, channel, kind, id, key, epoch, boot, sequence, payload, body, status}; key, payload and body
+               are hex. A bad one, for who knows all of these but the body, has no payload. Where `seen` is there, this epoch and
+               sequence were taken before.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ import zlib
 from pathlib import Path
 
 import cbor2
+from nacl.bindings import crypto_aead_xchacha20poly1305_ietf_encrypt
 
 ROOT = Path(__file__).resolve().parent.parent
 VECTORS = ROOT / "device_sdk" / "protocol" / "vectors"
@@ -431,6 +435,70 @@ def _sections_against(base: bytes, target: bytes) -> list[tuple[int, int]]:
     return segments
 
 
+def sealed(way: int, channel: int, kind: int, id: str, epoch: int, boot: int, sequence: int, key: bytes, payload: bytes) -> bytes:
+    """A sealed body, after SPEC.md, section 10, alone."""
+    nonce = bytes([way, channel, 0, 0]) + struct.pack("<3I", epoch, boot, sequence) + bytes(8)
+    header = bytes([1, kind, way, channel, len(id)]) + id.encode()
+    counters = struct.pack("<2I", epoch if way else boot, sequence)
+    if kind == Kind.HELLO:
+        return payload + counters + crypto_aead_xchacha20poly1305_ietf_encrypt(b"", header + payload, nonce, key)
+    both = crypto_aead_xchacha20poly1305_ietf_encrypt(payload, header, nonce, key)
+    return both[:-16] + counters + both[-16:]
+
+
+def seals() -> list[dict[str, object]]:
+    """All vectors of sealed messages."""
+    key, other = bytes(range(32)), bytes(range(1, 33))
+    up, down = (0, 0, int(Kind.REPORT), "board-1", 7, 3, 41), (1, 0, int(Kind.WAIT), "board-1", 7, 3, 41)
+    names = ("way", "channel", "kind", "id", "epoch", "boot", "sequence")
+    wait = bytes.fromhex("a1181805")
+    good = [
+        ("report", up, bytes(range(90))),
+        ("greeting", (0, 0, int(Kind.HELLO), "board-1", 0, 3, 0), bytes.fromhex("a10d67626f6172642d31")),
+        ("hello in an epoch", (0, 0, int(Kind.HELLO), "b" * 32, 0xFFFFFFFF, 0xFFFFFFFE, 0xFFFFFFFD), bytes.fromhex("a0")),
+        ("samples of a cell", (0, 1, int(Kind.SAMPLES), "a", 0x01020304, 0x05060708, 0x090A0B0C), bytes(64)),
+        ("no payload", (0, 1, int(Kind.DATA), "board-1", 1, 1, 1), b""),
+        ("150 bytes", (0, 0, int(Kind.DATA), "board-1", 1, 1, 2), bytes(index * 7 & 0xFF for index in range(150))),
+        ("wait", down, wait),
+        ("answer in a cell", (1, 1, int(Kind.ACK), "board-1", 9, 1, 0), wait),
+        ("unknown kind", (1, 0, 200, "board-1", 9, 1, 0), b"\xa0"),
+        ("data for the smallest name", (1, 0, int(Kind.DATA), "a", 0xFFFFFFFF, 0xFFFFFFFE, 0xFFFFFFFD), bytes(150)),
+    ]
+    rows: list[dict[str, object]] = []
+    for name, numbers, payload in good:
+        body = sealed(*numbers, key, payload)
+        about = dict(zip(names, numbers, strict=True))
+        rows.append(dict(name=name, **about, key=key.hex(), payload=payload.hex(), body=body.hex(), status="ok"))
+    body = sealed(*down, key, wait)
+    bad: list[tuple[str, bytes]] = [
+        ("another key", sealed(*down, other, wait)),
+        ("reflected", sealed(0, *down[1:], key, wait)),
+        ("of the other channel", sealed(1, 1, *down[2:], key, wait)),
+        ("another kind", sealed(1, 0, int(Kind.PLAN), *down[3:], key, wait)),
+        ("for another device", sealed(1, 0, down[2], "board-2", *down[4:], key, wait)),
+        ("for another boot", sealed(*down[:5], 4, 41, key, wait)),
+        ("not sealed", wait),
+        ("not sealed, long enough", bytes(40)),
+        ("nothing", b""),
+        ("shorter than a trailer", body[-23:]),
+        ("the trailer alone", body[-24:]),
+        ("cut at the end", body[:-1]),
+        ("one byte more", body + b"\0"),
+        ("payload cut", body[1:]),
+    ]
+    for at, what in ((0, "payload"), (len(body) - 24, "epoch"), (len(body) - 20, "sequence"), (len(body) - 1, "tag")):
+        bad.append((f"one bit of the {what}", body[:at] + bytes([body[at] ^ 0x80]) + body[at + 1 :]))
+    about = dict(zip(names, down, strict=True))
+    rows += [dict(name=name, **about, key=key.hex(), body=text.hex(), status="auth") for name, text in bad]
+    for name, epoch, sequence in (("heard before", 7, 41), ("too old by one", 7, 105), ("of an earlier epoch", 8, 0)):
+        seen = {"epoch": epoch, "sequence": sequence}
+        rows.append(dict(name=name, **about, key=key.hex(), body=body.hex(), status="replay", seen=seen))
+    for name, epoch, sequence in (("oldest of the window", 7, 104), ("first of a later epoch", 6, 1000), ("newer", 7, 40)):
+        seen = {"epoch": epoch, "sequence": sequence}
+        rows.append(dict(name=name, **about, key=key.hex(), payload=wait.hex(), body=body.hex(), status="ok", seen=seen))
+    return rows
+
+
 def bad_differences(base: bytes, target: bytes) -> list[dict[str, object]]:
     """Vectors that are refused: each with its checksum mended, where that is not what is wrong."""
     size = len(target)
@@ -479,7 +547,8 @@ def main() -> int:
     parser.add_argument("--check", action="store_true")
     options = parser.parse_args()
     stale = []
-    for name, rows in (("messages.json", messages()), ("frames.json", frames()), ("differences.json", differences())):
+    files = {"messages.json": messages(), "frames.json": frames(), "differences.json": differences(), "seal.json": seals()}
+    for name, rows in files.items():
         text = "[\n" + ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n]\n"
         path = VECTORS / name
         if options.check:

@@ -32,9 +32,15 @@ class Packet:
     kind: Kind
     fields: Fields
 
+    def to_body(self) -> bytes:
+        return cbor2.dumps({FIELDS[name].key: value for name, value in self.fields.items()}, canonical=True)
+
+    @classmethod
+    def of_body(cls, channel: int, kind: int, body: bytes) -> Packet:
+        return cls(channel, Kind(kind), {_NAMES[key]: value for key, value in cbor2.loads(body).items()})
+
     def to_frame(self, sequence: int) -> bytes:
-        body = cbor2.dumps({FIELDS[name].key: value for name, value in self.fields.items()}, canonical=True)
-        return frame(self.channel, int(self.kind), sequence & 0xFFFF, body)
+        return frame(self.channel, int(self.kind), sequence & 0xFFFF, self.to_body())
 
 
 def uncobs(data: bytes) -> bytes:
@@ -49,9 +55,9 @@ def uncobs(data: bytes) -> bytes:
     return bytes(out)
 
 
-def packets_of(stream: bytearray) -> list[Packet]:
-    """Takes all complete frames off the stream; the device never sends a bad one."""
-    packets = []
+def bodies_of(stream: bytearray) -> list[tuple[int, int, bytes]]:
+    """Takes all complete frames off the stream, as channel, kind and body; the device never sends a bad one."""
+    bodies = []
     while (end := stream.find(0)) >= 0:
         raw = uncobs(bytes(stream[:end]))
         del stream[: end + 1]
@@ -59,9 +65,13 @@ def packets_of(stream: bytearray) -> list[Packet]:
             channel, kind, _, length = struct.unpack_from("<BBHH", raw)
             assert zlib.crc32(raw[:-4]) == struct.unpack("<I", raw[-4:])[0]
             assert length == len(raw) - 10
-            fields = {_NAMES[key]: value for key, value in cbor2.loads(raw[6:-4]).items()}
-            packets.append(Packet(channel, Kind(kind), fields))
-    return packets
+            bodies.append((channel, kind, raw[6:-4]))
+    return bodies
+
+
+def packets_of(stream: bytearray) -> list[Packet]:
+    """Takes all complete frames off the stream."""
+    return [Packet.of_body(*frame) for frame in bodies_of(stream)]
 
 
 @dataclass
@@ -133,12 +143,24 @@ class Peers:
         number, self.frames = self.frames, self.frames + 1
         for delivered in self.alter(number, packet, True):
             self.told.append(delivered)
-            device.rx += delivered.to_frame(self._sequence)
-            self._sequence += 1
+            self.write(device, delivered.channel, int(delivered.kind), self.close(delivered))
+
+    def write(self, device: Device, channel: int, kind: int, body: bytes) -> None:
+        """One frame to the device."""
+        device.rx += frame(channel, kind, self._sequence & 0xFFFF, body)
+        self._sequence += 1
+
+    def close(self, packet: Packet) -> bytes:
+        """The body of a packet to the device."""
+        return packet.to_body()
+
+    def take(self, device: Device) -> list[Packet]:
+        """What the device said."""
+        return packets_of(device.tx)
 
     def exchange(self, device: Device) -> bool:
         """Hears what the device said and answers; also repeats its own questions after 1 s."""
-        packets = packets_of(device.tx)
+        packets = self.take(device)
         for packet in packets:
             number, self.frames = self.frames, self.frames + 1
             for delivered in self.alter(number, packet, False):

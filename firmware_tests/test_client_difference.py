@@ -19,7 +19,7 @@ EVENT_DIFFERENCE_LOST = 11
 PAGE = 64
 OLD, NEW = build(0), build(1)
 # More than the link buffers and the decoder, and only just room for this many chunks of a window.
-LINK_AND_DECODER = 2 * 320 + 208
+LINK_AND_DECODER = 2 * 336 + 208
 
 
 def offering(difference: bytes, target: bytes = NEW, rounds: int = 1, **changes: int) -> Peers:

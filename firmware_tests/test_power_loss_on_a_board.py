@@ -179,5 +179,7 @@ def test_an_emulated_part_that_is_reset_keeps_old_or_new_and_finishes() -> None:
 
 @pytest.mark.slow
 def test_an_emulated_part_may_be_reset_behind_every_chunk_report_and_piece() -> None:
-    pieces = [("piece", number) for number in (1, 2, 3)]
+    features = int(package_of(0).header.feature_count)
+    parts = -(-4 * CLASSES * (features + 1) // 160)  # of an update, at least
+    pieces = [("piece", number) for number in range(1, parts + 1)]
     check([("chunk", number) for number in range(1, chunks() + 1)] + [("report", number) for number in (1, 2, 3)] + pieces)

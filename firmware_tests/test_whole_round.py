@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import shutil
@@ -13,6 +14,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+import cbor2
 import numpy as np
 import paho.mqtt.client as paho
 import pytest
@@ -23,6 +25,8 @@ from fedmote.package.boards import Board
 from fedmote.package.difference import make_difference
 from fedmote.package.partition import Partition
 from fedmote.transport.broker import find_mosquitto
+from fedmote.wire.schema import LIMIT_SEAL, Channel, Kind
+from fedmote.wire.seal import Envelope, Way
 from firmware_tests import two_layer_model
 from firmware_tests.gate import Gate
 from firmware_tests.whole_round import PATIENCE_S, Part, Stage, make_materials
@@ -87,6 +91,31 @@ def samples_held_out(materials: Materials) -> tuple[np.ndarray, np.ndarray]:
         return arrays["x"], arrays["y"]
 
 
+def opened_cell_messages(seen: list[tuple[str, bytes]], key: bytes, device: str) -> list[tuple[str, bytes]]:
+    """What a device told its partner, opened by their key; the partner's epoch is that of its first start."""
+    opened = []
+    for topic, body in seen:
+        kind = topic.rsplit("/", 1)[1]
+        if f"/{device}/cell/up/" in topic:
+            boot, sequence = struct.unpack_from("<II", body, len(body) - LIMIT_SEAL)
+            numbers = (Kind[kind.upper()], 1, boot, sequence)
+            payload = Envelope(Way.UP, Channel.CELL, device, *numbers).open(key, body)
+            opened += [(topic, payload)] if payload is not None else []
+    return opened
+
+
+def is_readable(payload: bytes) -> bool:
+    """Whether a payload, or what stands in front of its seal, is a CBOR map."""
+    for content in (payload, payload[:-LIMIT_SEAL]):
+        stream = io.BytesIO(content)
+        try:
+            if isinstance(cbor2.load(stream), dict) and not stream.read(1):
+                return True
+        except (cbor2.CBORDecodeError, ValueError):
+            continue
+    return False
+
+
 PARTS = [
     Part("a", "stm32f405", "mqtt", has_partner=True),
     Part("b", "stm32f405", "serial", has_partner=True),
@@ -131,11 +160,15 @@ def test_alternating_rounds_on_emulated_boards_keep_the_encoder_then_train_it_an
         assert any(not np.array_equal(after[name], full[name]) for name in set(full) - head)
 
         samples = stage.samples("a")
-        assert holds_samples(seen["own partner"], samples)  # so that the looking below could find some
+        opened = opened_cell_messages(seen["own partner"], stage.cell_keys["device-a"], "device-a")
+        assert holds_samples(opened, samples)  # so that the looking below could find some
         for who in ("coordinator", "another cell", "another device"):
             assert seen[who], f"{who} heard nothing at all, so it proves nothing"
             assert not [topic for topic, _ in seen[who] if "/device-a/cell/" in topic], who
-            assert not holds_samples(seen[who], samples), who
+        for who, heard in seen.items():  # the broker, too, and whoever reads its lines, has nothing but this
+            assert not holds_samples(heard, samples), who
+            readable = {topic.rsplit("/", 1)[1] for topic, payload in heard if is_readable(payload)}
+            assert readable <= {"state", "hello"}, who
         assert not [topic for topic, _ in seen["coordinator"] if "/cell/" in topic]
 
 
@@ -144,7 +177,8 @@ def test_alternating_rounds_on_emulated_boards_keep_the_encoder_then_train_it_an
 @needs_emulator
 def test_small_boards_without_an_fpu_train_the_head_and_feed_their_partners(tmp_path: Path, materials: Materials) -> None:
     parts = [Part("a", "lm3s6965", "serial", has_partner=True), Part("b", "nrf51822", "mqtt", has_partner=True)]
-    with Stage(tmp_path, materials, parts, {"form": "alternating"}) as stage:
+    # The emulated lm3s6965 has no memory that outlives a reset, and so cannot count boots.
+    with Stage(tmp_path, materials, parts, {"form": "alternating"}, is_sealed=False) as stage:
         stage.start_devices()
         stage.start_partners()
         result = stage.finish(stage.serve(rounds=2))
@@ -157,6 +191,21 @@ def test_small_boards_without_an_fpu_train_the_head_and_feed_their_partners(tmp_
         before, after = (stage.checkpoint(version).tensors for version in (0, 1))
         head = set(Partition.load(materials.partition).head_tensor_names)
         assert {name for name in before if not np.array_equal(before[name], after[name])} == head
+
+
+@pytest.mark.emulator
+@needs_emulator
+def test_the_smallest_board_takes_part_in_sealed_rounds_and_feeds_its_partner(tmp_path: Path, materials: Materials) -> None:
+    with Stage(tmp_path, materials, [Part("b", "nrf51822", "mqtt", has_partner=True)], {"form": "alternating"}) as stage:
+        stage.start_devices()
+        stage.start_partners()
+        result = stage.finish(stage.serve(rounds=2))
+        assert [(one["phase"], one["reported"], one["expected"]) for one in result["rounds"]] == [
+            ("device", 1, 1),
+            ("partner", 1, 1),
+        ]
+        assert all(update["num_examples"] > 0 for update in result["rounds"][1]["updates"])
+        assert result["refusals"] == []
 
 
 def test_simultaneous_round_merges_heads_of_devices_with_whole_models_of_partners(tmp_path: Path, materials: Materials) -> None:

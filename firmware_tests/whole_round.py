@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import signal
 import sqlite3
 import subprocess
@@ -23,14 +24,16 @@ from typing import Any
 import numpy as np
 
 from fedmote.config import CellConfig
+from fedmote.config.write import write_toml
+from fedmote.fleet.registry import Registry
 from fedmote.lab.demo.data import load, split
-from fedmote.lab.demo.experiment import write_toml
 from fedmote.lab.demo.fleet import Fleet, Process
 from fedmote.lab.demo.prepare import Materials, ModelChoice, prepare
 from fedmote.lab.demo.settings import DemoSettings, PretrainingSettings, SplitSettings
 from fedmote.store.checkpoints import Checkpoint
 from fedmote.transport.broker import PrivateBroker
 from fedmote.wire.regions import identity_region, samples_region
+from fedmote.wire.schema import Role
 from fedmote_hil.virtual import VirtualDevice
 
 SITE = "stage"
@@ -75,11 +78,26 @@ def make_materials(
 
 
 class Stage:
-    """Use as a context manager; everything that it started ends with it."""
+    """Use as a context manager; everything that it started ends with it.
+
+    Attributes:
+        is_sealed: whether everybody has keys and messages are sealed.
+        cell_keys: of the devices, by id.
+    """
 
     def __init__(
-        self, directory: Path, materials: Materials, parts: Sequence[Part], strategy: Mapping[str, Any], **windows: Any
+        self,
+        directory: Path,
+        materials: Materials,
+        parts: Sequence[Part],
+        strategy: Mapping[str, Any],
+        *,
+        is_sealed: bool = True,
+        **windows: Any,
     ) -> None:
+        self.is_sealed = is_sealed
+        self.cell_keys: dict[str, bytes] = {}
+        self._keys: dict[str, bytes] = {}
         self.directory = directory
         self.materials = materials
         self.parts = parts
@@ -91,7 +109,14 @@ class Stage:
             "is_sending_samples": is_sending,
             **strategy,
         }
-        self.windows = {"selection_s": 60.0, "report_s": 120.0, "min_fraction": 1.0, "wait_ms": 200, **windows}
+        self.windows = {
+            "selection_s": 60.0,
+            "report_s": 120.0,
+            "min_fraction": 1.0,
+            "wait_ms": 200,
+            "after_failures": "end",
+            **windows,
+        }
         self.state = directory / "state"
         self.devices: dict[str, VirtualDevice] = {}
         self._stack = ExitStack()
@@ -102,7 +127,18 @@ class Stage:
             PrivateBroker(self.directory / "broker", SITE, [part.config for part in self.parts])
         )
         self.fleet = self._stack.enter_context(Fleet(self.directory / "processes", [self.materials.directory]))
+        if self.is_sealed:
+            self._enrol()
         return self
+
+    def _enrol(self) -> None:
+        with Registry.open(self.directory / "registry", is_made=True) as registry:
+            for cell in (part.config for part in self.parts):
+                for device in cell.devices:
+                    self._keys[device] = registry.add(device, Role.DEVICE, cell.name)
+                    self.cell_keys[device] = secrets.token_bytes(32)
+                if cell.partner is not None:
+                    self._keys[cell.partner] = registry.add(cell.partner, Role.PARTNER, cell.name)
 
     def __exit__(self, *exception: object) -> None:
         for device in self.devices.values():
@@ -128,7 +164,8 @@ class Stage:
             name = f"device-{part.cell}"
             with np.load(self.materials.devices[part.cell]) as arrays:
                 samples = samples_region(arrays["x"], arrays["y"])
-            identity = identity_region(name, SITE, part.link, name, self.broker.password(name), True, 10)
+            keys = self._keys.get(name), self.cell_keys.get(name)
+            identity = identity_region(name, SITE, part.link, name, self.broker.password(name), True, 10, *keys)
             link = (ways or {}).get(part.cell, self.broker.url) if part.link == "mqtt" else "pty"
             device = VirtualDevice(part.board, name, samples, identity, link, directory=self.directory / name)
             device.start()
@@ -150,8 +187,19 @@ class Stage:
                 tables["data"] = str(self.materials.directory / "calibration.npz")
             else:
                 tables["devices"] = [self._device_entry(part)]
+            if self.is_sealed:
+                tables["credentials_file"] = str(self._write_partner_keys(part))
             write_toml(self.directory / f"{name}.toml", tables)
             self.fleet.start(name, "partner", self.directory / f"{name}.toml")
+
+    def _write_partner_keys(self, part: Part) -> Path:
+        cell = part.config
+        path = self.directory / f"{cell.partner}.keys.toml"
+        path.touch(0o600)
+        cell_keys = [{"id": device, "key": self.cell_keys[device].hex()} for device in cell.devices]
+        key = self._keys[str(cell.partner)].hex()
+        write_toml(path, {"id": cell.partner, "site": SITE, "key": key, "cell_keys": cell_keys})
+        return path
 
     def _device_entry(self, part: Part) -> dict[str, str]:
         """What a partner's file says about its device."""
@@ -176,7 +224,8 @@ class Stage:
             for one in (part.config for part in self.parts)
         ]
         tables = {"run": run, "broker": self.broker_table("coordinator"), "strategy": self.strategy, "windows": self.windows}
-        write_toml(path, {**tables, "cells": cells})
+        security = {"security": {"registry": str(self.directory / "registry")}} if self.is_sealed else {}
+        write_toml(path, {**tables, **security, "cells": cells})
         return path
 
     def serve(self, rounds: int) -> Process:

@@ -128,7 +128,7 @@ void fedmote_client_install(struct fedmote_client *client) {
         status = check_fit(client);
     }
     if (status == FEDMOTE_OK) {
-        status = fedmote_store_commit(&client->store, plan->model_size);
+        status = fedmote_store_commit(&client->store, plan->model_size, plan->serial);
     }
     if (status != FEDMOTE_OK) {
         if (client->fetch == FEDMOTE_FETCH_DIFFERENCE && client->port->patching->is_lost(client, status)) {
@@ -300,7 +300,8 @@ static bool listen(struct fedmote_client *client) {
     struct fedmote_frame frame;
     int32_t status = client->identity.link->poll(&client->line, client->now, &frame);
     watch_link(client);
-    if (status == FEDMOTE_LINK_FRAME) {
+    const struct fedmote_sealing *sealing = client->port->sealing;
+    if (status == FEDMOTE_LINK_FRAME && (!sealing || sealing->open(client, &frame))) {
         fedmote_client_hear(client, &frame);
     }
     return client->line.has_moved;
@@ -356,6 +357,15 @@ int32_t fedmote_init(struct fedmote *device, const struct fedmote_port *port, co
     if (port->journal) {
         port->journal->open(client);
     }
+    if (identity->key) { /* a device that was given a key never speaks without it */
+        int32_t status = port->sealing ? port->sealing->begin(client) : FEDMOTE_ERR_ARGUMENT;
+        if (status != FEDMOTE_OK) {
+            return status;
+        }
+    }
+    if (identity->verify_key && !(port->signing && port->verify)) {
+        return FEDMOTE_ERR_ARGUMENT; /* it would take what nobody signed */
+    }
     if (client->store.reverted > 0) {
         fedmote_client_note(client, FEDMOTE_EVENT_REVERTED, client->store.reverted);
     }
@@ -396,6 +406,7 @@ void fedmote_status(const struct fedmote *device, struct fedmote_info *info) {
         .state = (enum fedmote_state)client->state,
         .is_link_up = client->line.is_up,
         .is_unsigned = client->port->hash == NULL,
+        .is_sealed = client->identity.key != NULL,
         .has_package = client->store.is_installed,
         .is_on_trial = client->store.is_on_trial,
         .is_update_held = client->update.is_open,
@@ -411,5 +422,7 @@ void fedmote_status(const struct fedmote *device, struct fedmote_info *info) {
         .frame_errors = client->line.frame_errors,
         .rounds_done = client->rounds_done,
         .link_losses = client->line.losses,
+        .messages_forged = client->seal.forged,
+        .messages_replayed = client->seal.replayed,
     };
 }

@@ -9,6 +9,8 @@
 #include "link.h"
 #include "patch.h"
 #include "round.h"
+#include "seal.h"
+#include "signature.h"
 #include "store.h"
 
 /* What FEDMOTE_STATE_FETCH is doing. */
@@ -45,6 +47,7 @@ struct fedmote_client {
     bool is_round_closed;   /* its time is over */
 
     struct fedmote_line line;
+    struct fedmote_seal seal;
     struct fedmote_store store;
     struct fedmote_receiver receiver;
     struct fedmote_round round;

@@ -11,9 +11,9 @@
 
 /* A body is composed at this offset of the transmit buffer. In front of it there is room for an MQTT header with the
  * longest topic (99 bytes), or for the serial header and the head start that in-place COBS needs: 1 byte
- * per 254, so 106 bytes are enough for BODY_MAX up to 24000. The least holds the longest hello, 172 bytes. */
+ * per 254, so 106 bytes are enough for BODY_MAX up to 24000. The least holds the longest hello, 172 bytes, sealed. */
 #define FEDMOTE_BODY_OFFSET 112
-typedef char fedmote_body_max_is_between_176_and_24000[FEDMOTE_BODY_MAX >= 176 && FEDMOTE_BODY_MAX <= 24000 ? 1 : -1];
+typedef char fedmote_body_max_is_between_200_and_24000[FEDMOTE_BODY_MAX >= 200 && FEDMOTE_BODY_MAX <= 24000 ? 1 : -1];
 
 /* A message as it came; `body` is borrowed until the next poll. */
 struct fedmote_frame {

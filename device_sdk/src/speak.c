@@ -13,11 +13,25 @@ enum { ANNOUNCE_MS = 2000 };
 
 static uint8_t *body(const struct fedmote_client *client) { return client->line.transmit + FEDMOTE_BODY_OFFSET; }
 
-/* Encodes and sends. Our own messages always fit: FEDMOTE_BODY_MAX has a lower bound and names have an upper one. */
-static void say(struct fedmote_client *client, uint8_t channel, const struct fedmote_message *message) {
-    int32_t size = fedmote_encode(message, body(client), FEDMOTE_BODY_MAX);
+/* Sends the body that was composed. */
+static void send(struct fedmote_client *client, uint8_t channel, uint8_t kind, uint32_t size) {
+    if (client->port->sealing) {
+        size = client->port->sealing->close(client, channel, kind, size);
+    }
     if (size > 0) {
-        client->identity.link->send(&client->line, channel, message->kind, (uint32_t)size);
+        client->identity.link->send(&client->line, channel, kind, size);
+    }
+}
+
+/* Our own messages always fit: FEDMOTE_BODY_MAX has a lower bound and names have an upper one. */
+static int32_t compose(struct fedmote_client *client, const struct fedmote_message *message) {
+    return fedmote_encode(message, body(client), FEDMOTE_BODY_MAX - FEDMOTE_LIMIT_SEAL);
+}
+
+static void say(struct fedmote_client *client, uint8_t channel, const struct fedmote_message *message) {
+    int32_t size = compose(client, message);
+    if (size > 0) {
+        send(client, channel, message->kind, (uint32_t)size);
     }
 }
 
@@ -99,7 +113,7 @@ static bool say_data(struct fedmote_client *client, struct fedmote_offer *offer,
     fedmote_message_number(&message, FEDMOTE_FIELD_HANDLE, offer->handle);
     fedmote_message_number(&message, FEDMOTE_FIELD_OFFSET, offset);
     fedmote_message_string(&message, FEDMOTE_FIELD_DATA, NULL, size); /* the last field: its bytes end the body */
-    int32_t body_size = fedmote_encode(&message, body(client), FEDMOTE_BODY_MAX);
+    int32_t body_size = compose(client, &message);
     if (body_size < 0) {
         return false;
     }
@@ -116,7 +130,7 @@ static bool say_data(struct fedmote_client *client, struct fedmote_offer *offer,
         return true;
     }
     offer->announce_at = client->now + ANNOUNCE_MS;
-    client->identity.link->send(&client->line, channel, FEDMOTE_KIND_DATA, (uint32_t)body_size);
+    send(client, channel, FEDMOTE_KIND_DATA, (uint32_t)body_size);
     return true;
 }
 

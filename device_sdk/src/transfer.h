@@ -10,7 +10,8 @@
 
 /* Largest chunk of this device, in and out. */
 #define FEDMOTE_CHUNK_MAX                                                                                              \
-    ((FEDMOTE_BODY_MAX - FEDMOTE_LIMIT_CHUNK_OVERHEAD) / FEDMOTE_LIMIT_CHUNK_ALIGN * FEDMOTE_LIMIT_CHUNK_ALIGN)
+    ((FEDMOTE_BODY_MAX - FEDMOTE_LIMIT_CHUNK_OVERHEAD - FEDMOTE_LIMIT_SEAL) / FEDMOTE_LIMIT_CHUNK_ALIGN *              \
+     FEDMOTE_LIMIT_CHUNK_ALIGN)
 
 struct fedmote_receiver {
     uint32_t handle, size;

@@ -63,7 +63,8 @@ class VirtualDevice:
             identity_region: the same.
             link: see above.
             package: device form of a package that is installed already.
-            directory: for the files; a temporary one, removed with this object, where None.
+            directory: for the files; a temporary one, removed with this object, where None. The journal is there, which counts
+                boots: a device with keys whose count begins anew is not believed any more.
             is_checked: an image that ends with a report when it does something wrong, see `log()` and `fedmote_hil.build`.
 
         Raises:

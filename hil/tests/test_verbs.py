@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from fedmote.errors import ConfigError
+from fedmote.private_files import write_private
 from fedmote_hil.cli import build as build_verb
 from fedmote_hil.cli import device as device_verb
 
@@ -31,7 +32,7 @@ def files(tmp_path):
     rng = np.random.default_rng(2)
     np.savez(tmp_path / "data.npz", x=rng.normal(size=(6, *shape)).astype(np.float32), y=np.arange(6) % 3)
     (tmp_path / "m.fmp").write_bytes(package.to_bytes())
-    (tmp_path / "board-1.toml").write_text('id = "board-1"\nsite = "lab"\nusername = "board-1"\npassword = "secret"\n')
+    write_private(tmp_path / "board-1.toml", 'id = "board-1"\nsite = "lab"\nusername = "board-1"\npassword = "secret"\n')
     return tmp_path
 
 
@@ -90,7 +91,7 @@ def test_the_device_of_the_verb_speaks_and_ends_when_it_is_interrupted(files):
 
 
 def test_credentials_of_another_device_are_refused(files):
-    (files / "board-1.toml").write_text('id = "board-2"\nsite = "lab"\nusername = "board-2"\npassword = "secret"\n')
+    write_private(files / "board-1.toml", 'id = "board-2"\nsite = "lab"\nusername = "board-2"\npassword = "secret"\n')
     with pytest.raises(ConfigError, match="credentials of 'board-2', not of 'board-1'"):
         device_verb.run(_options(device_verb, *_device_arguments(files, "--serial", "pty")))
 

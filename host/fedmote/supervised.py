@@ -13,7 +13,8 @@ import socket
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO
+from types import TracebackType
+from typing import IO, Self
 
 # stdin becomes descriptor 3, which only the watcher reads: it ends when the last writer is gone.
 _SUPERVISOR = """
@@ -67,6 +68,58 @@ def start(
         env=None if environment is None else dict(environment),
         start_new_session=True,  # an interrupt at the terminal is ours to handle
     )
+
+
+class Group:
+    """Hundreds of children under one guard: a child costs one process, and none outlives us. Use as a context manager.
+
+    The guard leads their process group and holds the reading end of a pipe: when that closes, because we close it or because we
+    died in whatever way, it ends the whole group at once.
+    """
+
+    def __init__(self) -> None:
+        self._guard = subprocess.Popen(
+            ["/bin/sh", "-c", "read -r _; kill -9 0"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            process_group=0,
+        )
+        self._children: list[subprocess.Popen[bytes]] = []
+
+    def start(
+        self, command: Sequence[str | Path], stdout: IO[bytes], stderr: IO[bytes], environment: Mapping[str, str] | None = None
+    ) -> subprocess.Popen[bytes]:
+        """Start a child directly: its process id is that of `command`; environment None for ours.
+
+        Raises:
+            OSError: it cannot be started.
+        """
+        child = subprocess.Popen(
+            [str(word) for word in command],
+            stdin=subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=stderr,
+            env=None if environment is None else dict(environment),
+            process_group=self._guard.pid,
+        )
+        self._children.append(child)
+        return child
+
+    def close(self) -> None:
+        """End all children at once, also those that are stopped, and wait until they are gone. Harmless twice."""
+        if self._guard.stdin is not None and not self._guard.stdin.closed:
+            self._guard.stdin.close()
+        self._guard.wait()
+        for child in self._children:
+            child.wait()
+        self._children.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
 
 
 def free_tcp_port() -> int:

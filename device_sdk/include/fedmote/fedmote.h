@@ -60,6 +60,10 @@ struct fedmote_identity {
     const char *password;            /* MQTT, at most 64 bytes; NULL: none is sent */
     uint16_t keep_alive_s;           /* MQTT; 0: 30 s. A silent broker is noticed within this time */
     uint8_t is_sending_samples; /* firmware policy: may selected samples leave for the partner? 0 wins over any plan */
+    const uint8_t *key;         /* 32 bytes shared with the coordinator, borrowed; NULL: messages are not sealed */
+    const uint8_t *cell_key;    /* 32 bytes shared with the partner, borrowed; NULL beside a key: no samples leave */
+    const uint8_t
+        *verify_key; /* 32 bytes, public, borrowed: only packages signed by its owner are fetched; NULL: all */
 };
 
 /* Bytes that fedmote_identity_read() needs for the texts: id, site, user name, password, each with its zero. */
@@ -96,6 +100,7 @@ struct fedmote_info {
     enum fedmote_state state;
     uint8_t is_link_up;
     uint8_t is_unsigned; /* the port has no hash: packages are checked by CRC-32 only */
+    uint8_t is_sealed;   /* the identity has a key: only messages that prove it are heard */
     uint8_t has_package; /* a slot holds a valid package */
     uint8_t is_on_trial; /* no whole round was done with it yet: a reset while it learns brings back the one before */
     uint8_t is_update_held;  /* trained and not yet acknowledged */
@@ -110,6 +115,8 @@ struct fedmote_info {
     uint32_t frame_errors; /* frames or packets dropped since fedmote_init() */
     uint32_t rounds_done;  /* acknowledged updates since fedmote_init() */
     uint32_t link_losses;
+    uint32_t messages_forged;   /* refused since fedmote_init(): not sealed with our key */
+    uint32_t messages_replayed; /* refused since fedmote_init(): heard before, or too old */
 };
 
 /* The device. Treat the inside as unknown: its size is a promise, its content is not (src/client.h has it). */
@@ -117,7 +124,7 @@ struct fedmote {
     union {
         void *pointer;
         uint64_t word;
-        uint8_t bytes[784 + 40 * sizeof(void *)];
+        uint8_t bytes[864 + 41 * sizeof(void *)];
     } inside;
 };
 
@@ -133,10 +140,10 @@ FEDMOTE_MUST_CHECK int32_t fedmote_init(struct fedmote *device, const struct fed
 
 /* Does one bounded piece of work: one frame in, one frame out, one flash operation, one page of a difference or at most
  * FEDMOTE_MACS_PER_STEP multiply-accumulates. Call it for ever. Returns FEDMOTE_BUSY or FEDMOTE_IDLE, and never an
- * error: the device goes on by itself from all of them, and fedmote_status() tells. Three pieces exceed the bound, each
+ * error: the device goes on by itself from all of them, and fedmote_status() tells. Some pieces exceed the bound, each
  * at most once per round: ranking (2 n log2 n comparisons; equal losses add up to n^2 / 2 reads of a bit), verifying a
- * package, or an update of the journal (one pass over it), and one sample through a head of more than
- * FEDMOTE_MACS_PER_STEP / 2 parameters. */
+ * package or an update of the journal (one pass over it) or the signature of a plan, and one sample through a head of
+ * more than FEDMOTE_MACS_PER_STEP / 2 parameters. */
 int32_t fedmote_step(struct fedmote *device);
 
 /* After FEDMOTE_IDLE: milliseconds until the next timer of the device; UINT32_MAX where only bytes can wake it. */
@@ -146,8 +153,9 @@ uint32_t fedmote_wake_ms(const struct fedmote *device);
 void fedmote_status(const struct fedmote *device, struct fedmote_info *info);
 
 /* Reads an identity region (protocol/SPEC.md, section 8) of at most `region_bytes` at `region`. Texts are copied to
- * `text`, with a zero each; `identity` points there. `board` is left NULL. Names both links, so both get linked.
- * Errors: FEDMOTE_ERR_MALFORMED without the magic, FEDMOTE_ERR_TRUNCATED, FEDMOTE_ERR_CRC, and those of section 1. */
+ * `text`, with a zero each; `identity` points there, and to the keys that are in the region. `board` is left
+ * NULL. Names both links, so both get linked. Errors: FEDMOTE_ERR_MALFORMED without the magic, FEDMOTE_ERR_TRUNCATED,
+ * FEDMOTE_ERR_CRC, and those of section 1. */
 FEDMOTE_MUST_CHECK int32_t fedmote_identity_read(struct fedmote_identity *identity,
                                                  char text[FEDMOTE_IDENTITY_TEXT_BYTES], const uint8_t *region,
                                                  uint32_t region_bytes);

@@ -2,8 +2,8 @@
 #ifndef FEDMOTE_CONFIG_H
 #define FEDMOTE_CONFIG_H
 
-/* Largest message body that this device accepts and sends, bytes, 176 to 24000; a multiple of 8 plus
- * limit-chunk-overhead wastes nothing. Costs 2 * (FEDMOTE_BODY_MAX + 128) bytes of arena. */
+/* Largest message body that this device accepts and sends, bytes, 200 to 24000; a multiple of 8 plus
+ * limit-chunk-overhead and limit-seal wastes nothing. Costs 2 * (FEDMOTE_BODY_MAX + 128) bytes of arena. */
 #ifndef FEDMOTE_BODY_MAX
 #define FEDMOTE_BODY_MAX 529
 #endif

@@ -30,6 +30,24 @@ extern const struct fedmote_patching fedmote_difference_patching;
  */
 struct fedmote_journal;
 extern const struct fedmote_journal fedmote_flash_journal;
+/* What seals and opens messages; where none names it, it is not linked and messages prove nothing (src/seal.c). */
+struct fedmote_sealing;
+extern const struct fedmote_sealing fedmote_message_sealing;
+
+/* What checks who signed a package before it is fetched; where none names it, it is not linked (src/signature.c). */
+struct fedmote_signing;
+extern const struct fedmote_signing fedmote_package_signing;
+
+/* Authenticated encryption of a crypto library: XChaCha20-Poly1305 with a nonce of 24 bytes, the tag apart. */
+struct fedmote_crypto {
+    /* Encrypts bytes[0, size) in place; `associated` is authenticated with it and lies elsewhere. */
+    void (*lock)(uint8_t *bytes, uint32_t size, uint8_t tag[16], const uint8_t key[32], const uint8_t nonce[24],
+                 const uint8_t *associated, uint32_t associated_size);
+    /* The way back. Returns 0; or anything else, with nothing changed, where the tag does not fit, which is compared in
+     * a time that says nothing about it. */
+    int32_t (*unlock)(uint8_t *bytes, uint32_t size, const uint8_t tag[16], const uint8_t key[32],
+                      const uint8_t nonce[24], const uint8_t *associated, uint32_t associated_size);
+};
 
 struct fedmote_port {
     void *context; /* handed to every callback, never touched */
@@ -100,6 +118,17 @@ struct fedmote_port {
     const uint8_t *(*journal_base)(void *context, uint32_t region);
     int32_t (*journal_erase)(void *context, uint32_t region);
     int32_t (*journal_write)(void *context, uint32_t region, uint32_t offset, const uint8_t *bytes, uint32_t size);
+
+    /* Optional, for devices whose identity has keys: &fedmote_message_sealing with the functions for it, or NULL. Such
+     * a device needs the journal as well: its boots are counted there, and no number may come twice under one key.
+     * Whoever erases a journal gives the device new keys. */
+    const struct fedmote_sealing *sealing;
+    const struct fedmote_crypto *crypto;
+
+    /* Optional, for devices whose identity has a verify key: &fedmote_package_signing and the function for it, or NULL.
+     * verify() says whether a signature fits, 0 where it does: EdDSA over Curve25519 with BLAKE2b-512 for its hash. */
+    const struct fedmote_signing *signing;
+    int32_t (*verify)(const uint8_t signature[64], const uint8_t verify_key[32], const uint8_t *message, uint32_t size);
 };
 
 #endif

@@ -14,3 +14,20 @@ void monocypher_hash(void *context, const uint8_t *first, uint32_t first_size, c
     crypto_blake2b_update(&state, second, second_size);
     crypto_blake2b_final(&state, digest);
 }
+
+static void lock(uint8_t *bytes, uint32_t size, uint8_t tag[16], const uint8_t key[32], const uint8_t nonce[24],
+                 const uint8_t *associated, uint32_t associated_size) {
+    crypto_aead_lock(bytes, tag, key, nonce, associated, associated_size, bytes, size);
+}
+
+static int32_t unlock(uint8_t *bytes, uint32_t size, const uint8_t tag[16], const uint8_t key[32],
+                      const uint8_t nonce[24], const uint8_t *associated, uint32_t associated_size) {
+    return crypto_aead_unlock(bytes, tag, key, nonce, associated, associated_size, bytes, size);
+}
+
+int32_t monocypher_verify(const uint8_t signature[64], const uint8_t verify_key[32], const uint8_t *message,
+                          uint32_t size) {
+    return crypto_eddsa_check(signature, verify_key, message, size);
+}
+
+const struct fedmote_crypto monocypher_crypto = {lock, unlock};

@@ -50,6 +50,10 @@ bool flash_open(struct flash *flash, const char *path) {
     return true;
 }
 
+bool flash_sync(const struct flash *flash) {
+    return msync(flash->bytes, 2U * ((size_t)flash->slot_bytes + flash->journal_bytes), MS_SYNC) == 0;
+}
+
 static int32_t erase(uint8_t *region, uint32_t region_bytes) {
     memset(region, 0xFF, region_bytes);
     return 0;

@@ -61,6 +61,8 @@ struct flash {
 /* The sizes are set. `path` NULL: memory. A file is made where there is none. False: `errno` tells; EINVAL for a file
  * of another size. */
 bool flash_open(struct flash *flash, const char *path);
+/* Everything that was written is on the disk when this returns. False: `errno` tells. */
+bool flash_sync(const struct flash *flash);
 /* As in struct fedmote_port. */
 const uint8_t *flash_slot_base(const struct flash *flash, uint32_t slot);
 int32_t flash_slot_erase(struct flash *flash, uint32_t slot);

@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--board", required=True, metavar="BOARD", help=", ".join(boards_with(Program.DEVICE)))
     parser.add_argument("--id", required=True, metavar="NAME", help="the device's name; that of the credentials")
     parser.add_argument("--data", type=Path, required=True, metavar="X.npz", help="x (N, ...) and y (N,)")
-    parser.add_argument("--credentials", type=Path, required=True, metavar="FILE", help="TOML: id, site, username, password")
+    parser.add_argument("--credentials", type=Path, required=True, metavar="FILE", help="TOML: id, site, password, keys")
     link = parser.add_mutually_exclusive_group(required=True)
     link.add_argument("--broker", metavar="URL", help="mqtt://HOST:PORT")
     link.add_argument("--serial", metavar="PORT", help="serial port, tcp://HOST:PORT, or pty for a new pseudo terminal")
@@ -38,7 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--package", type=Path, metavar="X.fmp", help="installed already; also quantizes samples that are not int8"
     )
     parser.add_argument("--send-samples", action="store_true", help="firmware policy: selected samples may go to the own partner")
-    parser.add_argument("--state", type=Path, metavar="DIR", help="keeps the device's files over restarts")
+    parser.add_argument(
+        "--state", type=Path, metavar="DIR", help="keeps the device's files over restarts; where it has keys: FILE.state"
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -75,6 +77,9 @@ def _device(options: argparse.Namespace) -> VirtualDevice:
         credentials.password,
         options.send_samples,
         credentials.keep_alive_s,
+        credentials.key_bytes,
+        credentials.cell_key_bytes,
+        credentials.verify_key_bytes,
     )
     return VirtualDevice(
         board,
@@ -83,5 +88,10 @@ def _device(options: argparse.Namespace) -> VirtualDevice:
         identity,
         options.broker or options.serial,
         package=None if package is None else package.device_form(),
-        directory=options.state,
+        directory=options.state or _own_directory(options.credentials, credentials),
     )
+
+
+def _own_directory(file: Path, credentials: Credentials) -> Path | None:
+    """Where a device with keys counts its boots if it is told nothing else; others need no place."""
+    return None if credentials.key is None else file.with_suffix(".state")

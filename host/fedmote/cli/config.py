@@ -10,7 +10,15 @@ import sys
 import tomllib
 from pathlib import Path
 
-from fedmote.config import CoordinatorConfig, Credentials, Loaded, PartnerConfig, Table, load_with_origins
+from fedmote.config import (
+    CoordinatorConfig,
+    Credentials,
+    Loaded,
+    PartnerConfig,
+    PartnerCredentials,
+    Table,
+    load_with_origins,
+)
 from fedmote.errors import ConfigError
 
 SUMMARY = "show the effective values of a configuration file and their origin, or check it"
@@ -19,9 +27,14 @@ EXAMPLES = """examples:
   fedmote config check coordinator.toml partner.toml        exit 2 with the first thing that is wrong
 """
 
-KINDS: dict[str, type[Table]] = {"coordinator": CoordinatorConfig, "partner": PartnerConfig, "credentials": Credentials}
+KINDS: dict[str, type[Table]] = {
+    "coordinator": CoordinatorConfig,
+    "partner": PartnerConfig,
+    "credentials": Credentials,
+    "partner-credentials": PartnerCredentials,
+}
 # A key that only this kind has, at the top level.
-_MARKS = {"coordinator": "run", "partner": "model", "credentials": "password"}
+_MARKS = {"coordinator": "run", "partner": "model", "credentials": "password", "partner-credentials": "cell_keys"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,7 +62,7 @@ def kind_of(path: Path) -> str:
     """Which of `KINDS` a file is, by the keys that it has; ConfigError where it cannot be told."""
     try:
         keys = tomllib.loads(path.read_text(encoding="utf-8")).keys()
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         raise ConfigError(f"{path}: cannot be read as TOML: {error}") from error
     found = [kind for kind, mark in _MARKS.items() if mark in keys]
     if len(found) != 1:

@@ -10,6 +10,7 @@ import importlib.util
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -17,14 +18,20 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from fedmote.config import CoordinatorConfig, load
 from fedmote.errors import ConfigError
+from fedmote.fleet.broker_check import examine as findings_of
+from fedmote.fleet.broker_files import BrokerFiles
+from fedmote.fleet.registry import FILE_NAME
 from fedmote.package.boards import sdk_root
+from fedmote.private_files import refuse_shared
 from fedmote.transport.broker import find_mosquitto
 
 SUMMARY = "say what is installed, what is missing, and how to get it"
 EXAMPLES = """examples:
   fedmote doctor                 everything, by what it is for
   fedmote doctor --json          the same for programs
+  fedmote doctor --config coordinator.toml    also the files with secrets that it names: are they there, for their owner alone?
 """
 
 _VERSION_TIMEOUT_S = 10.0
@@ -88,6 +95,7 @@ _TOOLS = (
     _Tool(
         "mosquitto", "-h", ("serve", "demo"), "apt install mosquitto (the broker; without it: direct tcp links)", find_mosquitto
     ),
+    _Tool("openssl", "version", ("serve",), "apt install openssl (certificates of a broker that serves a network)"),
     _Tool("C compiler", "--version", ("device", "demo"), "apt install gcc", _c_compiler),
     _Tool("arm-none-eabi-gcc", "--version", ("board", "demo"), "apt install gcc-arm-none-eabi libnewlib-arm-none-eabi"),
     _Tool("qemu-system-arm", "--version", ("board", "demo"), "apt install qemu-system-arm (without it: native devices only)"),
@@ -109,17 +117,20 @@ _PACKAGES = (
     ("tflite-micro", "tflite_micro", ("oracle",), "pip install 'fedmote[oracle]'"),
 )
 _LOWEST_PYTHON = (3, 11)
+_LOWEST_MOSQUITTO = (2, 0)  # before it, access lists and listeners had other rules
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments of the verb."""
     parser.add_argument("--for", dest="use", choices=sorted(USES), help="judge by the needs of this use alone")
+    parser.add_argument("--config", type=Path, metavar="coordinator.toml", help="also examine the files with secrets of a fleet")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
 
 
 def run(options: argparse.Namespace) -> int:
     """Looks, prints, and returns 0 where nothing is missing, 1 otherwise. Nothing is changed."""
-    checks = [check for check in examine() if options.use is None or {options.use, "core"} & set(check.needed_for)]
+    found = [*examine(), *(() if options.config is None else examine_fleet(options.config))]
+    checks = [check for check in found if options.use is None or {options.use, "core"} & set(check.needed_for)]
     missing = [check for check in checks if not check.is_present]
     if options.json:
         content = {"is_complete": not missing, "checks": [asdict(check) for check in checks]}
@@ -138,6 +149,33 @@ def examine() -> Iterator[Check]:
         yield _tool(tool)
     yield _sdk()
     yield from _serial_ports()
+
+
+def examine_fleet(path: Path) -> Iterator[Check]:
+    """The files with secrets that a coordinator's configuration names; ConfigError where it cannot be loaded."""
+    config = load(CoordinatorConfig, path, (), os.environ)
+    if config.broker is not None and config.broker.password_file is not None:
+        yield _secret("password of the coordinator", config.broker.password_file)
+    security = config.security
+    if security.registry is not None:
+        yield _secret("registry", security.registry / FILE_NAME)
+    if security.broker_files is not None:
+        words = [finding.words for finding in findings_of(BrokerFiles(security.broker_files, config.run.site))]
+        yield Check("broker files", not words, "", str(security.broker_files), ("serve",), "; ".join(words))
+        for file in sorted((security.broker_files / "credentials").glob("*")):
+            if file.is_file():
+                yield _secret(f"credentials {file.name}", file)
+
+
+def _secret(name: str, path: Path) -> Check:
+    """A file with secrets: there, and for its owner alone."""
+    if not path.is_file():
+        return Check(name, False, "", str(path), ("serve",), f"{path} is missing")
+    try:
+        refuse_shared(path)
+    except ConfigError as error:
+        return Check(name, False, "", str(path), ("serve",), str(error))
+    return Check(name, True, "", str(path), ("serve",), "")
 
 
 def _python() -> Check:
@@ -160,7 +198,17 @@ def _tool(tool: _Tool) -> Check:
     path = tool.find() if tool.find is not None else _beside_python(tool.name)
     if path is None:
         return Check(tool.name, False, "", "", tool.needed_for, tool.remedy)
-    return Check(tool.name, True, _first_line([str(path), tool.version_flag]), str(path), tool.needed_for, "")
+    version = _first_line([str(path), tool.version_flag])
+    if tool.name == "mosquitto" and _numbers(version) < _LOWEST_MOSQUITTO:
+        wanted = ".".join(map(str, _LOWEST_MOSQUITTO))
+        return Check(tool.name, False, version, str(path), tool.needed_for, f"version {wanted} or newer is needed; {tool.remedy}")
+    return Check(tool.name, True, version, str(path), tool.needed_for, "")
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """The version's numbers in a line like "mosquitto version 2.0.11"; none where there are none."""
+    found = re.search(r"\d+(\.\d+)+", version)
+    return tuple(map(int, found[0].split("."))) if found else ()
 
 
 def _first_line(command: list[str]) -> str:

@@ -10,9 +10,14 @@ import sys
 import tempfile
 from pathlib import Path
 
-from fedmote.config import CellConfig, CoordinatorConfig, Credentials, PartnerConfig, load
+from fedmote.config import CellConfig, CoordinatorConfig, Credentials, PartnerConfig, PartnerCredentials, load
+from fedmote.config.table import require_identifier
 from fedmote.errors import ConfigError
-from fedmote.transport.broker import BrokerFiles, write_broker_files
+from fedmote.fleet.broker_files import Binding, BrokerFiles, write_configuration
+from fedmote.fleet.enrolment import Enrolment
+from fedmote.fleet.registry import Registry
+from fedmote.private_files import make_private_directory
+from fedmote.wire.schema import Role
 
 SUMMARY = "write configurations, credentials, a small model and data for one cell into a new directory"
 EXAMPLES = """examples:
@@ -52,10 +57,9 @@ is_sending_samples = true        # devices may send selected samples to their ow
 [windows]
 report_s = 120.0                 # deadline of a round
 
-[[cells]]
-name = "{cell}"
-devices = ["{device}"]
-partner = "{partner}"
+[security]
+registry = "fleet"               # the population and its keys: fedmote enroll list | add | rotate | revoke
+broker_files = "broker"          # accounts and access lists, which `fedmote enroll` keeps
 """
 
 _PARTNER = """\
@@ -65,6 +69,7 @@ id = "{partner}"
 site = "{site}"
 model = "{model}"                # function that returns the torch module
 state_directory = "partner-state"
+credentials_file = "broker/credentials/{partner}.keys.toml"
 
 [broker]
 url = "{url}"
@@ -88,7 +93,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Writes everything into a directory beside, checks it, and puts it in place: a failure leaves nothing."""
     target: Path = options.directory.absolute()
-    Credentials(CELL.devices[0], options.site, CELL.devices[0], "")  # a site that breaks the rules is refused before the work
+    require_identifier("--site", options.site)
     if not 1 <= options.tcp_port <= 65_535:
         raise ConfigError(f"--tcp-port {options.tcp_port}: 1 to 65535 is expected")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -137,7 +142,7 @@ def _write_configuration(target: Path, site: str, tcp_port: int, model: str) -> 
     from fedmote.lab.demo.settings import FederationSettings
 
     federation = FederationSettings()
-    files = write_broker_files(target / "broker", site, [CELL], tcp_port=tcp_port)
+    files = _enrol(target, site, tcp_port)
     names = {
         "site": site,
         "url": files.url,
@@ -156,13 +161,29 @@ def _write_configuration(target: Path, site: str, tcp_port: int, model: str) -> 
     load(CoordinatorConfig, target / "coordinator.toml")
     load(PartnerConfig, target / "partner.toml")
     load(Credentials, files.credentials_file(CELL.devices[0]))
+    load(PartnerCredentials, files.keys_file(str(CELL.partner)))
+    return files
+
+
+def _enrol(target: Path, site: str, tcp_port: int) -> BrokerFiles:
+    """Registry, broker and credentials of the cell."""
+    binding = Binding(tcp_port=tcp_port)
+    files = BrokerFiles((target / "broker").resolve(), site, binding.url)
+    make_private_directory(files.credentials)
+    write_configuration(files, binding)
+    with Registry.open(target / "fleet", is_made=True) as registry:
+        enrolment = Enrolment(registry, site, files.directory)
+        for device in CELL.devices:
+            enrolment.add(device, Role.DEVICE, CELL.name)
+        if CELL.partner is not None:
+            enrolment.add(CELL.partner, Role.PARTNER, CELL.name)
     return files
 
 
 def _print(target: Path, files: BrokerFiles, is_json: bool) -> None:
     device = CELL.devices[0]
     commands = [
-        f"mosquitto -c {files.configuration.relative_to(files.directory.parent)}",
+        "fedmote broker run broker",
         "fedmote serve coordinator.toml",
         "fedmote partner partner.toml",
         f"fedmote device --board posix --id {device} --data data/{device}.npz --send-samples "

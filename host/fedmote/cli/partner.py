@@ -14,6 +14,7 @@ from collections.abc import Coroutine
 from pathlib import Path
 
 from fedmote.config import PartnerConfig, load
+from fedmote.config.broker import is_plain_text
 from fedmote.errors import ConfigError
 
 SUMMARY = "run a partner: trains the whole model on what the devices of its cell select"
@@ -35,6 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Takes part in rounds until SIGINT or SIGTERM, which are its orderly end."""
     config = load(PartnerConfig, options.config, options.set, os.environ)
+    for url in (config.broker.url if config.broker else None, config.coordinator):
+        if url is not None and is_plain_text(url):
+            sys.stderr.write(f"INSECURE: {url} is plain text: whoever can listen on this network reads what is sent\n")
     try:
         from fedmote.partner.agent import PartnerAgent
         from fedmote.partner.training import load_factory, use_threads

@@ -7,8 +7,16 @@ Every key can be overridden by the environment (`FEDMOTE_CONFIG__RUN__ROUNDS=5`)
 `load_with_origins` also says where each value came from.
 """
 
-from fedmote.config.broker import BrokerConfig, Credentials
-from fedmote.config.coordinator import CellConfig, CoordinatorConfig, RunConfig, StrategyConfig, WindowsConfig
+from fedmote.config.broker import BrokerConfig, CellKey, Credentials, PartnerCredentials
+from fedmote.config.coordinator import (
+    CellConfig,
+    CoordinatorConfig,
+    DeadlineConfig,
+    RunConfig,
+    SecurityConfig,
+    StrategyConfig,
+    WindowsConfig,
+)
 from fedmote.config.load import Effective, Loaded, load, load_with_origins
 from fedmote.config.partner import PartnerConfig, PartnerDevice
 from fedmote.config.table import BadValueError, Table
@@ -17,13 +25,17 @@ __all__ = [
     "BadValueError",
     "BrokerConfig",
     "CellConfig",
+    "CellKey",
     "CoordinatorConfig",
     "Credentials",
+    "DeadlineConfig",
     "Effective",
     "Loaded",
     "PartnerConfig",
+    "PartnerCredentials",
     "PartnerDevice",
     "RunConfig",
+    "SecurityConfig",
     "StrategyConfig",
     "Table",
     "WindowsConfig",

@@ -15,11 +15,11 @@ from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Generic, Literal, TypeVar
 
-from fedmote.config.table import BadValueError, Secret, Table, bare, hints_of, rules_of
+from fedmote.config.table import HIDDEN, BadValueError, Table, bare, has_secrets, hints_of, is_secret, rules_of
 from fedmote.errors import ConfigError
+from fedmote.private_files import refuse_shared
 
 ENVIRONMENT_PREFIX = "FEDMOTE_CONFIG__"
-HIDDEN = "(hidden)"
 
 T = TypeVar("T", bound=Table)
 
@@ -43,8 +43,8 @@ class Loaded(Generic[T]):
     def effective(self) -> list[Effective]:
         """Every value, in the order of the tables; secrets hidden."""
         return [
-            Effective(key, HIDDEN if is_secret else _text(value), self.origins.get(key, "default"))
-            for key, is_secret, value in _leaves(self.config, "")
+            Effective(key, HIDDEN if is_hidden else _text(value), self.origins.get(key, "default"))
+            for key, is_hidden, value in _leaves(self.config, "")
         ]
 
 
@@ -63,20 +63,25 @@ def load_with_origins(
         path: the file.
         overrides: texts "a.b=c" of `--set`, the last of a key wins.
         environment: variables to look at; none at all where it is None, so that libraries and tests see the file alone.
+
+    Raises:
+        ConfigError: it names file, key, value found and what was expected; or the file has secrets and others may read it.
     """
     path = Path(path)
+    if has_secrets(kind):
+        refuse_shared(path)
     try:
         tree = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from error
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:  # the parser follows brackets as deep as they go
         raise ConfigError(f"{path}: not TOML: {error}") from error
     given = _Node.of(tree, "file")
     for key, text in _from_environment(environment or {}):
         given.put(key, text, "environment")
     for key, text in map(_split_override, overrides):
         given.put(key, text, "--set")
-    reader = _Reader(path)
+    reader = _Reader(path, is_hiding_tables=has_secrets(kind))
     return Loaded(reader.table(kind, given, ""), reader.origins)
 
 
@@ -129,13 +134,14 @@ class _Node:
 class _Reader:
     """Turns given nodes into typed values and notes their origins."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, is_hiding_tables: bool) -> None:
         self.path = path
+        self._is_hiding_tables = is_hiding_tables  # a list or table that stands in the wrong place may hold secrets
         self.origins: dict[str, str] = {}
 
     def table(self, kind: type[T], node: _Node, prefix: str) -> T:
         if node.children is None or isinstance(node.value, list):
-            raise self._bad(prefix, node, f"a table [{prefix}]")
+            raise self._bad_table(prefix, node, f"a table [{prefix}]")
         hints = hints_of(kind)
         known = {item.name: item for item in fields(kind)}
         if unknown := sorted(set(node.children) - set(known)):
@@ -145,7 +151,7 @@ class _Reader:
         for name, item in known.items():
             key = _join(prefix, name)
             if name in node.children:
-                values[name] = self._value(hints[name], node.children[name], key, Secret() in rules_of(kind)[name])
+                values[name] = self._value(hints[name], node.children[name], key, is_secret(rules_of(kind)[name]))
             elif _is_required(item):
                 raise BadValueError(key, None, f"a value: {_describe(hints[name])}; the key is required", str(self.path))
         return self._make(kind, values, node, prefix)
@@ -159,17 +165,17 @@ class _Reader:
         except ConfigError as error:
             raise ConfigError(f"{self.path}: {prefix + ': ' if prefix else ''}{error}") from error
 
-    def _value(self, hint: object, node: _Node, key: str, is_secret: bool = False) -> object:
+    def _value(self, hint: object, node: _Node, key: str, is_hidden: bool = False) -> object:
         hint = bare(hint)
         if is_dataclass(hint):
             return self.table(typing.cast(type[Table], hint), node, key)
         if typing.get_origin(hint) is tuple:
             return self._list(typing.get_args(hint)[0], node, key)
         self.origins[key] = node.origin
-        if node.children is not None and not is_secret:
+        if node.children is not None and not is_hidden:
             raise self._bad(key, node, _describe(hint))
         value = _parse(node.value, hint) if isinstance(node.value, _Words) else node.value
-        if is_secret:
+        if is_hidden:
             node = _Node(HIDDEN, node.origin)
         return self._scalar(hint, value, node, key)
 
@@ -177,9 +183,9 @@ class _Reader:
         if isinstance(node.value, _Words):
             node = _Node.of(_parse(node.value, list), node.origin)
         if node.children is None or not isinstance(node.value, list):
-            raise self._bad(key, node, f"a list of {_describe(hint)}")
+            raise self._bad_table(key, node, f"a list of {_describe(hint)}")
         if list(node.children) != [str(index) for index in range(len(node.children))]:
-            raise self._bad(key, node, f"elements numbered from 0 to {len(node.children) - 1}")
+            raise self._bad_table(key, node, f"elements numbered from 0 to {len(node.children) - 1}")
         if not is_dataclass(hint):
             self.origins[key] = node.origin
         return tuple(self._value(hint, child, f"{key}.{index}") for index, child in node.children.items())
@@ -198,6 +204,9 @@ class _Reader:
             return str(value) if hint is str else value
         raise self._bad(key, node, _describe(hint))
 
+    def _bad_table(self, key: str, node: _Node, expected: str) -> BadValueError:
+        return self._bad(key, _Node(HIDDEN, node.origin) if self._is_hiding_tables else node, expected)
+
     def _bad(self, key: str, node: _Node, expected: str) -> BadValueError:
         found = str(node.value) if isinstance(node.value, _Words) else node.value
         return BadValueError(key, found, expected, self._source(node))
@@ -210,7 +219,7 @@ def _parse(text: str, hint: object) -> object:
     """A text as the TOML value it spells; texts, paths and choices need no quotes."""
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):
         return str(text)
     is_text_wanted = hint in (str, Path) or typing.get_origin(hint) is Literal
     return str(text) if is_text_wanted and not isinstance(value, str) else value
@@ -259,4 +268,4 @@ def _leaves(table: Table, prefix: str) -> Iterator[tuple[str, bool, object]]:
             for index, child in enumerate(children):
                 yield from _leaves(child, f"{key}.{index}")
         else:
-            yield key, Secret() in rules, value
+            yield key, is_secret(rules), value

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from fedmote.config.broker import BrokerConfig
+from fedmote.config.broker import BrokerConfig, refuse_plain_text
 from fedmote.config.table import U32, Bounds, Form, Identifier, Table, TcpUrl
 from fedmote.errors import ConfigError
 
@@ -52,6 +52,8 @@ class PartnerConfig(Table):
         data: `.npz` with `x` (float, torch layout) and `y`: the partner's own samples.
         seed: of everything that is drawn.
         torch_threads: threads that torch may use.
+        credentials_file: the partner's keys (TOML, `PartnerCredentials`); none: messages are not authenticated.
+        is_insecure: `coordinator` may be beyond loopback, in plain text; said at every start.
     """
 
     id: Identifier
@@ -64,11 +66,15 @@ class PartnerConfig(Table):
     data: Path | None = None
     seed: Annotated[int, U32] = 0
     torch_threads: Annotated[int, Bounds(1, 1024)] = 1
+    credentials_file: Path | None = None
+    is_insecure: bool = False
 
     def check(self) -> None:
         """One way to the coordinator, devices that the relay can log in for."""
         if (self.broker is None) == (self.coordinator is None):
             raise ConfigError('exactly one of the table [broker] and the key coordinator = "tcp://host:port" is needed')
+        if self.coordinator is not None and not self.is_insecure:
+            refuse_plain_text("coordinator", self.coordinator, "is_insecure")
         if doubled := [name for name, count in Counter(device.id for device in self.devices).items() if count > 1]:
             raise ConfigError(f"devices: {', '.join(doubled)} is named more than once")
         for device in self.devices:

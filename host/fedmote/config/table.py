@@ -18,6 +18,7 @@ from fedmote.errors import ConfigError
 
 # The same 32 as `limit-identifier` of the wire schema; a test compares them (this room may not import the schema).
 MAX_IDENTIFIER_BYTES = 32
+HIDDEN = "(hidden)"
 
 
 class BadValueError(ConfigError):
@@ -76,18 +77,27 @@ class Form:
 
 @dataclass(frozen=True)
 class Secret:
-    """A text that no message and no listing may show; its field has `repr=False` as well."""
+    """A text that no message and no listing may show; its field has `repr=False` as well.
+
+    Attributes:
+        pattern: what it must match; none: it may be any text.
+        words: what is expected then.
+    """
+
+    pattern: str | None = None
+    words: str = ""
 
     def problem(self, value: object) -> str | None:
-        """Nothing is expected of it."""
-        return None
+        """What was expected, where the value does not match."""
+        is_fit = self.pattern is None or (isinstance(value, str) and re.fullmatch(self.pattern, value) is not None)
+        return None if is_fit else self.words
 
 
-Identifier = Annotated[
-    str, Form(rf"[a-z0-9-]{{1,{MAX_IDENTIFIER_BYTES}}}", f"1 to {MAX_IDENTIFIER_BYTES} characters of a-z, 0-9 and '-'")
-]
+_IDENTIFIER = Form(rf"[a-z0-9-]{{1,{MAX_IDENTIFIER_BYTES}}}", f"1 to {MAX_IDENTIFIER_BYTES} characters of a-z, 0-9 and '-'")
+Identifier = Annotated[str, _IDENTIFIER]
 TcpUrl = Annotated[str, Form(r"tcp://[^\s/]+:\d{1,5}", "tcp://host:port")]
 MqttUrl = Annotated[str, Form(r"mqtts?://[^\s/:@]+(:\d{1,5})?", "mqtt://host:port or mqtts://host:port")]
+SecretKey = Annotated[str, Secret(r"[0-9a-fA-F]{64}", "64 hexadecimal digits (32 bytes)")]
 U32 = Bounds(0, 2**32 - 1)
 
 Rule = Bounds | Form | Secret
@@ -103,11 +113,17 @@ class Table:
             for value in given if isinstance(given, tuple) else (given,):
                 for rule in rules if value is not None else ():
                     if expected := rule.problem(value):
-                        raise BadValueError(name, value, expected)
+                        raise BadValueError(name, HIDDEN if is_secret(rules) else value, expected)
         self.check()
 
     def check(self) -> None:
         """Rules between several keys; raises ConfigError."""
+
+
+def require_identifier(key: str, value: str) -> None:
+    """Refuse what is no name of a site, a cell or a participant; BadValueError."""
+    if expected := _IDENTIFIER.problem(value):
+        raise BadValueError(key, value, expected)
 
 
 def hints_of(kind: type[Table]) -> dict[str, object]:
@@ -119,6 +135,19 @@ def hints_of(kind: type[Table]) -> dict[str, object]:
 def rules_of(kind: type[Table]) -> dict[str, tuple[Rule, ...]]:
     """Rules of every field; those of a list hold for each of its elements."""
     return {name: tuple(_rules(hint)) for name, hint in hints_of(kind).items()}
+
+
+def is_secret(rules: Sequence[Rule]) -> bool:
+    """Whether a value with these rules must not be shown."""
+    return any(isinstance(rule, Secret) for rule in rules)
+
+
+def has_secrets(kind: type[Table]) -> bool:
+    """Whether a table, or one inside it, has a secret value: its file is for its owner alone."""
+    inner = [bare(hint) for hint in hints_of(kind).values()]
+    inner += [bare(one) for hint in inner if typing.get_origin(hint) is tuple for one in typing.get_args(hint)[:1]]
+    tables = [one for one in inner if isinstance(one, type) and issubclass(one, Table)]
+    return any(is_secret(rules) for rules in rules_of(kind).values()) or any(has_secrets(one) for one in tables)
 
 
 def _rules(hint: object) -> Sequence[Rule]:

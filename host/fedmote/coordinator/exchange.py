@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from fedmote.errors import LocalWireError, RemoteWireError
 from fedmote.transport import Transport
 from fedmote.wire.codec import Message
-from fedmote.wire.schema import LIMIT_BODY_FLOOR, LIMIT_CHUNK_OVERHEAD, Channel, Kind, Status
-from fedmote.wire.transfer import BlobSink, BlobSource, unknown_handle
+from fedmote.wire.schema import LIMIT_BODY_FLOOR, Channel, Kind, Status
+from fedmote.wire.transfer import BlobSink, BlobSource, body_bytes, unknown_handle
 
 log = logging.getLogger(__name__)
 
@@ -125,7 +125,7 @@ class Exchange:
             await self.send(who, unknown_handle(get))
             return
         peer = self.peers[who]
-        needed = get["chunk"] + LIMIT_CHUNK_OVERHEAD
+        needed = body_bytes(get["chunk"])
         if needed > peer.max_body:
             self.knows(who, peer.board, needed, peer.base)
         answers = source.answer(get, peer.max_body)

@@ -16,7 +16,7 @@ import time
 from collections.abc import Sequence
 
 from fedmote import __version__
-from fedmote.config import Credentials, PartnerConfig, load
+from fedmote.config import Credentials, PartnerConfig, PartnerCredentials, load
 from fedmote.errors import ConfigError, ConversionError, FedmoteError, LoginError, RemoteWireError, TransportError
 from fedmote.partner.session import (
     Action,
@@ -38,6 +38,7 @@ from fedmote.transport.mqtt import PartnerMqtt
 from fedmote.transport.relay import Relay
 from fedmote.wire.codec import Message
 from fedmote.wire.schema import LIMIT_BODY_CEILING, Channel, Kind, Status
+from fedmote.wire.seal import BootEnd, EpochEnd, FixedKeys, Seals
 
 log = logging.getLogger(__name__)
 
@@ -51,15 +52,17 @@ class Links:
 
     Args:
         config: of the partner.
-        boot: nonce of this start.
+        boot: nonce, or with keys the number, of this start.
+        seals: the keys; none: messages are not sealed.
     """
 
-    def __init__(self, config: PartnerConfig, boot: int) -> None:
+    def __init__(self, config: PartnerConfig, boot: int, seals: Seals | None) -> None:
         self.inbox = Inbox()
         self.is_new_link = False
         self._id = config.id
-        self._relays = {device.id: _relay(config, device.id, self.inbox) for device in config.devices if device.link == "serial"}
-        self._up = self._upward(config, boot)
+        serial = [device.id for device in config.devices if device.link == "serial"]
+        self._relays = {device: _relay(config, device, self.inbox, seals) for device in serial}
+        self._up = self._upward(config, boot, seals)
         self._up.set_max_body(config.id, LIMIT_BODY_CEILING)
 
     async def start(self) -> None:
@@ -77,21 +80,30 @@ class Links:
         for link in (*self._relays.values(), self._up):
             await link.close()
 
-    def _upward(self, config: PartnerConfig, boot: int) -> Transport:
+    def _upward(self, config: PartnerConfig, boot: int, seals: Seals | None) -> Transport:
         if config.broker is None:
-            return SerialLink(config.coordinator or "", config.id, self.inbox, on_lost=self._on_lost)
+            return SerialLink(config.coordinator or "", config.id, self.inbox, on_lost=self._on_lost, seals=seals)
         broker = config.broker
         devices = [device.id for device in config.devices if device.link == "mqtt"]
         password, username = broker.password(), broker.username
         return PartnerMqtt(
-            broker.url, config.site, config.id, devices, password, username, self.inbox, boot=boot, ca_file=broker.ca_file
+            broker.url,
+            config.site,
+            config.id,
+            devices,
+            password,
+            username,
+            self.inbox,
+            boot=boot,
+            ca_file=broker.ca_file,
+            seals=seals,
         )
 
     def _on_lost(self) -> None:
         self.is_new_link = True
 
 
-def _relay(config: PartnerConfig, device_id: str, inbox: Inbox) -> Relay:
+def _relay(config: PartnerConfig, device_id: str, inbox: Inbox, seals: Seals | None) -> Relay:
     device = next(one for one in config.devices if one.id == device_id)
     credentials = None if device.credentials_file is None else load(Credentials, device.credentials_file)
     return Relay(
@@ -103,6 +115,23 @@ def _relay(config: PartnerConfig, device_id: str, inbox: Inbox) -> Relay:
         inbox=inbox,
         baud=device.baud,
         ca_file=None if config.broker is None else config.broker.ca_file,
+        seals=seals,
+    )
+
+
+def _seals(config: PartnerConfig, credentials: PartnerCredentials, start: int) -> Seals:
+    """Both channels of the start of this number."""
+    if credentials.id != config.id:
+        raise ConfigError(f"credentials_file {config.credentials_file}: keys of {credentials.id}; those of {config.id} expected")
+    keys: dict[str, bytes] = {}
+    for device in config.devices:
+        key = credentials.cell_key(device.id)
+        if key is None:
+            raise ConfigError(f"credentials_file {config.credentials_file}: no cell key of device {device.id}")
+        keys[device.id] = key
+    return Seals(
+        coordinator=BootEnd(config.id, Channel.COORDINATOR, credentials.key_bytes, start),
+        cell=EpochEnd(Channel.CELL, FixedKeys(keys), start, time.monotonic, former=start - 1),
     )
 
 
@@ -138,8 +167,13 @@ class PartnerAgent:
         self._id = config.id
         self._trainer = trainer
         self._state = PartnerState(config.state_directory)
-        boot = secrets.randbits(32)
-        self._links = Links(config, boot)
+        boot, seals = secrets.randbits(32), None
+        if config.credentials_file is not None:
+            boot = self._state.next_start()
+            seals = _seals(config, load(PartnerCredentials, config.credentials_file), boot)
+        else:
+            log.warning("messages are not authenticated, and samples travel readable: there is no credentials_file")
+        self._links = Links(config, boot, seals)
         devices = [device.id for device in config.devices]
         self._session = Session(config.id, devices, boot, f"fedmote {__version__}", self._state.load())
         self._is_training = False

@@ -4,6 +4,7 @@
     checkpoint.safetensors     the newest checkpoint; its hash is computed on reading
     update.pending             an update without an ack, with its report
     samples/<device>.offer     selected samples of a device, until the update that used them is settled
+    starts                     number of starts: boot towards the coordinator, epoch towards the cell
 
 Samples are personal data: the directory is the owner's alone (0700), the files too (0600).
 """
@@ -24,7 +25,7 @@ log = logging.getLogger(__name__)
 
 _LENGTH_BYTES = 4
 _RUN_BYTES = 8
-_CHECKPOINT, _PENDING, _SAMPLES = "checkpoint.safetensors", "update.pending", "samples"
+_CHECKPOINT, _PENDING, _SAMPLES, _STARTS = "checkpoint.safetensors", "update.pending", "samples", "starts"
 
 
 class PartnerState:
@@ -51,6 +52,22 @@ class PartnerState:
         return Standing(
             {offer.device: offer for offer in offers if offer is not None}, self._load_checkpoint(), self._load_pending()
         )
+
+    def next_start(self) -> int:
+        """Number of this start, from 1, higher than any before; durable when it is returned.
+
+        Raises:
+            ConfigError: the file that counts is damaged. Messages of a lower number would be refused as old, so it cannot begin
+                anew by itself.
+        """
+        path = self.directory / _STARTS
+        try:
+            number = int(path.read_text(encoding="ascii")) if path.exists() else 0
+        except (OSError, ValueError) as error:
+            words = f"{path}: {error}; expected the number of starts: restore it, or give the partner new keys"
+            raise ConfigError(words) from error
+        write_durably(path, f"{number + 1}\n".encode())
+        return number + 1
 
     def keep_checkpoint(self, blob: bytes) -> None:
         """Replace the checkpoint."""

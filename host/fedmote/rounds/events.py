@@ -19,16 +19,25 @@ class SaidHello:
     Attributes:
         id, role: who, as it says itself.
         boot: nonce of its boot.
+        board: what it runs on.
     """
 
     id: str
     role: Role
     boot: int
+    board: str = ""
 
 
 @dataclass(frozen=True)
 class TookPlan:
-    """A participant acknowledged its plan by asking for the model of it."""
+    """A participant asks for chunks of the model of its plan: it has the plan, and is at work."""
+
+    id: str
+
+
+@dataclass(frozen=True)
+class SentChunk:
+    """A chunk of a reported update is here."""
 
     id: str
 
@@ -89,7 +98,21 @@ class Refused:
     reason: str = ""
 
 
-Event = SaidHello | TookPlan | Reported | BlobArrived | BlobSpoiled | Refused
+@dataclass(frozen=True)
+class Doubled:
+    """An authentic message of a participant came from an older boot, or beside another one of the same number."""
+
+    id: str
+
+
+@dataclass(frozen=True)
+class Revoked:
+    """A participant's key was withdrawn: nothing more will be believed of it."""
+
+    id: str
+
+
+Event = SaidHello | TookPlan | SentChunk | Reported | BlobArrived | BlobSpoiled | Refused | Doubled | Revoked
 
 
 # ---- actions --------------------------------------------------------------------------------------------------------
@@ -217,6 +240,24 @@ class AbandonRound:
 
 
 @dataclass(frozen=True)
+class Pause:
+    """The run rests after failed rounds, or because too few came back.
+
+    Attributes:
+        pause_s: how long.
+        complaint: why.
+    """
+
+    pause_s: float
+    complaint: str
+
+
+@dataclass(frozen=True)
+class Resume:
+    """The run goes on after a pause: a round is about to open."""
+
+
+@dataclass(frozen=True)
 class Stop:
     """The run ends: `complaint` is None where it reached its goal."""
 
@@ -236,5 +277,7 @@ Action = (
     | JournalUpdate
     | CloseRound
     | AbandonRound
+    | Pause
+    | Resume
     | Stop
 )

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections import Counter, deque
 from collections.abc import Callable
@@ -12,9 +13,13 @@ from typing import Protocol
 
 from fedmote.errors import LocalWireError, RemoteWireError, TransportError
 from fedmote.wire.codec import Message, decode, encode
-from fedmote.wire.schema import LIMIT_BODY_FLOOR, Channel, Kind, Status
+from fedmote.wire.schema import LIMIT_BODY_FLOOR, LIMIT_SEAL, Channel, Kind, Status
+from fedmote.wire.seal import Opened, Seals
 
 log = logging.getLogger(__name__)
+
+# Sends a body straight back to where something came from.
+Reply = Callable[[Kind, bytes], None]
 
 INBOX_MESSAGES = 1024  # a source that finds the inbox this full stops reading until it is half empty
 
@@ -116,14 +121,19 @@ class Inbox:
 class Post:
     """The desk between links and messages: opens bodies, seals messages, keeps the limits and the counts.
 
+    Args:
+        inbox: of messages, where several sources share one.
+        seals: the keys; none: whoever reaches the link is believed.
+
     Attributes:
         inbox: where opened messages wait.
         errors: what was dropped on arrival, by reason.
         num_dropped: messages that were not sent because nobody was there or did not keep up.
     """
 
-    def __init__(self, inbox: Inbox | None = None) -> None:
+    def __init__(self, inbox: Inbox | None = None, seals: Seals | None = None) -> None:
         self.inbox = inbox or Inbox()
+        self._seals = seals
         self.errors: Counter[Status] = Counter()
         self.num_dropped = 0
         self._max_body: dict[str, int] = {}
@@ -136,26 +146,55 @@ class Post:
         """Drop what was learnt of a participant that left."""
         self._max_body.pop(id, None)
 
-    def seal(self, id: str, message: Message) -> bytes:
-        """The body for a participant; LocalWireError where it would not take it."""
+    @property
+    def is_sealed(self) -> bool:
+        """Do messages prove who they come from?"""
+        return self._seals is not None
+
+    def seal(self, id: str, channel: Channel, message: Message) -> bytes | None:
+        """The body for a participant; None where it cannot be sealed for it now.
+
+        Raises:
+            LocalWireError: it is larger than the participant takes.
+        """
         body = encode(message)
         limit = self._max_body.get(id, LIMIT_BODY_FLOOR)
-        if len(body) > limit:
-            words = f"{message.kind.name.lower()} of {len(body)} bytes for {id}, which takes {limit}"
+        size = len(body) + (LIMIT_SEAL if self.is_sealed else 0)
+        if size > limit:
+            words = f"{message.kind.name.lower()} of {size} bytes for {id}, which takes {limit}"
             raise LocalWireError(Status.BODY_TOO_LARGE, words)
-        return body
+        return body if self._seals is None else self._seals.seal(id, channel, message.kind, body)
 
-    def open(self, id: str, channel: Channel, kind: int, body: bytes) -> Message | None:
-        """The message in a body, now in the inbox; None, counted, where it breaks the schema."""
+    def open(self, id: str, channel: Channel, kind: int, body: bytes, reply: Reply) -> Message | None:
+        """The message in a body, now in the inbox; None, counted, where it is not to be believed or breaks the schema.
+
+        A message of a kind that we do not know is answered with a refusal; a sender that does not know our epoch is told
+        it, and nothing else comes of what it said.
+        """
         try:
-            message = decode(kind, body)
+            opened = self._opened(id, channel, kind, body)
+            if opened is not None and not opened.is_fresh:
+                if opened.challenge is not None:
+                    reply(Kind.WAIT, opened.challenge)
+                return None
+            message = decode(kind, body if opened is None else opened.payload)
+            if opened is not None and message.kind is Kind.HELLO and message["boot"] != opened.boot:
+                raise RemoteWireError(Status.AUTH, f"hello of boot {message['boot']}, sealed in boot {opened.boot}")
         except RemoteWireError as error:
             self.reject(id, error.status, str(error))
+            if error.status is Status.UNKNOWN_KIND and (refusal := self.seal(id, channel, unknown_kind())) is not None:
+                reply(Kind.REFUSE, refusal)
             return None
         if message.kind is Kind.HELLO:
             self.set_max_body(id, message["max_body"])
         self.inbox.put(Received(id, channel, message, body))
         return message
+
+    def _opened(self, id: str, channel: Channel, kind: int, body: bytes) -> Opened | None:
+        """What was sealed; None where nothing is: without keys, and a state, which is believed nothing."""
+        if self._seals is None or kind == Kind.STATE:
+            return None
+        return self._seals.open(id, channel, kind, body)
 
     def reject(self, id: str, status: Status, words: str) -> None:
         """Count something that arrived and is dropped."""
@@ -174,8 +213,8 @@ def unknown_kind() -> Message:
 
 
 def peek_hello(kind: int, body: bytes) -> Message | None:
-    """The hello in a body; None where it is none."""
-    try:
-        return decode(kind, body) if kind == Kind.HELLO else None
-    except RemoteWireError:
-        return None
+    """The hello in a body, sealed or not; None where it is none. A seal is not opened: it proves nothing."""
+    for content in (body, body[:-LIMIT_SEAL]) if kind == Kind.HELLO else ():
+        with contextlib.suppress(RemoteWireError):
+            return decode(kind, content)
+    return None

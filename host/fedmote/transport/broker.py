@@ -1,45 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mosquitto: its configuration for a site, and a private one on loopback for demos and tests.
-
-The access lists are the privacy rule in a file. A device has its own topics and no other, by user name (`pattern`). A
-partner has its own, and the cell topics of its devices, in lines made for it. The coordinator has `up/` and `dn/` of
-everybody and nothing under `cell/`: `+` stands for one level, so `+/up/#` cannot reach `board/cell/up/...`. Nobody is
-anonymous.
-
-Passwords are random (192 bits) and hashed as `mosquitto_passwd` does: `$7$`, PBKDF2 with SHA-512.
-"""
+"""A private Mosquitto on loopback, for demos and tests; what is in its files, `fedmote.fleet.broker_files` says."""
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import hashlib
 import os
-import pwd
-import secrets
 import shutil
 import socket
 import subprocess
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from fedmote import supervised
-from fedmote.config import CellConfig, Credentials, load
-from fedmote.errors import ConfigError, TransportError
-from fedmote.wire.schema import Channel
-from fedmote.wire.topics import Direction, topic
+from fedmote.config import CellConfig
+from fedmote.errors import TransportError
+from fedmote.fleet.broker_files import Binding, BrokerFiles, write_broker_files
 
-COORDINATOR = "coordinator"
 READY_TIMEOUT_S = 10.0
 STOP_TIMEOUT_S = 5.0
 
-_HASH_ROUNDS = 101  # mosquitto_passwd's own; stretching is for passwords that people choose
-_SALT_BYTES = 12
-_PASSWORD_BYTES = 24
 _PORT_ATTEMPTS = 5
 _PLACES = ("/usr/sbin", "/usr/local/sbin", "/opt/homebrew/sbin")  # not on everybody's PATH
 
@@ -48,114 +30,6 @@ def find_mosquitto() -> Path | None:
     """The broker's program, or None."""
     found = shutil.which("mosquitto", path=os.pathsep.join([os.environ.get("PATH", os.defpath), *_PLACES]))
     return Path(found) if found else None
-
-
-@dataclass(frozen=True)
-class BrokerFiles:
-    """What `write_broker_files` wrote.
-
-    Attributes:
-        directory: of `mosquitto.conf`, `acl`, `passwords` and the folder `credentials`.
-        site: of the fleet.
-        url: where participants reach the broker.
-    """
-
-    directory: Path
-    site: str
-    url: str
-
-    @property
-    def configuration(self) -> Path:
-        """`mosquitto -c` takes it."""
-        return self.directory / "mosquitto.conf"
-
-    def password_file(self, user: str) -> Path:
-        """Of the coordinator or a partner: the password alone."""
-        return self.directory / "credentials" / f"{user}.password"
-
-    def credentials_file(self, device: str) -> Path:
-        """Of a device: TOML, see `fedmote.config.Credentials`."""
-        return self.directory / "credentials" / f"{device}.toml"
-
-    def password(self, user: str) -> str:
-        """Password of the coordinator, a partner or a device."""
-        if (file := self.credentials_file(user)).exists():
-            return load(Credentials, file).password
-        return self.password_file(user).read_text(encoding="utf-8").strip()
-
-
-def write_broker_files(
-    directory: Path,
-    site: str,
-    cells: Sequence[CellConfig],
-    *,
-    host: str = "127.0.0.1",
-    tcp_port: int = 1883,
-    coordinator: str = COORDINATOR,
-) -> BrokerFiles:
-    """Write the broker's configuration and everybody's credentials; passwords that exist already are kept.
-
-    Files are readable for their owner alone. Devices get `credentials/<id>.toml`, the coordinator and the partners
-    `credentials/<user>.password`.
-
-    Raises:
-        ConfigError: a participant is called as the coordinator is, or is in two cells.
-    """
-    devices = [device for cell in cells for device in cell.devices]
-    partners = [cell.partner for cell in cells if cell.partner is not None]
-    users = [coordinator, *partners, *devices]
-    if len(set(users)) != len(users):
-        raise ConfigError(f"every user of the broker needs a name of its own; there are {', '.join(sorted(users))}")
-    files = BrokerFiles(Path(directory).resolve(), site, f"mqtt://{host}:{tcp_port}")
-    for folder in (files.directory, files.directory / "credentials"):
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    passwords = {user: _password(files, user, user in devices) for user in users}
-    lines = [f"{user}:{password_hash(password)}" for user, password in passwords.items()]
-    write_private(files.directory / "passwords", "\n".join(lines) + "\n")
-    write_private(files.directory / "acl", access_list(site, cells, coordinator))
-    write_private(files.configuration, _configuration(files, host, tcp_port))
-    return files
-
-
-def access_list(site: str, cells: Sequence[CellConfig], coordinator: str = COORDINATOR) -> str:
-    """The text of mosquitto's `acl_file`."""
-
-    def allow(word: str, access: str, id: str, direction: Direction, channel: Channel) -> str:
-        return f"{word} {access} " + topic(site, "+", direction, "#", channel).replace("+", id, 1)
-
-    lines = [
-        f"user {coordinator}",
-        allow("topic", "read", "+", "up", Channel.COORDINATOR),
-        allow("topic", "write", "+", "dn", Channel.COORDINATOR),
-    ]
-    for cell in cells:
-        if cell.partner is not None and cell.devices:
-            lines += ["", f"# cell {cell.name}", f"user {cell.partner}"]
-            for device in cell.devices:
-                lines.append(allow("topic", "read", device, "up", Channel.CELL))
-                lines.append(allow("topic", "write", device, "dn", Channel.CELL))
-    lines += ["", "# every participant: its own topics, by user name"]
-    for channel in Channel:
-        lines.append(allow("pattern", "write", "%u", "up", channel))
-        lines.append(allow("pattern", "read", "%u", "dn", channel))
-    return "\n".join(lines) + "\n"
-
-
-def password_hash(password: str, salt: bytes | None = None) -> str:
-    """A password in mosquitto's `$7$` form."""
-    salt = secrets.token_bytes(_SALT_BYTES) if salt is None else salt
-    digest = hashlib.pbkdf2_hmac("sha512", password.encode(), salt, _HASH_ROUNDS)
-    return f"$7${_HASH_ROUNDS}${base64.b64encode(salt).decode()}${base64.b64encode(digest).decode()}"
-
-
-def write_private(path: Path, text: str) -> None:
-    """Write a file that only its owner may read; an existing one is replaced at once."""
-    temporary = path.with_name(path.name + ".new")
-    temporary.unlink(missing_ok=True)
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(text)
-    temporary.replace(path)
 
 
 class PrivateBroker:
@@ -214,7 +88,9 @@ class PrivateBroker:
         is_first = self._files is None
         for _ in range(_PORT_ATTEMPTS if is_first else 1):
             if is_first:  # another process may take a port between our look and the broker's
-                self._files = write_broker_files(self._directory, self._site, self._cells, tcp_port=supervised.free_tcp_port())
+                # Tests and tools connect several times as one user.
+                binding = Binding(tcp_port=supervised.free_tcp_port(), is_one_connection_per_user=False)
+                self._files = write_broker_files(self._directory, self._site, self._cells, binding=binding)
             self._launch(program)
             if self._is_accepting():
                 return
@@ -263,38 +139,3 @@ class PrivateBroker:
             except OSError:
                 time.sleep(0.02)
         return False
-
-
-def _password(files: BrokerFiles, user: str, is_device: bool) -> str:
-    """The password of a user: the one in its file, or a new one that is now there."""
-    path = files.credentials_file(user) if is_device else files.password_file(user)
-    if path.exists():
-        return files.password(user)
-    password = secrets.token_urlsafe(_PASSWORD_BYTES)
-    if is_device:
-        write_private(path, f'id = "{user}"\nsite = "{files.site}"\nusername = "{user}"\npassword = "{password}"\n')
-    else:
-        write_private(path, password + "\n")
-    return password
-
-
-def _configuration(files: BrokerFiles, host: str, tcp_port: int) -> str:
-    """The text of `mosquitto.conf`. Limits first: nothing a client sends may grow the broker without bound."""
-    lines = [
-        "# Written by fedmote; change the project's configuration and write it again.",
-        f"listener {tcp_port} {host}",
-        "allow_anonymous false",
-        f"password_file {files.directory / 'passwords'}",
-        f"acl_file {files.directory / 'acl'}",
-        f"user {pwd.getpwuid(os.geteuid()).pw_name}",  # a broker started as root would leave for a user who may not read this
-        "persistence false",  # the protocol survives a broker that forgets
-        "max_packet_size 70000",  # the largest body in the longest topic, and room
-        "max_queued_messages 1000",
-        "max_inflight_messages 100",
-        "set_tcp_nodelay true",
-        "log_dest stderr",
-        "log_type error",
-        "log_type warning",
-        "log_type notice",
-    ]
-    return "\n".join(lines) + "\n"

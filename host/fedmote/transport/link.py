@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Direct links without a broker: a server for many peers over TCP, and one peer on a serial line, pty or TCP.
 
-A peer is known by the `device` of its first hello. Nothing proves it: direct links are for one desk, one cable, one
-loopback. The listening address says who can reach it.
+A peer is known by the `device` of its first hello. Where messages are sealed, its first authentic one proves it. Where
+they are not, nothing does: then direct links are for one desk, one cable, one loopback, and the listening address says
+who can reach it.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ from collections import Counter
 from collections.abc import Callable
 
 from fedmote.errors import TransportError
-from fedmote.transport.base import Inbox, Post, Received, peek_hello, unknown_kind
+from fedmote.transport.base import Inbox, Post, Received, peek_hello
 from fedmote.transport.stream import FrameStream, open_serial, open_tcp, split_url
 from fedmote.wire.codec import Message
 from fedmote.wire.frame import Frame
 from fedmote.wire.schema import LIMIT_BODY_CEILING, Channel, Kind, Status
+from fedmote.wire.seal import Seals
 
 log = logging.getLogger(__name__)
 
@@ -34,12 +36,19 @@ class LinkServer:
     Args:
         url: `tcp://host:port` to listen at; port 0 takes a free one, `url` says which after `start`.
         max_peers: more connections are closed at once.
-        hello_timeout_s: a connection without a hello is closed after this time.
+        hello_timeout_s: a connection that has not shown whose it is, is closed after this time.
+        seals: the keys of the participants; none: messages are not sealed.
     """
 
-    def __init__(self, url: str, max_peers: int = MAX_PEERS, hello_timeout_s: float = HELLO_TIMEOUT_S) -> None:
+    def __init__(
+        self,
+        url: str,
+        max_peers: int = MAX_PEERS,
+        hello_timeout_s: float = HELLO_TIMEOUT_S,
+        seals: Seals | None = None,
+    ) -> None:
         _, self._host, self._port = split_url(url)
-        self._post = Post()
+        self._post = Post(seals=seals)
         self._post.inbox.attach(self._pause, self._resume)
         self._max_peers = max_peers
         self._hello_timeout_s = hello_timeout_s
@@ -54,7 +63,7 @@ class LinkServer:
 
     @property
     def peers(self) -> tuple[str, ...]:
-        """Who has said hello and is still connected."""
+        """Who has shown itself, by a hello or by a sealed message, and is still connected."""
         return tuple(self._peers)
 
     @property
@@ -82,10 +91,16 @@ class LinkServer:
 
     async def send(self, id: str, channel: Channel, message: Message) -> None:
         """See `Transport`."""
-        body = self._post.seal(id, message)
+        body = self._post.seal(id, channel, message)
         stream = self._peers.get(id)
-        if stream is None or not stream.send(channel, message.kind, body):
+        if body is None or stream is None or not stream.send(channel, message.kind, body):
             self._post.drop(id, message.kind)
+
+    def disconnect(self, id: str) -> None:
+        """Close every connection that calls itself by a name."""
+        for stream in tuple(self._streams):
+            if stream.id == id:
+                stream.close()
 
     async def receive(self) -> Received:
         """See `Transport`."""
@@ -114,26 +129,31 @@ class LinkServer:
         return stream
 
     def _expect_hello(self, stream: FrameStream) -> None:
-        if stream.id is None and not stream.lost.is_set():
-            log.warning("closed a connection that said no hello in %g s", self._hello_timeout_s)
+        if not self._is_peer(stream) and not stream.lost.is_set():
+            log.warning("closed a connection that did not show whose it is in %g s", self._hello_timeout_s)
             stream.close()
 
     def _on_frame(self, stream: FrameStream, frame: Frame) -> None:
         if frame.channel is not Channel.COORDINATOR:
             self._post.reject(stream.id or "?", Status.FRAME_CHANNEL, "a frame of the cell channel at the coordinator")
             return
-        if frame.kind == Kind.HELLO and not self._meet(stream, frame):
+        if not self._is_named(stream, frame):
             return
         if stream.id is None:
             self._post.reject("?", Status.NOT_EXPECTED, f"kind {frame.kind} before hello")
-        elif self._post.open(stream.id, frame.channel, frame.kind, frame.body) is None and frame.kind not in tuple(Kind):
-            stream.send(frame.channel, Kind.REFUSE, self._post.seal(stream.id, unknown_kind()))
+            return
 
-    def _meet(self, stream: FrameStream, frame: Frame) -> bool:
-        """Learn who a stream is from its first hello; False where it was closed for changing its name.
+        def reply(kind: Kind, body: bytes) -> None:
+            stream.send(frame.channel, kind, body)
 
-        A newer stream of the same peer replaces the older one: a rebooted device need not wait for a time-out.
-        """
+        if self._post.open(stream.id, frame.channel, frame.kind, frame.body, reply) is not None:
+            self._meet(stream, stream.id)
+
+    def _is_peer(self, stream: FrameStream) -> bool:
+        return stream.id is not None and self._peers.get(stream.id) is stream
+
+    def _is_named(self, stream: FrameStream, frame: Frame) -> bool:
+        """Learn from its first hello whose a stream says it is; False where it was closed for changing its name."""
         id = hello_id(frame)
         if id is None or stream.id == id:
             return True
@@ -142,11 +162,17 @@ class LinkServer:
             stream.close()
             return False
         stream.id = id
-        former = self._peers.pop(id, None)
-        self._peers[id] = stream
-        if former is not None:
-            former.close()
         return True
+
+    def _meet(self, stream: FrameStream, id: str) -> None:
+        """A stream has shown whose it is: by a message that only this peer can have sealed, or, without keys, by its word.
+
+        A newer stream of the same peer replaces the older one: a rebooted device need not wait for a time-out.
+        """
+        former = self._peers.get(id)
+        self._peers[id] = stream
+        if former is not None and former is not stream:
+            former.close()
 
     def _on_lost(self, stream: FrameStream) -> None:
         self._streams.discard(stream)
@@ -175,6 +201,7 @@ class SerialLink:
         baud: of a real port.
         on_frame: takes every frame, unopened, instead of the inbox: the relay's way in.
         on_lost: called whenever the stream was lost.
+        seals: the keys; none: messages are not sealed.
     """
 
     def __init__(
@@ -185,18 +212,19 @@ class SerialLink:
         baud: int = 115_200,
         on_frame: Callable[[Frame], None] | None = None,
         on_lost: Callable[[], None] | None = None,
+        seals: Seals | None = None,
     ) -> None:
         self.port = port
         self.id = id
         self._baud = baud
-        self._post = Post(inbox)
+        self._post = Post(inbox, seals)
         self._post.inbox.attach(self._pause, self._resume)
         self._is_inbox_own = inbox is None
         self._unopened = on_frame
         self._on_lost_call = on_lost
         self._stream: FrameStream | None = None
         self._is_stranger = False
-        self._hello: tuple[Channel, int, bytes] | None = None
+        self._hello: tuple[Channel, Message | bytes] | None = None
         self._server: asyncio.Server | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -229,17 +257,20 @@ class SerialLink:
 
     async def send(self, id: str, channel: Channel, message: Message) -> None:
         """See `Transport`."""
-        body = self._post.seal(id, message)
-        if not self.forward(channel, message.kind, body):
+        body = self._post.seal(id, channel, message)
+        if body is None or not self.forward(channel, message.kind, body):
             self._post.drop(id, message.kind)
+        if message.kind is Kind.HELLO:
+            self._hello = (channel, message)
 
     def forward(self, channel: Channel, kind: int, body: bytes) -> bool:
         """Send a body as it is; False where nobody is there or keeps up.
 
-        The last hello is kept and said again after every loss of the stream: the other side knows nobody without one.
+        The last hello is kept and said again after every loss of the stream, sealed anew where it is our own: the other
+        side knows nobody without one.
         """
         if kind == Kind.HELLO:
-            self._hello = (channel, kind, body)
+            self._hello = (channel, body)
             if self.id is not None:  # we are the participant; a coordinator, which says no hello, takes what it asks for
                 self._post.set_max_body(self.id, LIMIT_BODY_CEILING)
         return self._stream is not None and self._stream.send(channel, kind, body)
@@ -252,8 +283,12 @@ class SerialLink:
         """Open a frame and put its message into the inbox."""
         if self.id is None:
             self._post.reject("?", Status.NOT_EXPECTED, f"kind {frame.kind} before hello")
-        elif self._post.open(self.id, frame.channel, frame.kind, frame.body) is None and frame.kind not in tuple(Kind):
-            self.forward(frame.channel, Kind.REFUSE, self._post.seal(self.id, unknown_kind()))
+            return
+
+        def reply(kind: Kind, body: bytes) -> None:
+            self.forward(frame.channel, kind, body)
+
+        self._post.open(self.id, frame.channel, frame.kind, frame.body, reply)
 
     async def close(self) -> None:
         """See `Transport`. An inbox that was given stays open for its other sources."""
@@ -292,8 +327,15 @@ class SerialLink:
             await open_serial(self.port, self._baud, stream)
         if not stream.lost.is_set():
             self._stream = stream
-            if self._hello is not None:
-                stream.send(*self._hello)
+            self._say_hello_again(stream)
+
+    def _say_hello_again(self, stream: FrameStream) -> None:
+        if self._hello is None:
+            return
+        channel, hello = self._hello
+        body = self._post.seal(hello["device"], channel, hello) if isinstance(hello, Message) else hello
+        if body is not None:
+            stream.send(channel, Kind.HELLO, body)
 
     async def _keep_open(self) -> None:
         while True:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """MQTT 3.1.1: the coordinator's and the partner's transport over a broker (device_sdk/protocol/SPEC.md, section 3).
 
-Topics prove who sent what: the broker's access lists give every user its own topics. The broker is believed nothing
-else: it may restart, and may forget sessions, retained messages and what it acknowledged.
+Topics say who sent what: the broker's access lists give every user its own topics. Where messages are sealed, the broker
+is not believed even that; it may restart in any case, and may forget sessions, retained messages and what it acknowledged.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from fedmote.transport.base import Inbox, Post, Received, peek_hello, unknown_ki
 from fedmote.transport.mqtt_connection import Login, MqttConnection, Retained
 from fedmote.wire.codec import Message, encode
 from fedmote.wire.schema import LIMIT_BODY_CEILING, Channel, Kind, Status
+from fedmote.wire.seal import Seals
 from fedmote.wire.topics import Address, Direction, parse, quality, topic
 
 
@@ -49,6 +50,28 @@ class _MqttEnd:
         """See `Transport`."""
         return await self._post.inbox.get()
 
+    def _take(self, address: Address, back: Direction, body: bytes) -> None:
+        """Open a body; answers go out in direction `back`."""
+
+        def reply(kind: Kind, answer: bytes) -> None:
+            where = topic(address.site, address.id, back, kind, address.channel)
+            self._connection.publish_soon(where, answer, quality(kind))
+
+        kind = address.known_kind
+        if kind is None:
+            # Its number, which the seal would have proven, cannot be told from the topic: then nobody is answered.
+            self._post.reject(address.id, Status.UNKNOWN_KIND, f"kind {address.kind}")
+            if not self._post.is_sealed:
+                reply(Kind.REFUSE, encode(unknown_kind()))
+            return
+        if kind is Kind.STATE and not body:
+            return  # a retained state that somebody cleared
+        hello = peek_hello(kind, body)
+        if hello is not None and hello["device"] != address.id:
+            self._post.reject(address.id, Status.NOT_EXPECTED, f"a hello of {hello['device']} under the topic of {address.id}")
+            return
+        self._post.open(address.id, address.channel, kind, body, reply)
+
 
 class CoordinatorMqtt(_MqttEnd):
     """The coordinator's end: hears `up/#` of every participant of a site, speaks to `dn/`.
@@ -60,13 +83,21 @@ class CoordinatorMqtt(_MqttEnd):
         client_id: fixed for a run, so that the broker keeps what arrives while the coordinator restarts; the user name
             where None.
         ca_file: certificates to trust for `mqtts`.
+        seals: the keys of the participants; none: messages are not sealed.
     """
 
     def __init__(
-        self, url: str, site: str, username: str, password: str, client_id: str | None = None, ca_file: Path | None = None
+        self,
+        url: str,
+        site: str,
+        username: str,
+        password: str,
+        client_id: str | None = None,
+        ca_file: Path | None = None,
+        seals: Seals | None = None,
     ) -> None:
         self.site = site
-        post = Post()
+        post = Post(seals=seals)
         connection = MqttConnection(
             Login(url, username, password, client_id or username, ca_file),
             [topic(site, "+", "up", "#")],
@@ -78,8 +109,9 @@ class CoordinatorMqtt(_MqttEnd):
 
     async def send(self, id: str, channel: Channel, message: Message) -> None:
         """See `Transport`."""
-        body = self._post.seal(id, message)
-        if not await self._connection.publish(topic(self.site, id, "dn", message.kind), body, quality(message.kind)):
+        body = self._post.seal(id, channel, message)
+        address = topic(self.site, id, "dn", message.kind)
+        if body is None or not await self._connection.publish(address, body, quality(message.kind)):
             self._post.drop(id, message.kind)
 
     async def close(self) -> None:
@@ -90,12 +122,8 @@ class CoordinatorMqtt(_MqttEnd):
         address = parse(text)
         if address is None or address.site != self.site or address.channel is not Channel.COORDINATOR:
             self._post.reject("?", Status.FRAME_CHANNEL, f"topic {text}")
-        elif address.known_kind is not None:
-            _open(self._post, address, address.known_kind, body)
         else:
-            self._post.reject(address.id, Status.UNKNOWN_KIND, text)
-            refusal = topic(self.site, address.id, "dn", Kind.REFUSE)
-            self._connection.publish_soon(refusal, encode(unknown_kind()), quality(Kind.REFUSE))
+            self._take(address, "dn", body)
 
 
 class PartnerMqtt(_MqttEnd):
@@ -112,6 +140,7 @@ class PartnerMqtt(_MqttEnd):
         inbox: of messages, where several sources share one.
         boot: nonce of this start, the same as in the partner's hello; drawn where None.
         ca_file: certificates to trust for `mqtts`.
+        seals: the own key and those of the devices; none: messages are not sealed.
     """
 
     def __init__(
@@ -125,11 +154,12 @@ class PartnerMqtt(_MqttEnd):
         inbox: Inbox | None = None,
         boot: int | None = None,
         ca_file: Path | None = None,
+        seals: Seals | None = None,
     ) -> None:
         self.site = site
         self.id = id
         self.devices = frozenset(devices)
-        post = Post(inbox)
+        post = Post(inbox, seals)
         post.set_max_body(id, LIMIT_BODY_CEILING)  # a coordinator takes what it asks for
         self._is_inbox_own = inbox is None
         connection = MqttConnection(
@@ -143,11 +173,10 @@ class PartnerMqtt(_MqttEnd):
 
     async def send(self, id: str, channel: Channel, message: Message) -> None:
         """See `Transport`."""
-        body = self._post.seal(id, message)
+        body = self._post.seal(id, channel, message)
         direction: Direction = "up" if channel is Channel.COORDINATOR else "dn"
-        if not await self._connection.publish(
-            topic(self.site, id, direction, message.kind, channel), body, quality(message.kind)
-        ):
+        address = topic(self.site, id, direction, message.kind, channel)
+        if body is None or not await self._connection.publish(address, body, quality(message.kind)):
             self._post.drop(id, message.kind)
 
     async def close(self) -> None:
@@ -158,13 +187,8 @@ class PartnerMqtt(_MqttEnd):
         address = parse(text)
         if address is None or not self._is_ours(address):
             self._post.reject("?", Status.FRAME_CHANNEL, f"topic {text}")
-        elif address.known_kind is not None:
-            _open(self._post, address, address.known_kind, body)
         else:
-            self._post.reject(address.id, Status.UNKNOWN_KIND, text)
-            direction: Direction = "dn" if address.channel is Channel.CELL else "up"
-            refusal = topic(self.site, address.id, direction, Kind.REFUSE, address.channel)
-            self._connection.publish_soon(refusal, encode(unknown_kind()), quality(Kind.REFUSE))
+            self._take(address, "dn" if address.channel is Channel.CELL else "up", body)
 
     def _is_ours(self, address: Address) -> bool:
         if address.site != self.site:
@@ -178,13 +202,3 @@ def state(site: str, id: str, boot: int) -> Retained:
     """Birth and death of a participant: both with the nonce of the session, so that a late death is known as such."""
     birth, death = (encode(Message.of(Kind.STATE, boot=boot, is_online=is_online)) for is_online in (1, 0))
     return Retained(topic(site, id, "up", Kind.STATE), birth, death)
-
-
-def _open(post: Post, address: Address, kind: Kind, body: bytes) -> None:
-    if kind is Kind.STATE and not body:
-        return  # a retained state that somebody cleared
-    hello = peek_hello(kind, body)
-    if hello is not None and hello["device"] != address.id:
-        post.reject(address.id, Status.NOT_EXPECTED, f"a hello of {hello['device']} under the topic of {address.id}")
-        return
-    post.open(address.id, address.channel, kind, body)

@@ -3,7 +3,7 @@
 
 Frames of the coordinator channel go on with kind and body as they are, under the device's own credentials; what comes
 down goes to the device likewise. Frames of the cell channel are the partner's. The relay reads one thing: the boot nonce
-of a hello, because the device's birth and death on the broker carry it.
+of a hello, which a seal leaves readable, because the device's birth and death on the broker carry it.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from fedmote.transport.mqtt_connection import Login, MqttConnection
 from fedmote.wire.codec import Message
 from fedmote.wire.frame import Frame
 from fedmote.wire.schema import Channel, Kind, Status
+from fedmote.wire.seal import Seals
 from fedmote.wire.topics import parse, quality, topic
 
 log = logging.getLogger(__name__)
@@ -131,6 +132,7 @@ class Relay:
         inbox: of cell messages, where several sources share one.
         baud: of a real port.
         ca_file: certificates to trust for `mqtts`.
+        seals: the cell key of the device; none: cell messages are not sealed.
     """
 
     def __init__(
@@ -144,10 +146,11 @@ class Relay:
         inbox: Inbox | None = None,
         baud: int = 115_200,
         ca_file: Path | None = None,
+        seals: Seals | None = None,
     ) -> None:
         self.id = id
         self.num_dropped = 0
-        self._link = SerialLink(port, id, inbox or Inbox(), baud, self._on_frame, self._on_lost)
+        self._link = SerialLink(port, id, inbox or Inbox(), baud, self._on_frame, self._on_lost, seals)
         self._upstream: Upstream
         if broker_url is not None and credentials is not None:
             self._upstream = MqttUpstream(broker_url, credentials, self._link, ca_file)

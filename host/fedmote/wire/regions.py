@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from fedmote.errors import LocalWireError, RemoteWireError
 from fedmote.wire.cbor import Major, Reader
 from fedmote.wire.schema import LIMIT_IDENTIFIER, LIMIT_TEXT, Status
+from fedmote.wire.seal import KEY_BYTES
 
 _SAMPLES_HEAD = struct.Struct("<4sIII")  # magic, count, input_bytes, CRC-32 of the rest
 _IDENTITY_HEAD = struct.Struct("<4sII")  # magic, size of the CBOR, CRC-32 of it
@@ -36,6 +37,9 @@ class Identity:
         username, password: of the broker, at most 64 bytes; empty for serial boards.
         is_sending_samples: firmware policy: may selected samples leave for the own partner?
         keep_alive_s: MQTT keep-alive, seconds.
+        key: 32 bytes that the board shares with the coordinator; none: its messages are not sealed.
+        cell_key: 32 bytes that it shares with its partner; none beside a key: it sends no samples.
+        verify_key: 32 bytes, public: it takes only packages that the key's owner signed; none: all.
     """
 
     id: str
@@ -45,6 +49,9 @@ class Identity:
     password: str = field(default="", repr=False)
     is_sending_samples: bool = False
     keep_alive_s: int = 30
+    key: bytes | None = field(default=None, repr=False)
+    cell_key: bytes | None = field(default=None, repr=False)
+    verify_key: bytes | None = None
 
 
 def samples_region(x: NDArray[np.int8], y: NDArray[np.integer]) -> bytes:
@@ -78,8 +85,11 @@ def identity_region(
     password: str = "",
     is_sending_samples: bool = False,
     keep_alive_s: int = 30,
+    key: bytes | None = None,
+    cell_key: bytes | None = None,
+    verify_key: bytes | None = None,
 ) -> bytes:
-    """The region of an identity; LocalWireError for texts or numbers that do not fit."""
+    """The region of an identity; LocalWireError for texts, numbers or keys that do not fit."""
     for name, text, limit in (("id", id, LIMIT_IDENTIFIER), ("site", site, LIMIT_IDENTIFIER)):
         if not 1 <= len(text.encode()) <= limit:
             raise LocalWireError(Status.FIELD_RANGE, f"{name} {text!r} is not 1 to {limit} bytes long")
@@ -88,8 +98,14 @@ def identity_region(
             raise LocalWireError(Status.FIELD_RANGE, f"{name} is longer than {LIMIT_TEXT} bytes")
     if link not in _LINKS or not 0 <= keep_alive_s <= 0xFFFF:
         raise LocalWireError(Status.FIELD_RANGE, f"link {link!r}, keep-alive {keep_alive_s} s")
+    if key is None and cell_key is not None:
+        raise LocalWireError(Status.ARGUMENT, "a cell key without a key: the board could not prove itself to the coordinator")
+    keys = {number: one for number, one in ((8, key), (9, cell_key), (10, verify_key)) if one is not None}
+    for one in keys.values():
+        if len(one) != KEY_BYTES:
+            raise LocalWireError(Status.FIELD_RANGE, f"a key has {len(one)} bytes; {KEY_BYTES} expected")
     numbers = {3: _LINKS.index(link), 6: int(is_sending_samples), 7: keep_alive_s}
-    body = cbor2.dumps({1: id, 2: site, 4: username, 5: password} | numbers, canonical=True)
+    body = cbor2.dumps({1: id, 2: site, 4: username, 5: password} | numbers | keys, canonical=True)
     return _IDENTITY_HEAD.pack(_IDENTITY_MAGIC, len(body), zlib.crc32(body)) + body
 
 
@@ -103,11 +119,12 @@ def read_identity_region(region: bytes) -> Identity:
     try:
         texts = [_text(items[key]) for key in (1, 2, 4, 5)]
         link, is_sending, keep_alive = (_number(items[key]) for key in (3, 6, 7))
+        keys = [_key(items[number]) if number in items else None for number in (8, 9, 10)]
     except KeyError as error:
         raise RemoteWireError(Status.MISSING_FIELD, f"key {error} of an identity") from error
     if link >= len(_LINKS) or is_sending > 1:
         raise RemoteWireError(Status.FIELD_RANGE, f"link {link}, is_sending_samples {is_sending}")
-    return Identity(texts[0], texts[1], _LINKS[link], texts[2], texts[3], bool(is_sending), keep_alive)
+    return Identity(texts[0], texts[1], _LINKS[link], texts[2], texts[3], bool(is_sending), keep_alive, *keys)
 
 
 def _unpack(head: struct.Struct, region: bytes) -> tuple[bytes, list[int]]:
@@ -126,9 +143,12 @@ def _content(region: bytes, start: int, size: int, crc: int) -> bytes:
     return content
 
 
-def _read_items(reader: Reader) -> dict[int, int | str]:
-    """Numbers and texts by key; keys with anything else are skipped."""
-    items: dict[int, int | str] = {}
+Item = int | str | bytes
+
+
+def _read_items(reader: Reader) -> dict[int, Item]:
+    """Numbers and strings by key; keys with anything else are skipped."""
+    items: dict[int, Item] = {}
     key = -1
     for _ in range(reader.map_count()):
         key = reader.key(key)
@@ -138,6 +158,8 @@ def _read_items(reader: Reader) -> dict[int, int | str]:
             items[key] = argument
         elif major is Major.TEXT:
             items[key] = reader.text(argument)
+        elif major is Major.BYTES:
+            items[key] = bytes(reader.take(argument))
         else:
             reader.position = start
             reader.skip()
@@ -145,13 +167,21 @@ def _read_items(reader: Reader) -> dict[int, int | str]:
     return items
 
 
-def _text(item: int | str) -> str:
+def _text(item: Item) -> str:
     if not isinstance(item, str):
-        raise RemoteWireError(Status.FIELD_TYPE, f"a text expected, {item} found")
+        raise RemoteWireError(Status.FIELD_TYPE, "a text expected, something else found")
     return item
 
 
-def _number(item: int | str) -> int:
+def _number(item: Item) -> int:
     if not isinstance(item, int):
-        raise RemoteWireError(Status.FIELD_TYPE, "a number expected, a text found")
+        raise RemoteWireError(Status.FIELD_TYPE, "a number expected, something else found")
+    return item
+
+
+def _key(item: Item) -> bytes:
+    if not isinstance(item, bytes):
+        raise RemoteWireError(Status.FIELD_TYPE, "a key expected, something else found")
+    if len(item) != KEY_BYTES:
+        raise RemoteWireError(Status.FIELD_RANGE, f"a key of {len(item)} bytes")
     return item

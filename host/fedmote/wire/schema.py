@@ -21,6 +21,8 @@ LIMIT_TEXT: Final = 64
 LIMIT_FRAME_HEADER: Final = 6
 LIMIT_FRAME_CRC: Final = 4
 LIMIT_MAP_DEPTH: Final = 4
+LIMIT_SEAL: Final = 24
+LIMIT_SEAL_WINDOW: Final = 64
 
 
 class Status(IntEnum):
@@ -42,6 +44,9 @@ class Status(IntEnum):
     FRAME_CHANNEL = 13
     PROTOCOL = 14
     BODY_TOO_LARGE = 15
+    AUTH = 16
+    REPLAY = 17
+    REVOKED = 18
     PACKAGE_MAGIC = 20
     PACKAGE_VERSION = 21
     PACKAGE_SIZE = 22
@@ -61,9 +66,11 @@ class Status(IntEnum):
     DIFFERENCE = 36
     DIFFERENCE_BASE = 37
     PACKAGE_TRIAL = 38
+    PACKAGE_SIGNATURE = 39
     LINK = 40
     LINK_REFUSED = 41
     TIMEOUT = 42
+    PACKAGE_OLD = 43
     STALE_ROUND = 50
     UNKNOWN_RUN = 51
     WRONG_MODEL = 52
@@ -242,11 +249,14 @@ NumberField = Literal[
     "difference_format",
     "difference_handle",
     "difference_size",
+    "serial",
+    "operators",
 ]
 BytesField = Literal[
     "data",
     "run",
     "model_hash",
+    "signature",
 ]
 TextField = Literal[
     "device",
@@ -319,6 +329,9 @@ FIELDS: Final[dict[str, FieldRule]] = {
     "difference_format": FieldRule(61, int, 1, 255),
     "difference_handle": FieldRule(62, int, 0, 4294967295),
     "difference_size": FieldRule(63, int, 0, 4294967295),
+    "serial": FieldRule(64, int, 0, 4294967295),
+    "operators": FieldRule(65, int, 0, 4294967295),
+    "signature": FieldRule(66, bytes, 64, 64),
 }
 
 # Fields of a kind, True where the field is required.
@@ -376,6 +389,9 @@ MESSAGES: Final[dict[Kind, dict[str, bool]]] = {
         "is_bias_only": False,
         "difference_handle": False,
         "difference_size": False,
+        "serial": False,
+        "operators": False,
+        "signature": False,
     },
     Kind.GET: {
         "handle": True,

@@ -20,6 +20,7 @@ from fedmote.package.boards import Board
 from fedmote.package.file import build_package
 from fedmote.package.graph import HeadLayer, OpKind
 from fedmote.package.specimen import random_int8_graph
+from fedmote.private_files import write_private
 
 pytest.importorskip("torch")
 
@@ -113,7 +114,7 @@ def files(tmp_path, monkeypatch, package, sound, gelu) -> Path:
         "coordinator.toml": COORDINATOR,
         "odd-coordinator.toml": COORDINATOR.replace("name = ", "nmae = ", 1),
     }.items():
-        (directory / name).write_text(text, encoding="utf-8")
+        write_private(directory / name, text)
     (directory / "out").mkdir()
     (directory / "out" / "report.json").write_text("{}", encoding="utf-8")
     temporary = tmp_path / "temporary"

@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """`fedmote doctor` and `fedmote config`."""
 
+import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 
 from fedmote.cli import config, doctor, main
+from fedmote.private_files import write_private
 
 COORDINATOR = """
 listen = "tcp://127.0.0.1:0"
@@ -71,7 +74,7 @@ def test_config_show_prints_one_line_for_each_value(tmp_path, capsys):
 
 def test_secrets_are_not_shown(tmp_path, capsys):
     path = tmp_path / "device.toml"
-    path.write_text('id = "device-a"\nsite = "lab"\nusername = "device-a"\npassword = "hush"\n')
+    write_private(path, 'id = "device-a"\nsite = "lab"\nusername = "device-a"\npassword = "hush"\n')
     assert main(["config", "show", str(path)]) == 0
     assert "hush" not in capsys.readouterr().out
 
@@ -95,3 +98,15 @@ def test_a_file_of_no_known_kind_is_refused(tmp_path, capsys):
     assert main(["config", "check", str(path)]) == 2
     assert "--kind" in capsys.readouterr().err
     assert config.kind_of.__doc__
+
+
+@pytest.mark.parametrize(
+    ("words", "is_present"), [("mosquitto version 2.0.11", True), ("mosquitto version 1.6.9", False), ("", False)]
+)
+def test_a_mosquitto_that_is_too_old_is_a_finding(monkeypatch, words, is_present):
+    monkeypatch.setattr(doctor, "_first_line", lambda command: words)
+    tool = next(one for one in doctor._TOOLS if one.name == "mosquitto")
+    monkeypatch.setattr(doctor, "_TOOLS", (dataclasses.replace(tool, find=lambda: Path("/usr/sbin/mosquitto")),))
+    check = next(one for one in doctor.examine() if one.name == "mosquitto")
+    assert check.is_present == is_present
+    assert is_present or "2.0 or newer" in check.remedy

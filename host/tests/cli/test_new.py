@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from fedmote.cli import main
-from fedmote.config import CoordinatorConfig, Credentials, PartnerConfig, load
+from fedmote.config import CoordinatorConfig, Credentials, PartnerConfig, PartnerCredentials, load
+from fedmote.fleet import Registry
 from fedmote.lab.demo.settings import FederationSettings
 from fedmote.package.partition import Partition
 from fedmote.transport.broker import find_mosquitto
@@ -29,8 +30,14 @@ def test_the_configurations_are_sound_and_agree(made):
     partner = load(PartnerConfig, made / "partner.toml")
     credentials = load(Credentials, made / "broker/credentials/device-1.toml")
     assert coordinator.run.site == partner.site == credentials.site
-    assert coordinator.cells[0].devices == tuple(device.id for device in partner.devices) == (credentials.id,)
-    assert coordinator.cells[0].partner == partner.id
+    with Registry.open(coordinator.security.registry) as registry:
+        (cell,) = registry.cells()
+        assert registry.key(credentials.id) == credentials.key_bytes
+        keys = load(PartnerCredentials, partner.credentials_file)
+        assert registry.key(partner.id) == keys.key_bytes
+    assert cell.devices == tuple(device.id for device in partner.devices) == (credentials.id,)
+    assert cell.partner == partner.id == keys.id
+    assert keys.cell_key(credentials.id) == credentials.cell_key_bytes is not None
     assert coordinator.broker.url == partner.broker.url == "mqtt://127.0.0.1:18999"
     assert main(["config", "check", str(made / "coordinator.toml"), str(made / "partner.toml")]) == 0
 
@@ -50,7 +57,7 @@ def test_partition_and_data_belong_together(made):
 
 
 def test_secrets_are_for_the_owner_alone(made):
-    for path in (made / "broker").rglob("*"):
+    for path in (*(made / "broker").rglob("*"), *(made / "fleet").rglob("*")):
         assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
 
 
@@ -67,29 +74,41 @@ def test_bad_arguments_leave_nothing_behind(tmp_path, arguments):
     assert not list(tmp_path.iterdir())
 
 
+REVOCATION_LIMIT_S = 5.0
+
+
+def await_line(process, words: str, limit_s: float) -> None:
+    deadline = time.monotonic() + limit_s
+    while words not in process.log.read_text():
+        assert time.monotonic() < deadline, process.quote()
+        time.sleep(0.02)
+
+
 @pytest.mark.broker
 @pytest.mark.skipif(find_mosquitto() is None, reason="mosquitto is not installed")
-def test_broker_coordinator_partner_and_device_start_from_it_and_merge_rounds(tmp_path):
+def test_broker_coordinator_partner_and_device_start_from_it_and_merge_rounds_until_one_is_revoked(tmp_path):
     from fedmote.lab.demo.fleet import Fleet
     from fedmote.supervised import free_tcp_port
 
     port = free_tcp_port()
     target = tmp_path / "desk"
     assert main(["new", str(target), "--tcp-port", str(port)]) == 0
-    broker = subprocess.Popen([str(find_mosquitto()), "-c", str(target / "broker/mosquitto.conf")], stderr=subprocess.DEVNULL)
-    try:
-        with Fleet(tmp_path / "logs") as fleet:
-            url = f"mqtt://127.0.0.1:{port}"
-            fleet.start("partner", "partner", target / "partner.toml")
-            credentials = target / "broker/credentials/device-1.toml"
-            data = ["--data", target / "data/device-1.npz", "--send-samples", "--credentials", credentials]
-            fleet.start("device", "device", "--board", "posix", "--id", "device-1", *data, "--broker", url)
-            serve = fleet.start("serve", "serve", target / "coordinator.toml", "--set", "run.rounds=2", "--json")
-            fleet.watch(serve, 120.0)
-            result = json.loads(serve.out.read_text())
-    finally:
-        broker.terminate()
-        broker.wait(10)
+    with Fleet(tmp_path / "logs") as fleet:
+        fleet.start("broker", "broker", "run", target / "broker")
+        fleet.start("partner", "partner", target / "partner.toml")
+        data = ["--data", target / "data/device-1.npz", "--send-samples"]
+        login = ["--credentials", target / "broker/credentials/device-1.toml", "--broker", f"mqtt://127.0.0.1:{port}"]
+        fleet.start("device", "device", "--board", "posix", "--id", "device-1", *data, *login)
+        serve = fleet.start("serve", "serve", target / "coordinator.toml", "--set", "run.rounds=2", "--json")
+        fleet.watch(serve, 120.0)
+        result = json.loads(serve.out.read_text())
+        again = fleet.start("again", "serve", target / "coordinator.toml", "--set", "run.rounds=100000")
+        await_line(again, "round 3", 60.0)
+        start = time.monotonic()
+        assert main(["enroll", "revoke", "device-1", "--config", str(target / "coordinator.toml")]) == 0
+        await_line(again, "device-1: its key was revoked", REVOCATION_LIMIT_S - (time.monotonic() - start))
+        print(f"the coordinator acts on a revocation after {time.monotonic() - start:.2f} s")
+        again.stop()
     assert result["is_complete"]
     assert [one["reported"] for one in result["rounds"]] == [2, 2]
     sent = [update["sent"] for update in result["rounds"][0]["updates"] if update["role"] == "device"]

@@ -14,12 +14,15 @@ from fedmote.config import (
     CoordinatorConfig,
     Credentials,
     PartnerConfig,
+    PartnerCredentials,
     StrategyConfig,
     load,
     load_with_origins,
 )
+from fedmote.config.broker import is_plain_text
 from fedmote.config.table import MAX_IDENTIFIER_BYTES, Bounds, rules_of
 from fedmote.errors import ConfigError
+from fedmote.private_files import write_private
 from fedmote.wire.schema import FIELDS, LIMIT_IDENTIFIER
 
 COORDINATOR = """
@@ -72,7 +75,7 @@ def written(tmp_path):
 
     def write(kind, text: str, *overrides: str, environment=None):
         path = tmp_path / "file.toml"
-        path.write_text(text, encoding="utf-8")
+        write_private(path, text)
         return load(kind, path, overrides, environment)
 
     return write
@@ -100,7 +103,7 @@ def test_a_partner_file_gives_the_frozen_tables(written, tmp_path):
     config = written(PartnerConfig, PARTNER)
     assert [device.link for device in config.devices] == ["mqtt", "serial"]
     assert config.devices[1].credentials_file == tmp_path / "board-2.toml"
-    (tmp_path / "phone-1.password").write_text("canary\n")
+    write_private(tmp_path / "phone-1.password", "canary\n")
     assert config.broker.password() == "canary"
 
 
@@ -176,16 +179,110 @@ def test_every_value_has_an_origin(tmp_path):
     assert shown["broker"] == ("none", "default")
 
 
-def test_a_secret_is_in_no_listing_no_repr_and_no_error(tmp_path, written):
-    text = 'id = "board-1"\nsite = "lab"\nusername = "board-1"\npassword = "canary"\n'
+KEY = "c0ffee" * 10 + "0123"  # a canary of the right form
+CREDENTIALS = f"""
+id = "board-1"
+site = "lab"
+username = "board-1"
+password = "canary"
+key = "{KEY}"
+cell_key = "{KEY[::-1]}"
+psk = "{KEY.upper()}"
+"""
+PARTNER_CREDENTIALS = f"""
+id = "phone-1"
+site = "lab"
+key = "{KEY}"
+
+[[cell_keys]]
+id = "board-1"
+key = "{KEY[::-1]}"
+"""
+
+
+def is_shown(text: str) -> bool:
+    """Whether a part of a secret stands in a text."""
+    return any(part in text.lower() for part in ("canary", "c0ffee", "eeff0c"))
+
+
+@pytest.mark.parametrize(("kind", "text"), [(Credentials, CREDENTIALS), (PartnerCredentials, PARTNER_CREDENTIALS)])
+def test_a_secret_is_in_no_listing_no_repr_and_no_error(tmp_path, written, kind, text):
     path = tmp_path / "credentials.toml"
-    path.write_text(text, encoding="utf-8")
-    loaded = load_with_origins(Credentials, path)
-    assert loaded.config.password == "canary"
+    write_private(path, text)
+    loaded = load_with_origins(kind, path)
     shown = repr(loaded.config) + "".join(line.value for line in loaded.effective())
-    assert "canary" not in shown
-    for wrong in (text.replace("password", "passwrod"), text.replace('"canary"', '["canary"]')):
-        assert "canary" not in refusal(written, Credentials, wrong)
+    assert not is_shown(shown)
+    wrongs = [
+        text.replace("password", "passwrod"),
+        text.replace('"canary"', '["canary"]'),
+        text.replace("c0ffee", "g0ffee"),
+        text.replace("c0ffee", "c0ffeee"),
+        text.replace('key = "', 'key = ["').replace("0123", '0123"]#'),
+        text.replace("[[cell_keys]]", "[cell_keys]"),
+        text.replace("[[cell_keys]]", f'cell_keys = "{KEY}"\n[x]'),
+        text.replace("id =", "id = {name = 'canary'} #"),
+        text + '[[cell_keys]]\nid = "board-1"\nkey = "' + KEY + '"\n',
+    ]
+    for wrong in wrongs:
+        if wrong != text:
+            assert not is_shown(refusal(written, kind, wrong).replace("'canary'", "")), wrong
+
+
+def test_keys_are_32_bytes_and_a_partner_finds_the_cell_key_of_a_device(written):
+    device = written(Credentials, CREDENTIALS)
+    partner = written(PartnerCredentials, PARTNER_CREDENTIALS)
+    assert device.key_bytes == partner.key_bytes == bytes.fromhex(KEY)
+    assert device.cell_key_bytes == partner.cell_key("board-1") == bytes.fromhex(KEY[::-1])
+    assert partner.cell_key("board-2") is None
+    old = written(Credentials, "\n".join(CREDENTIALS.splitlines()[:5]))
+    assert (old.key_bytes, old.cell_key_bytes, old.psk) == (None, None, None)
+    message = refusal(written, Credentials, CREDENTIALS.replace("c0ffee", "g0ffee"))
+    assert "file.toml: key: found '(hidden)', expected 64 hexadecimal digits" in message
+
+
+def test_a_file_with_secrets_that_others_may_read_is_refused_with_path_and_mode(tmp_path):
+    path = tmp_path / "credentials.toml"
+    for kind, text in ((Credentials, CREDENTIALS), (PartnerCredentials, PARTNER_CREDENTIALS)):
+        for mode in (0o640, 0o604, 0o610, 0o666):
+            write_private(path, text)
+            path.chmod(mode)
+            with pytest.raises(ConfigError, match=rf"credentials.toml: holds secrets and has mode {mode:04o}") as caught:
+                load(kind, path)
+            assert caught.value.exit_code == 2
+            assert not is_shown(str(caught.value))
+    broker = BrokerConfig("mqtts://host", "me", path)
+    with pytest.raises(ConfigError, match="mode 0666"):
+        broker.password()
+    path.chmod(0o400)
+    assert load(PartnerCredentials, path).id == "phone-1"
+
+
+@pytest.mark.parametrize("host", ["broker.lan", "192.168.1.2", "0.0.0.0", "127.evil.example", "localhost.example"])
+def test_plain_text_beyond_loopback_is_refused_unless_it_is_spelled_out(tmp_path, written, host):
+    url = f"mqtt://{host}:1883"
+    with pytest.raises(ConfigError, match="plain text beyond loopback; expected mqtts://, or is_insecure = true"):
+        BrokerConfig(url, "me", tmp_path)
+    assert is_plain_text(BrokerConfig(url, "me", tmp_path, is_insecure=True).url)
+    listening = COORDINATOR.replace("127.0.0.1", host)
+    message = refusal(written, CoordinatorConfig, listening)
+    assert f"file.toml: listen tcp://{host}:7310: plain text beyond loopback; expected security.is_insecure = true" in message
+    assert written(CoordinatorConfig, listening + "[security]\nis_insecure = true\n").listen == f"tcp://{host}:7310"
+    partner = PARTNER[: PARTNER.index("[broker]")] + f'coordinator = "tcp://{host}:1"\n'
+    assert "is_insecure = true" in refusal(written, PartnerConfig, partner)
+    assert written(PartnerConfig, partner + "is_insecure = true\n").coordinator == f"tcp://{host}:1"
+
+
+@pytest.mark.parametrize("url", ["mqtt://127.0.0.1:1883", "mqtt://127.9.9.9", "mqtt://localhost:1", "mqtts://broker.lan:8883"])
+def test_loopback_and_tls_need_no_such_word(tmp_path, url):
+    assert not is_plain_text(BrokerConfig(url, "me", tmp_path).url)
+
+
+def test_a_registry_stands_for_the_cells(written, tmp_path):
+    text = COORDINATOR[: COORDINATOR.index("[[cells]]")]
+    assert "a registry" in refusal(written, CoordinatorConfig, text)
+    config = written(CoordinatorConfig, text + '[security]\nregistry = "fleet"\n')
+    assert config.security.registry == tmp_path / "fleet"
+    assert config.cells == ()
 
 
 def test_a_password_written_into_a_broker_table_is_refused_and_not_repeated(written):
@@ -195,17 +292,17 @@ def test_a_password_written_into_a_broker_table_is_refused_and_not_repeated(writ
 
 
 def test_a_password_comes_from_the_file_or_the_environment_by_name(tmp_path):
-    broker = BrokerConfig("mqtt://host", "me", password_environment="MY_PASSWORD")
+    broker = BrokerConfig("mqtts://host", "me", password_environment="MY_PASSWORD")
     assert broker.password({"MY_PASSWORD": "canary"}) == "canary"
     with pytest.raises(ConfigError, match="MY_PASSWORD"):
         broker.password({})
     with pytest.raises(ConfigError, match="nowhere"):
-        BrokerConfig("mqtt://host", "me", tmp_path / "nowhere").password()
-    (tmp_path / "empty").write_text("\n")
+        BrokerConfig("mqtts://host", "me", tmp_path / "nowhere").password()
+    write_private(tmp_path / "empty", "\n")
     with pytest.raises(ConfigError, match="empty"):
-        BrokerConfig("mqtt://host", "me", tmp_path / "empty").password()
+        BrokerConfig("mqtts://host", "me", tmp_path / "empty").password()
     with pytest.raises(ConfigError, match="exactly one"):
-        BrokerConfig("mqtt://host", "me")
+        BrokerConfig("mqtts://host", "me")
     with pytest.raises(ConfigError, match="mqtts"):
         BrokerConfig("http://host", "me", tmp_path / "x")
 

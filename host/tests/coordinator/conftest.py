@@ -3,6 +3,7 @@
 
 import asyncio
 import hashlib
+import time
 import zlib
 from dataclasses import dataclass, field
 
@@ -11,6 +12,7 @@ import pytest
 
 from fedmote.config import CellConfig, CoordinatorConfig, RunConfig, StrategyConfig, WindowsConfig
 from fedmote.coordinator import Coordinator
+from fedmote.coordinator.security import Security
 from fedmote.package.graph import HeadLayer
 from fedmote.strategies import ModelShape
 from fedmote.tensors import dump_safetensors
@@ -18,6 +20,7 @@ from fedmote.transport.memory import MemoryNetwork
 from fedmote.wire.blobs import encode_head_update
 from fedmote.wire.codec import Message
 from fedmote.wire.schema import Channel, Kind, Role
+from fedmote.wire.seal import BootEnd, Seals
 from fedmote.wire.transfer import BlobSink, BlobSource, handle_of
 
 TENSORS = {
@@ -84,9 +87,11 @@ class Actor:
     tensors: dict = field(default_factory=lambda: TENSORS)
     head: tuple = HEAD
     activations: tuple = ("act", "input")
+    key: bytes | None = None
 
     async def run(self, network):
-        self.end = network.participant(self.id)
+        seals = None if self.key is None else Seals(BootEnd(self.id, Channel.COORDINATOR, self.key, self.boot))
+        self.end = network.participant(self.id, seals=seals)
         await self.end.start()
         self.end.set_max_body(self.id, 8192)  # what the coordinator takes
         await self.hello()
@@ -183,6 +188,31 @@ class Actor:
         return dump_safetensors(tensors)
 
 
+@dataclass
+class TestKeys:
+    """Keys that a test may withdraw.
+
+    Attributes:
+        keys: by id.
+        revoked: ids.
+    """
+
+    __test__ = False
+    keys: dict
+    revoked: set = field(default_factory=set)
+    told: set = field(default_factory=set)
+
+    def key(self, id):
+        return None if id in self.revoked else self.keys.get(id)
+
+    def is_revoked(self, id):
+        return id in self.revoked
+
+    def refresh(self):
+        news, self.told = frozenset(self.revoked - self.told), set(self.revoked)
+        return news
+
+
 class Killed(BaseException):
     """The process is gone."""
 
@@ -194,15 +224,26 @@ class Site:
     config: CoordinatorConfig
     actors: dict
     talk: list = field(default_factory=list)
+    statuses: list = field(default_factory=list)
     partition: TinyPartition = field(default_factory=TinyPartition)
+    keys: "TestKeys | None" = None
+    epoch: int = 0
 
     def serve(self, passing=None, is_fresh=False, only=None, while_running=None, timeout=30.0):
         return asyncio.run(asyncio.wait_for(self._serve(passing, is_fresh, only, while_running), timeout))
 
     async def _serve(self, passing, is_fresh, only, while_running):
-        network = MemoryNetwork()
+        security = self._security()
+        network = MemoryNetwork(seals=None if security is None else security.seals)
         self.coordinator = Coordinator(
-            self.config, [network.coordinator], self.partition, is_fresh=is_fresh, talk=self.talk.append, passing=passing
+            self.config,
+            [network.coordinator],
+            self.partition,
+            is_fresh=is_fresh,
+            talk=self.talk.append,
+            tell=self.statuses.append,
+            passing=passing,
+            security=security,
         )
         self.network = network
         self.tasks = {
@@ -217,6 +258,20 @@ class Site:
             ended = await asyncio.gather(*self.tasks.values(), return_exceptions=True)
             assert [error for error in ended if isinstance(error, Exception)] == []
 
+    def _security(self):
+        """Of the next start; epochs rise by leaps, as those of a registry do."""
+        if self.keys is None:
+            return None
+        former, self.epoch = self.epoch, self.epoch + 100
+        return Security.begin(self.keys, self.epoch, time.monotonic, former)
+
+    def seal(self):
+        """Give everybody a key."""
+        self.keys = TestKeys({id: hashlib.blake2b(id.encode(), digest_size=32).digest() for id in self.actors})
+        for id, actor in self.actors.items():
+            actor.key = self.keys.keys[id]
+        return self
+
     def checkpoint_bytes(self):
         directory = self.config.run.state_directory / "checkpoints"
         return {path.name: path.read_bytes() for path in sorted(directory.iterdir())}
@@ -225,7 +280,7 @@ class Site:
 @pytest.fixture
 def site(tmp_path):
     def make(name="state", rounds=2, cells=CELLS, strategy=None, **windows):
-        values = {"selection_s": 5.0, "report_s": 20.0, "min_fraction": 0.5, "wait_ms": 10} | windows
+        values = {"selection_s": 5.0, "report_s": 20.0, "min_fraction": 0.5, "wait_ms": 10, "after_failures": "end"} | windows
         config = CoordinatorConfig(
             run=RunConfig("site", "run", tmp_path / name, tmp_path, rounds=rounds, seed=7),
             cells=cells,

@@ -8,8 +8,8 @@ import pytest
 
 from fedmote.cli import main
 from fedmote.config import CoordinatorConfig, load
+from fedmote.config.write import write_toml
 from fedmote.errors import FedmoteError
-from fedmote.lab.demo.experiment import write_toml
 from fedmote.lab.demo.fleet import Fleet
 from fedmote.lab.demo.report import SeedResult, over_seeds, samples_bytes, table
 from fedmote.lab.demo.settings import DemoSettings, settings_for

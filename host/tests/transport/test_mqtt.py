@@ -12,7 +12,8 @@ import sys
 import pytest
 
 from fedmote.errors import LocalWireError, LoginError, TransportError
-from fedmote.transport.broker import COORDINATOR, find_mosquitto
+from fedmote.fleet.broker_files import COORDINATOR
+from fedmote.transport.broker import find_mosquitto
 from fedmote.transport.mqtt import CoordinatorMqtt, PartnerMqtt, state
 from fedmote.transport.mqtt_connection import Login, MqttConnection, backoff
 from fedmote.wire.codec import Message, encode

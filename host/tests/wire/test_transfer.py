@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 
 from fedmote.errors import RemoteWireError
 from fedmote.wire.codec import Message, decode, encode
-from fedmote.wire.schema import LIMIT_BODY_FLOOR, LIMIT_WINDOW, Kind, Status
+from fedmote.wire.schema import LIMIT_BODY_FLOOR, LIMIT_SEAL, LIMIT_WINDOW, Kind, Status
 from fedmote.wire.transfer import BlobSink, BlobSource, chunk_bytes, handle_of
+
+CHUNK = 96  # of a peer that takes no more than the floor
 
 
 class Line:
@@ -80,14 +82,24 @@ def test_only_what_did_not_come_is_asked_for_again():
     for index, data in enumerate(answers):
         if index not in (3, 7):
             assert sink.accept(data, 0.1) == []
-    assert sink.poll(1.0) == []
-    (again,) = sink.poll(1.1)
+    assert sink.poll(0.15) == []
+    (again,) = sink.poll(0.21)  # all that was asked for has been sent: waiting longer would bring nothing
     assert again["mask"] == (1 << 3) | (1 << 7)
-    assert [data["offset"] for data in source.answer(again, LIMIT_BODY_FLOOR)] == [3 * 120, 7 * 120]
+    assert [data["offset"] for data in source.answer(again, LIMIT_BODY_FLOOR)] == [3 * CHUNK, 7 * CHUNK]
+
+
+def test_a_window_whose_end_did_not_come_is_asked_for_again_after_a_second():
+    source, sink = pair(bytes(range(256)) * 8, LIMIT_BODY_FLOOR)
+    (get,) = sink.start(0.0)
+    *answers, _last = source.answer(get, LIMIT_BODY_FLOOR)
+    for data in answers:
+        assert sink.accept(data, 0.1) == []
+    assert sink.poll(1.0) == []
+    assert [again["mask"] for again in sink.poll(1.1)] == [1 << len(answers)]
 
 
 def test_a_transfer_goes_on_where_an_interruption_left_it():
-    blob = random.Random(1).randbytes(3 * LIMIT_WINDOW * 120)
+    blob = random.Random(1).randbytes(3 * LIMIT_WINDOW * CHUNK)
     source, sink = pair(blob, LIMIT_BODY_FLOOR)
     (get,) = sink.start(0.0)
     asked = [get]
@@ -95,19 +107,19 @@ def test_a_transfer_goes_on_where_an_interruption_left_it():
         asked += sink.accept(data, 0.0)
     rebooted = BlobSource(source.handle, blob)
     (resumed,) = sink.start(500.0)
-    assert resumed["offset"] == LIMIT_WINDOW * 120
+    assert resumed["offset"] == LIMIT_WINDOW * CHUNK
     Line(2).run(rebooted, sink, LIMIT_BODY_FLOOR)
     assert sink.blob() == blob
 
 
 def test_the_chunk_is_the_largest_multiple_of_eight_that_fits():
-    assert chunk_bytes(LIMIT_BODY_FLOOR) == 120
+    assert chunk_bytes(LIMIT_BODY_FLOOR) == CHUNK == 96
     blob = bytes(70_000)
     for max_body in (144, 529, 1041, 65535):
         source, sink = pair(blob, max_body)
         (get,) = sink.start(0.0)
         sizes = [len(encode(data)) for data in source.answer(get, max_body)]
-        assert max(sizes) <= max_body
+        assert max(sizes) + LIMIT_SEAL <= max_body
 
 
 def test_a_chunk_that_is_not_the_expected_one_changes_nothing():
@@ -116,18 +128,18 @@ def test_a_chunk_that_is_not_the_expected_one_changes_nothing():
     (get,) = sink.start(0.0)
     first = source.answer(get, LIMIT_BODY_FLOOR)[0]
     strangers = [
-        Message.of(Kind.DATA, handle=source.handle ^ 1, offset=0, data=bytes(120)),
-        Message.of(Kind.DATA, handle=source.handle, offset=4, data=bytes(120)),
-        Message.of(Kind.DATA, handle=source.handle, offset=0, data=bytes(119)),
-        Message.of(Kind.DATA, handle=source.handle, offset=960, data=bytes(120)),
+        Message.of(Kind.DATA, handle=source.handle ^ 1, offset=0, data=bytes(CHUNK)),
+        Message.of(Kind.DATA, handle=source.handle, offset=4, data=bytes(CHUNK)),
+        Message.of(Kind.DATA, handle=source.handle, offset=0, data=bytes(CHUNK - 1)),
+        Message.of(Kind.DATA, handle=source.handle, offset=10 * CHUNK, data=bytes(CHUNK)),
         Message.of(Kind.DATA, handle=source.handle, offset=2**32 - 8, data=bytes(8)),
-        Message.of(Kind.DATA, handle=source.handle, offset=1080, data=bytes(0)),
+        Message.of(Kind.DATA, handle=source.handle, offset=11 * CHUNK, data=bytes(0)),
     ]
     sink.accept(first, 0.0)
     for stranger in [*strangers, first]:
         assert sink.accept(stranger, 5.0) == []
     assert sink.num_ignored == len(strangers) + 1
-    assert sink.progress == 0.12
+    assert sink.progress == CHUNK / 1000
     assert sink.wake_at == 1.0
 
 

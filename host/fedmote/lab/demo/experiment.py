@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from fedmote.config import CellConfig
-from fedmote.errors import DeviceError
+from fedmote.config.write import write_toml
 from fedmote.lab.demo.data import CELLS
 from fedmote.lab.demo.fleet import Fleet, Process
 from fedmote.lab.demo.prepare import Materials
@@ -214,29 +213,12 @@ def coordinator_tables(
         **{key: value for key, value in way_in.items() if isinstance(value, Mapping)},
         "strategy": strategy,
         # Everybody is expected in every round: a demonstration that quietly went on with two of three would not be one.
-        "windows": {"selection_s": settings.report_s, "report_s": settings.report_s, "min_fraction": 1.0, "wait_ms": 200},
+        "windows": {
+            "selection_s": settings.report_s,
+            "report_s": settings.report_s,
+            "min_fraction": 1.0,
+            "wait_ms": 200,
+            "after_failures": "end",
+        },
         "cells": cells,
     }
-
-
-def write_toml(path: Path, tables: Mapping[str, Any]) -> None:
-    """Write tables of plain values, one level of tables and lists of tables."""
-    lines = [f"{key} = {_toml(value)}" for key, value in tables.items() if not _is_table(value)]
-    for key, value in tables.items():
-        for table in value if _is_table(value) and isinstance(value, list) else [value] if _is_table(value) else []:
-            head = f"[[{key}]]" if isinstance(value, list) else f"[{key}]"
-            lines += ["", head, *(f"{name} = {_toml(item)}" for name, item in table.items())]
-    text = "\n".join(lines) + "\n"
-    tomllib.loads(text)
-    path.write_text(text, encoding="utf-8")
-
-
-def _is_table(value: object) -> bool:
-    return isinstance(value, Mapping) or (isinstance(value, list) and bool(value) and isinstance(value[0], Mapping))
-
-
-def _toml(value: object) -> str:
-    """JSON's texts, numbers, booleans and lists of them are TOML's."""
-    if not isinstance(value, str | int | float | bool | list):
-        raise DeviceError(f"{value!r} has no form in a configuration file")
-    return json.dumps(value)

@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`fedmote enroll`: who belongs to a fleet; keys, passwords and access lists follow."""
+
+from __future__ import annotations
+
+import os
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from fedmote.cli.table import say, write_json, write_table
+from fedmote.config import CoordinatorConfig, Credentials, load
+from fedmote.errors import ConfigError
+from fedmote.fleet.backup import export_fleet, import_fleet
+from fedmote.fleet.enrolment import Done, Enrolment
+from fedmote.fleet.registry import Entry, Registry
+from fedmote.package.boards import Board
+from fedmote.private_files import write_private
+from fedmote.wire.regions import identity_region
+from fedmote.wire.schema import Role
+
+SUMMARY = "let devices and partners into a fleet, give them new keys, put them out"
+EXAMPLES = """examples:
+  fedmote enroll add device-2 --role device --cell desk           its credentials file, account and access list
+  fedmote enroll add device-3 --role device --cell desk --identity-image device-3.bin --board stm32f405 --link mqtt
+                                                                  and the identity region that is flashed into a board
+  fedmote enroll list --json                                      who belongs to the fleet; no keys
+  fedmote enroll rotate device-2                                  new keys; the old ones are refused at once
+  fedmote enroll revoke device-2                                  puts it out; a running coordinator and broker follow
+  fedmote enroll export fleet.json                                a backup, with keys: as secret as the fleet
+
+Files with secrets have mode 0600. They are named on stdout, never shown. Hand them over, then remove them here.
+"""
+
+_COLUMNS = ("id", "role", "cell", "state", "key version", "added", "changed")
+_ROLES = {role.name.lower(): role for role in Role}
+
+
+@dataclass(frozen=True)
+class _Fleet:
+    """What the configuration says about the fleet."""
+
+    site: str
+    registry: Path
+    broker: Path | None
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Declare the verb's arguments."""
+    style: dict[str, Any] = {"epilog": EXAMPLES, "formatter_class": RawDescriptionHelpFormatter}
+    verbs = parser.add_subparsers(dest="what", required=True, metavar="add|list|rotate|revoke|export|import")
+    words = {
+        "add": "let a participant in",
+        "list": "who belongs to the fleet",
+        "rotate": "new keys and a new password; the old ones are refused at once",
+        "revoke": "put a participant out",
+        "export": "write registry and accounts into a file, not encrypted, mode 0600",
+        "import": "read that file into an empty registry",
+    }
+    made = {name: verbs.add_parser(name, help=text, **style) for name, text in words.items()}
+    for name in ("add", "rotate", "revoke"):
+        made[name].add_argument("id", metavar="ID")
+    for name in ("export", "import"):
+        made[name].add_argument("file", type=Path, metavar="FILE.json")
+    made["add"].add_argument("--role", required=True, choices=sorted(_ROLES))
+    made["add"].add_argument("--cell", required=True, metavar="NAME")
+    made["add"].add_argument("--again", action="store_true", help="admit one that was revoked, with new keys")
+    for name in ("add", "rotate"):
+        made[name].add_argument(
+            "--identity-image", type=Path, metavar="FILE", help="also write the identity region that is flashed into a board"
+        )
+        made[name].add_argument("--board", metavar="BOARD", help="of the image: checks its size, says its address")
+        made[name].add_argument("--link", choices=("mqtt", "serial"), default="mqtt", help="of the image (default: mqtt)")
+        made[name].add_argument(
+            "--send-samples", action="store_true", help="of the image: selected samples may go to the partner"
+        )
+    for verb in made.values():
+        verb.add_argument(
+            "--config", type=Path, default=Path("coordinator.toml"), metavar="coordinator.toml", help="default: here"
+        )
+        verb.add_argument("--json", action="store_true", help="one JSON object on stdout")
+
+
+def run(options: Namespace) -> int:
+    """Change the fleet, or say who is in it."""
+    fleet = _fleet(options.config)
+    with Registry.open(fleet.registry, is_made=options.what in ("add", "import")) as registry:
+        enrolment = Enrolment(registry, fleet.site, fleet.broker)
+        if options.what == "list":
+            _list(registry, options.json)
+        elif options.what == "export":
+            export_fleet(options.file, registry, fleet.site, enrolment.files if fleet.broker else None)
+            _print_file(options.file, options.json)
+        elif options.what == "import":
+            import_fleet(options.file, enrolment, fleet.site)
+            _list(registry, options.json)
+        else:
+            _change(enrolment, options)
+    return 0
+
+
+def _fleet(path: Path) -> _Fleet:
+    config = load(CoordinatorConfig, path, (), os.environ)
+    if config.security.registry is None:
+        raise ConfigError(f"{path}: security.registry is missing: the directory of the fleet's registry is expected there")
+    return _Fleet(config.run.site, config.security.registry, config.security.broker_files)
+
+
+def _change(enrolment: Enrolment, options: Namespace) -> None:
+    board = _board(options)
+    if options.what == "add":
+        done = enrolment.add(options.id, _ROLES[options.role], options.cell, is_again=options.again)
+    elif options.what == "rotate":
+        done = enrolment.rotate(options.id)
+    else:
+        done = enrolment.revoke(options.id)
+    files = list(done.files)
+    if options.what != "revoke" and options.identity_image is not None:
+        credentials = load(Credentials, enrolment.files.credentials_file(options.id))
+        write_private(options.identity_image, _identity(credentials, options))
+        files.append(options.identity_image)
+    _print(done, files, board, options.json)
+
+
+def _board(options: Namespace) -> Board | None:
+    """The board of an image; ConfigError, before anything is changed, where an image cannot be made."""
+    if options.what == "revoke" or (options.identity_image is None and options.board is None):
+        return None
+    if options.identity_image is None:
+        raise ConfigError("--board belongs to --identity-image")
+    if options.what == "add" and options.role != "device":
+        raise ConfigError("--identity-image: partners have no identity region")
+    if not options.identity_image.absolute().parent.is_dir():
+        raise ConfigError(f"--identity-image {options.identity_image}: there is no such directory")
+    board = None if options.board is None else Board.load(options.board)
+    if board is not None and board.regions:
+        board.region("identity")  # refuses a board that has none
+    return board
+
+
+def _identity(credentials: Credentials, options: Namespace) -> bytes:
+    return identity_region(
+        credentials.id,
+        credentials.site,
+        options.link,
+        credentials.username,
+        credentials.password,
+        options.send_samples,
+        credentials.keep_alive_s,
+        credentials.key_bytes,
+        credentials.cell_key_bytes,
+    )
+
+
+def _list(registry: Registry, is_json: bool) -> None:
+    entries = registry.entries()
+    if is_json:
+        write_json({"participants": [_described(entry) for entry in entries]})
+        return
+    write_table(_COLUMNS, [tuple(_described(entry).values()) for entry in entries])
+
+
+def _described(entry: Entry) -> dict[str, Any]:
+    return asdict(entry) | {"role": entry.role.name.lower()}
+
+
+def _print_file(path: Path, is_json: bool) -> None:
+    say(f"{path} holds every key of the fleet and is not encrypted; mode 0600: keep it where nobody else reads")
+    if is_json:
+        write_json({"file": str(path)})
+
+
+def _print(done: Done, files: list[Path], board: Board | None, is_json: bool) -> None:
+    for note in done.notes:
+        say(note)
+    address = None if board is None or not board.regions else board.region("identity").address
+    if is_json:
+        write_json(
+            {
+                **_described(done.entry),
+                "files": [str(path) for path in files],
+                "broker": done.broker,
+                "identity_address": address,
+                "notes": list(done.notes),
+            }
+        )
+        return
+    write_table(_COLUMNS, [tuple(_described(done.entry).values())])
+    for path in files:
+        say(f"secrets: {path} (mode 0600; hand it over, then remove it here)")
+    if address is not None:
+        say(f"flash the identity region at 0x{address:08X}")
+    if done.broker == "told":
+        say("the broker was told; it refuses what is no longer valid now")

@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Enrolment: who is let into a fleet, gets new keys, or is put out. What `fedmote enroll` does, without its printing.
+
+The order makes every interruption harmless. Admission: registry, credentials file, broker; what a kill leaves half done is
+mended by `rotate`. Revocation: registry first, so that the coordinator refuses within a second; then the broker's accounts and
+access lists; then the broker is told; then the files of credentials go. Each action writes the broker's files from the whole
+registry, so that the next action, whichever it is, mends what an interrupted one left.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from fedmote.config import CellKey, Credentials, PartnerCredentials, load
+from fedmote.errors import ConfigError
+from fedmote.fleet.broker_files import (
+    COORDINATOR,
+    Accounts,
+    BrokerFiles,
+    access_list,
+    ask_to_reload,
+    new_password,
+    password_of,
+    write_credentials,
+    write_partner_credentials,
+)
+from fedmote.fleet.registry import KEY_BYTES, Entry, Registry
+from fedmote.private_files import make_private_directory, write_private
+from fedmote.wire.schema import Role
+
+BrokerState = Literal["told", "not running here", "none"]
+
+
+@dataclass(frozen=True)
+class Done:
+    """What an action did.
+
+    Attributes:
+        entry: the participant as it stands now.
+        files: credentials that were written, to be handed over.
+        broker: "told" (it reads accounts and access lists again), "not running here" (files written; whoever runs it must
+            reload it), or "none" (this fleet has no broker files here).
+        notes: what is left to do, in words.
+    """
+
+    entry: Entry
+    files: tuple[Path, ...] = ()
+    broker: BrokerState = "none"
+    notes: tuple[str, ...] = ()
+
+
+class Enrolment:
+    """Changes a fleet.
+
+    Args:
+        registry: of the fleet.
+        site: of the fleet.
+        broker: directory of the broker's files; None: they are elsewhere, or there is no broker.
+        coordinator: its user name at the broker.
+    """
+
+    def __init__(self, registry: Registry, site: str, broker: Path | None, coordinator: str = COORDINATOR) -> None:
+        self.registry = registry
+        self._has_broker = broker is not None
+        # Without a broker the credentials stand beside the registry.
+        self.files = BrokerFiles((broker or registry.path.parent).resolve(), site)
+        self._site = site
+        self._coordinator = coordinator
+
+    def add(self, id: str, role: Role, cell: str, *, is_again: bool = False) -> Done:
+        """Admit a participant: keys, password, credentials files, account, access list.
+
+        Raises:
+            ConfigError: a name breaks the rules or is taken, the cell has a partner already, or files cannot be written.
+        """
+        if id == self._coordinator:
+            raise ConfigError(f"{id} is the coordinator's own name at the broker")
+        if self._has_broker and not self.files.directory.is_dir():
+            raise ConfigError(f"{self.files.directory}: there are no broker files; `fedmote broker init` makes them")
+        self.registry.add(id, role, cell, is_again=is_again)
+        return self._issue(id)
+
+    def rotate(self, id: str) -> Done:
+        """New keys and a new password; the old ones are refused at once.
+
+        Raises:
+            ConfigError: unknown or revoked.
+        """
+        self.registry.rotate(id)
+        return self._issue(id)
+
+    def revoke(self, id: str) -> Done:
+        """Put a participant out; once more does no harm.
+
+        Raises:
+            ConfigError: it was never enrolled.
+        """
+        entry = self.registry.entry(id)
+        if entry is None or entry.state == "active":
+            self.registry.revoke(id)
+        broker = self.synchronise()
+        for file in (self.files.credentials_file(id), self.files.password_file(id), self.files.keys_file(id)):
+            file.unlink(missing_ok=True)
+        entry = self._entry(id)
+        files = self._write_partner(entry.cell) if entry.role is Role.DEVICE else ()
+        return Done(entry, files, broker, self._notes(broker))
+
+    def synchronise(self, accounts: Accounts | None = None) -> BrokerState:
+        """Write the broker's accounts and access lists as the registry has it, and tell the broker.
+
+        Args:
+            accounts: with somebody new in it; those of the broker's files where None.
+        """
+        if not self._has_broker:
+            return "none"
+        accounts = accounts or Accounts.read(self.files)
+        if self._coordinator not in accounts.hashes:
+            make_private_directory(self.files.credentials)
+            accounts.admit(self._coordinator, password_of(self.files, self._coordinator, is_device=False))
+        cells = self.registry.cells()
+        accounts.keep({self._coordinator, *(member for cell in cells for member in cell.participants)})
+        accounts.write(self.files)
+        revoked = [entry.id for entry in self.registry.entries() if entry.state == "revoked"]
+        write_private(self.files.acl, access_list(self._site, cells, self._coordinator, revoked))
+        return "told" if ask_to_reload(self.files) else "not running here"
+
+    def _issue(self, id: str) -> Done:
+        """Credentials for the key that the registry has now."""
+        entry, password = self._entry(id), new_password()
+        psk = None
+        make_private_directory(self.files.credentials)
+        if entry.role is Role.DEVICE:
+            key, cell_key, psk = self._key(id).hex(), secrets.token_bytes(KEY_BYTES).hex(), secrets.token_bytes(KEY_BYTES).hex()
+            credentials = Credentials(id, self._site, id, password, key=key, cell_key=cell_key, psk=psk)
+            write_credentials(self.files.credentials_file(id), credentials)
+            files = [self.files.credentials_file(id)]
+        else:
+            write_private(self.files.password_file(id), password + "\n")
+            files = [self.files.password_file(id)]
+        files += self._write_partner(entry.cell)
+        accounts = Accounts.read(self.files)
+        accounts.admit(id, password, psk)
+        broker = self.synchronise(accounts)
+        return Done(entry, tuple(files), broker, (*self._for_partner(entry), *self._lacking(entry.cell), *self._notes(broker)))
+
+    def _write_partner(self, cell: str) -> tuple[Path, ...]:
+        """The keys file of a cell's partner: its own key, and the cell keys of its active devices as far as they are here."""
+        partner = self._partner(cell)
+        if partner is None:
+            return ()
+        keys = self._cell_keys(partner, cell)
+        entries = tuple(CellKey(device, key) for device, key in keys.items() if key is not None)
+        path = self.files.keys_file(partner)
+        write_partner_credentials(path, PartnerCredentials(partner, self._site, self._key(partner).hex(), entries))
+        return (path,)
+
+    def _cell_keys(self, partner: str, cell: str) -> dict[str, str | None]:
+        """The cell key of every active device, from its own file, or from the partner's where that one was handed over."""
+        path = self.files.keys_file(partner)
+        known = {one.id: one.key for one in load(PartnerCredentials, path).cell_keys} if path.exists() else {}
+        found: dict[str, str | None] = {}
+        for device in self._devices(cell):
+            file = self.files.credentials_file(device)
+            found[device] = load(Credentials, file).cell_key if file.exists() else known.get(device)
+        return found
+
+    def _for_partner(self, entry: Entry) -> tuple[str, ...]:
+        partner = self._partner(entry.cell)
+        if partner is None or entry.role is Role.PARTNER:
+            return ()
+        return (
+            f"{partner} needs {self.files.keys_file(partner).name} anew, and [[devices]] with {entry.id} in its partner.toml",
+        )
+
+    def _lacking(self, cell: str) -> tuple[str, ...]:
+        partner = self._partner(cell)
+        if partner is None:
+            return ()
+        lacking = [device for device, key in self._cell_keys(partner, cell).items() if key is None]
+        if not lacking:
+            return ()
+        return (f"{partner} has no cell key for {', '.join(lacking)}, whose credentials are not here any more: rotate them",)
+
+    def _notes(self, broker: BrokerState) -> tuple[str, ...]:
+        if broker != "not running here":
+            return ()
+        return (f"no broker runs with the files in {self.files.directory}: start or reload it (SIGHUP) where it runs",)
+
+    def _devices(self, cell: str) -> Sequence[str]:
+        return next((one.devices for one in self.registry.cells() if one.name == cell), ())
+
+    def _partner(self, cell: str) -> str | None:
+        return next((one.partner for one in self.registry.cells() if one.name == cell), None)
+
+    def _entry(self, id: str) -> Entry:
+        entry = self.registry.entry(id)
+        assert entry is not None  # the registry knows whom it just changed
+        return entry
+
+    def _key(self, id: str) -> bytes:
+        key = self.registry.key(id)
+        assert key is not None  # of an active one
+        return key

@@ -1,0 +1,376 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The registry: who belongs to a fleet, with which key, and whose key was taken away.
+
+One SQLite file (write-ahead log, `synchronous = FULL`) of mode 0600 in a directory of mode 0700. The coordinator has it open
+while `fedmote enroll` changes it in another process: every change is one transaction, durable when the method returns, and
+`refresh` tells the coordinator what changed. What is asked for every message (`key`) is answered from memory.
+
+The registry holds the key that a participant shares with the coordinator. The cell key, which a device shares with its own
+partner, never gets here. A revoked participant's key is wiped, not only marked.
+
+Times are for people. No decision is made from them, with one exception that errs on the safe side: an epoch is at least the Unix
+time, so that a registry that was lost and made anew does not give an epoch a second time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import sqlite3
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from fedmote.config import CellConfig
+from fedmote.config.table import require_identifier
+from fedmote.errors import ConfigError, StoreError
+from fedmote.fleet.schema import SCRIPTS
+from fedmote.private_files import FILE_MODE, make_private_directory, refuse_shared
+from fedmote.wire.schema import Role
+
+FILE_NAME = "registry.sqlite"
+KEY_BYTES = 32
+MAX_EPOCH = 2**32 - 1
+_BUSY_TIMEOUT_S = 10.0
+_COLUMNS = ("id", "role", "cell", "state", "key", "key_version", "added_at", "changed_at")  # in the table's order
+
+State = Literal["active", "revoked"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A participant of the fleet. Its key is not here: see `Registry.key`.
+
+    Attributes:
+        id: of the participant.
+        role: device or partner.
+        cell: name of its cell.
+        state: "active" or "revoked".
+        key_version: 1 for the first key; each new one counts on.
+        added_at, changed_at: UTC, for people.
+    """
+
+    id: str
+    role: Role
+    cell: str
+    state: State
+    key_version: int
+    added_at: str
+    changed_at: str
+
+
+class Registry:
+    """The registry of one fleet. Use `Registry.open`, and `close` or a `with` block. Not for several threads at once.
+
+    Attributes:
+        path: its file.
+    """
+
+    def __init__(self, connection: sqlite3.Connection, path: Path, clock: Callable[[], float] = time.time) -> None:
+        self.path = path
+        self._connection = connection
+        self._clock = clock
+        self._entries: dict[str, Entry] = {}
+        self._keys: dict[str, bytes] = {}
+        self._data_version = -1
+        self._load()
+        self._told = self._standing()
+
+    @classmethod
+    def open(cls, directory: Path, *, is_made: bool = False, clock: Callable[[], float] = time.time) -> Registry:
+        """Open the registry of a directory.
+
+        Args:
+            directory: where its file is.
+            is_made: make directory and file where there are none.
+            clock: Unix time, seconds.
+
+        Raises:
+            ConfigError: there is no registry, or others may read it.
+            StoreError: the file is no registry, is newer than this program, or cannot be written.
+        """
+        path = directory / FILE_NAME
+        if is_made:
+            make_private_directory(directory)
+            with contextlib.suppress(FileExistsError), _translated(path):  # SQLite's own files take the mode of this one
+                os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, FILE_MODE))
+        if not path.is_file():
+            raise ConfigError(f"{directory}: there is no registry of a fleet here; `fedmote enroll add` makes one")
+        refuse_shared(path)
+        with _translated(path):
+            connection = sqlite3.connect(f"file:{path}?mode=rw", uri=True, isolation_level=None, timeout=_BUSY_TIMEOUT_S)
+            try:
+                connection.execute("PRAGMA journal_mode = WAL")
+                connection.execute("PRAGMA synchronous = FULL")
+                connection.execute("PRAGMA secure_delete = ON")  # a key that is taken away leaves the file too
+                connection.execute("PRAGMA foreign_keys = ON")
+                _upgrade(connection, path)
+                return cls(connection, path, clock)
+            except BaseException:
+                connection.close()
+                raise
+
+    def close(self) -> None:
+        """Close the file; the write-ahead log is folded in."""
+        self._connection.close()
+
+    def __enter__(self) -> Registry:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    # ---- what the coordinator asks: from memory, as of the last `refresh` or own change -----------------------------
+
+    def key(self, id: str) -> bytes | None:
+        """The 32 bytes that a participant shares with the coordinator; None where it is unknown or revoked."""
+        return self._keys.get(id)
+
+    def is_revoked(self, id: str) -> bool:
+        """Whether a participant's key was taken away; False for strangers, who have none."""
+        entry = self._entries.get(id)
+        return entry is not None and entry.state == "revoked"
+
+    def entries(self) -> list[Entry]:
+        """Everybody, revoked ones too, by id."""
+        return [self._entries[id] for id in sorted(self._entries)]
+
+    def entry(self, id: str) -> Entry | None:
+        """One participant."""
+        return self._entries.get(id)
+
+    def cells(self) -> tuple[CellConfig, ...]:
+        """The cells of the active participants, by name."""
+        active = [entry for entry in self.entries() if entry.state == "active"]
+        return tuple(
+            CellConfig(
+                name,
+                tuple(entry.id for entry in active if entry.cell == name and entry.role is Role.DEVICE),
+                next((entry.id for entry in active if entry.cell == name and entry.role is Role.PARTNER), None),
+            )
+            for name in sorted({entry.cell for entry in active})
+        )
+
+    def refresh(self) -> frozenset[str]:
+        """Look for changes of other processes; cheap where there are none (a counter in the file's header).
+
+        Returns:
+            Ids that were added, revoked, admitted again or got another key since the last call (or since `open`).
+        """
+        with _translated(self.path):
+            (version,) = self._connection.execute("PRAGMA data_version").fetchone()
+        if version != self._data_version:
+            self._load()
+        standing, told = self._standing(), self._told
+        self._told = standing
+        return frozenset(id for id in standing.keys() | told.keys() if standing.get(id) != told.get(id))
+
+    def next_epoch(self) -> int:
+        """A number (32 bits) that was never given before and never will be again; durable before it is returned.
+
+        Numbers rise strictly and are at least the Unix time, so that a lost file does not repeat one.
+
+        Raises:
+            StoreError: it cannot be written, or the numbers are used up (the clock stands behind the year 2106).
+        """
+        with self._transaction():
+            (last,) = self._one("SELECT value FROM epoch") or (0,)
+            epoch = max(last + 1, int(self._clock()))
+            if epoch > MAX_EPOCH:
+                raise StoreError(f"{self.path}: epoch {epoch} is beyond {MAX_EPOCH}; is the clock of this machine right?")
+            self._write("INSERT INTO epoch VALUES (1, ?) ON CONFLICT (id) DO UPDATE SET value = excluded.value", epoch)
+        return int(epoch)
+
+    def last_epoch(self) -> int:
+        """The number that `next_epoch` gave last, in whatever process; 0: it gave none yet."""
+        (last,) = self._one("SELECT value FROM epoch") or (0,)
+        return int(last)
+
+    # ---- what `fedmote enroll` does: one transaction each --------------------------------------------------------------
+
+    def add(self, id: str, role: Role, cell: str, *, is_again: bool = False) -> bytes:
+        """Admit a participant with a new key.
+
+        Args:
+            id: of the participant.
+            role: device or partner.
+            cell: name of its cell.
+            is_again: a revoked one may come back, with a new key.
+
+        Returns:
+            The key.
+
+        Raises:
+            ConfigError: a name breaks the rules, the id is taken, or the cell has a partner already.
+        """
+        require_identifier("id", id)
+        require_identifier("cell", cell)
+        now, key = self._now(), secrets.token_bytes(KEY_BYTES)
+        with self._transaction():
+            row = self._one("SELECT state, key_version FROM participant WHERE id = ?", id)
+            if row is not None and row[0] == "active":
+                raise ConfigError(f"{id} is enrolled already; `fedmote enroll rotate {id}` gives it a new key")
+            if row is not None and not is_again:
+                raise ConfigError(f"{id} was revoked; --again admits it anew, with a new key")
+            if role is Role.PARTNER and (other := self._partner(cell)) is not None:
+                raise ConfigError(f"cell {cell} has the partner {other}; a cell has one")
+            self._write(
+                "INSERT INTO participant VALUES (?, ?, ?, 'active', ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET "
+                "role = excluded.role, cell = excluded.cell, state = 'active', key = excluded.key, "
+                "key_version = excluded.key_version, changed_at = excluded.changed_at",
+                *(id, int(role), cell, key, 1 if row is None else row[1] + 1, now, now),
+            )
+        self._load()
+        return key
+
+    def rotate(self, id: str) -> bytes:
+        """Give an active participant a new key; the old one is gone at once.
+
+        Returns:
+            The key.
+
+        Raises:
+            ConfigError: unknown or revoked.
+        """
+        key = secrets.token_bytes(KEY_BYTES)
+        with self._transaction():
+            self._require_active(id)
+            self._write(
+                "UPDATE participant SET key = ?, key_version = key_version + 1, changed_at = ? WHERE id = ?", key, self._now(), id
+            )
+        self._load()
+        return key
+
+    def revoke(self, id: str) -> None:
+        """Take a participant's key away.
+
+        Raises:
+            ConfigError: unknown or revoked already.
+        """
+        with self._transaction():
+            self._require_active(id)
+            self._write("UPDATE participant SET key = NULL, state = 'revoked', changed_at = ? WHERE id = ?", self._now(), id)
+        self._load()
+
+    def dump(self) -> dict[str, Any]:
+        """Everything as JSON's types: "epoch" and "participants", keys in hexadecimal. As secret as the file itself."""
+        (epoch,) = self._one("SELECT value FROM epoch") or (0,)
+        rows = self._all(f"SELECT {', '.join(_COLUMNS)} FROM participant ORDER BY id")
+        participants = [dict(zip(_COLUMNS, row, strict=True)) for row in rows]
+        for one in participants:
+            one["key"] = None if one["key"] is None else one["key"].hex()
+        return {"epoch": epoch, "participants": participants}
+
+    def restore(self, content: Mapping[str, Any], source: str) -> None:
+        """Take in what `dump` gave; all of it or nothing.
+
+        Args:
+            content: see `dump`.
+            source: where it is from, for messages.
+
+        Raises:
+            ConfigError: somebody is registered here already, or the content is none.
+        """
+        try:
+            rows: list[list[Any]] = [
+                [bytes.fromhex(one[name]) if name == "key" and one[name] is not None else one[name] for name in _COLUMNS]
+                for one in content["participants"]
+            ]
+            for row in rows:
+                require_identifier("id", row[0])
+                require_identifier("cell", row[2])
+                Role(row[1])
+            epoch = int(content["epoch"])
+        except (KeyError, TypeError, ValueError) as error:  # their texts could quote a key
+            raise ConfigError(
+                f"{source}: participants: {type(error).__name__} in an entry; `enroll export` wrote none such"
+            ) from None
+        with self._transaction():
+            if self._one("SELECT 1 FROM participant") is not None:
+                raise ConfigError(f"{self.path}: somebody is registered here already; an empty registry is expected")
+            try:
+                for row in rows:
+                    self._write(f"INSERT INTO participant VALUES ({', '.join('?' * len(_COLUMNS))})", *row)
+            except sqlite3.IntegrityError as error:
+                raise ConfigError(f"{source}: participants: an entry breaks a rule of the registry ({error})") from error
+            (last,) = self._one("SELECT value FROM epoch") or (0,)
+            self._write("INSERT INTO epoch VALUES (1, ?) ON CONFLICT (id) DO UPDATE SET value = excluded.value", max(epoch, last))
+        self._load()
+
+    def _require_active(self, id: str) -> None:
+        row = self._one("SELECT state FROM participant WHERE id = ?", id)
+        if row is None:
+            raise ConfigError(f"{id} is not enrolled; `fedmote enroll list` says who is")
+        if row[0] != "active":
+            raise ConfigError(f"{id} is revoked already")
+
+    def _partner(self, cell: str) -> str | None:
+        row = self._one("SELECT id FROM participant WHERE cell = ? AND role = ? AND state = 'active'", cell, int(Role.PARTNER))
+        return None if row is None else str(row[0])
+
+    def _now(self) -> str:
+        return datetime.fromtimestamp(self._clock(), UTC).isoformat(timespec="seconds")
+
+    # ---- SQLite -----------------------------------------------------------------------------------------------------
+
+    def _load(self) -> None:
+        """Read everything into memory. The counter is read first: a change in between is then found by the next `refresh`."""
+        with _translated(self.path):
+            (self._data_version,) = self._connection.execute("PRAGMA data_version").fetchone()
+        rows = self._all("SELECT id, role, cell, state, key_version, added_at, changed_at, key FROM participant")
+        self._entries = {row[0]: Entry(row[0], Role(row[1]), row[2], cast(State, row[3]), row[4], row[5], row[6]) for row in rows}
+        self._keys = {row[0]: bytes(row[7]) for row in rows if row[3] == "active"}
+
+    def _standing(self) -> dict[str, tuple[State, int]]:
+        return {id: (entry.state, entry.key_version) for id, entry in self._entries.items()}
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        with _translated(self.path):
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._connection.execute("COMMIT")
+            except BaseException:
+                # SQLite ends a transaction itself when the disk is full; a second ROLLBACK would be an error.
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+                raise
+
+    def _write(self, statement: str, *values: object) -> None:
+        self._connection.execute(statement, values)
+
+    def _one(self, statement: str, *values: object) -> tuple[Any, ...] | None:
+        return next(iter(self._all(statement, *values)), None)
+
+    def _all(self, statement: str, *values: object) -> Sequence[tuple[Any, ...]]:
+        with _translated(self.path):
+            return self._connection.execute(statement, values).fetchall()
+
+
+def _upgrade(connection: sqlite3.Connection, path: Path) -> None:
+    """Bring the tables to the newest version."""
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version > len(SCRIPTS):
+        raise StoreError(f"{path}: registry of version {version}, this program knows {len(SCRIPTS)}; upgrade fedmote")
+    for number, script in enumerate(SCRIPTS[version:], start=version + 1):
+        connection.executescript(f"BEGIN IMMEDIATE; {script} PRAGMA user_version = {number}; COMMIT;")
+
+
+@contextlib.contextmanager
+def _translated(path: Path) -> Iterator[None]:
+    """SQLite's and the operating system's errors as ours."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        if getattr(error, "sqlite_errorname", "") == "SQLITE_FULL":
+            raise StoreError(f"{path}: the disk is full; nothing that was written is damaged") from error
+        raise StoreError(f"{path}: {error}") from error
+    except FileExistsError:
+        raise
+    except OSError as error:
+        raise StoreError(f"{path}: {error.strerror}") from error
