@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from fedmote.package.difference import make_difference
+from firmware_tests.device_bench import BODY_MAX, CHUNK
 from firmware_tests.native import SDK, compile_c
 from firmware_tests.one_round import build
 
@@ -38,7 +39,7 @@ SOURCES = [
 
 def compiled(sources: list[Path]) -> Path:
     flags = ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
-    return compile_c("flash_accidents", sources, [*flags, "-DFEDMOTE_BODY_MAX=177"])
+    return compile_c("flash_accidents", sources, [*flags, f"-DFEDMOTE_BODY_MAX={BODY_MAX}"])
 
 
 @functools.cache
@@ -115,7 +116,7 @@ def test_a_model_costs_an_erase_of_a_slot_and_a_round_one_small_record(files: di
     rounds = 40
     figures = tell("whole", files["models"], "wear", count=rounds)
     assert figures["erases_0"] + figures["erases_1"] == rounds - 1
-    chunks = -(-len(PACKAGES[0]) // 160)
+    chunks = -(-len(PACKAGES[0]) // CHUNK)
     assert figures["writes_0"] + figures["writes_1"] == (rounds - 1) * (chunks + 3)  # record, trial, confirmation
     updates = 4096 // 320  # that a region holds
     assert figures["erases_2"] + figures["erases_3"] <= rounds // updates + 1
