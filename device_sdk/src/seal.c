@@ -59,7 +59,7 @@ static uint32_t close(struct fedmote_client *client, uint8_t channel, uint8_t ki
     if (!client->identity.key) {
         return size;
     }
-    if (size == 0 || !key || own->next == UINT32_MAX) { /* a number is never used twice: the next boot has new ones */
+    if (!key || own->next == UINT32_MAX) { /* a number is never used twice: the next boot has new ones */
         return 0;
     }
     uint8_t *body = client->line.transmit + FEDMOTE_BODY_OFFSET;

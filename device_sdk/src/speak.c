@@ -25,7 +25,7 @@ static void say(struct fedmote_client *client, uint8_t channel, const struct fed
 /* Sends what was composed. */
 static void send(struct fedmote_client *client) {
     uint32_t size = client->said_size;
-    if (client->port->sealing) {
+    if (size > 0 && client->port->sealing) {
         size = client->port->sealing->close(client, client->said_channel, client->said_kind, size);
     }
     if (size > 0) {
