@@ -128,7 +128,7 @@ void fedmote_client_install(struct fedmote_client *client) {
         status = check_fit(client);
     }
     if (status == FEDMOTE_OK) {
-        status = fedmote_store_commit(&client->store, plan->model_size);
+        status = fedmote_store_commit(&client->store, plan->model_size, plan->serial);
     }
     if (status != FEDMOTE_OK) {
         if (client->fetch == FEDMOTE_FETCH_DIFFERENCE && client->port->patching->is_lost(client, status)) {
@@ -365,6 +365,9 @@ int32_t fedmote_init(struct fedmote *device, const struct fedmote_port *port, co
         if (status != FEDMOTE_OK) {
             return status;
         }
+    }
+    if (identity->verify_key && !(port->signing && port->verify)) {
+        return FEDMOTE_ERR_ARGUMENT; /* it would take what nobody signed */
     }
     client->identity.link->open(&client->line);
     return FEDMOTE_OK;

@@ -44,6 +44,9 @@ FEDMOTE_MUST_CHECK int32_t fedmote_store_open(struct fedmote_store *store, const
 FEDMOTE_MUST_CHECK int32_t fedmote_store_find(struct fedmote_store *store, const uint8_t hash[32],
                                               struct fedmote_package *package);
 
+/* Whether `hash` is the package that was committed last, also where it gave way to the one before. */
+bool fedmote_store_is_newest(const struct fedmote_store *store, const uint8_t hash[32]);
+
 /* The installed package as the base of its successor; NULL where there is none, or where it is on trial: its successor
  * takes its place. */
 const uint8_t *fedmote_store_package(const struct fedmote_store *store);
@@ -69,8 +72,8 @@ FEDMOTE_MUST_CHECK int32_t fedmote_store_write(struct fedmote_store *store, uint
 /* Opens what was written there. Errors: FEDMOTE_ERR_PACKAGE_*; _HASH also where it is not the package `hash`. */
 FEDMOTE_MUST_CHECK int32_t fedmote_store_verify(const struct fedmote_store *store, uint32_t size,
                                                 const uint8_t hash[32], struct fedmote_package *package);
-/* Makes it the installed one, on trial, with one write of 16 bytes, read back. Error: FEDMOTE_ERR_SLOT_IO; the old one
- * stays. */
-FEDMOTE_MUST_CHECK int32_t fedmote_store_commit(struct fedmote_store *store, uint32_t size);
+/* Makes it the installed one, on trial, with one write of 16 bytes, read back; its generation is `serial`, or the next
+ * one where that is higher. Error: FEDMOTE_ERR_SLOT_IO; the old one stays. */
+FEDMOTE_MUST_CHECK int32_t fedmote_store_commit(struct fedmote_store *store, uint32_t size, uint32_t serial);
 
 #endif

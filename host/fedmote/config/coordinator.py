@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from fedmote.config.broker import BrokerConfig, refuse_plain_text
-from fedmote.config.table import U32, Bounds, Identifier, Table, TcpUrl
+from fedmote.config.table import U32, BadValueError, Bounds, Identifier, Table, TcpUrl
 from fedmote.errors import ConfigError
 
 
@@ -34,6 +34,23 @@ class RunConfig(Table):
     test_data: Path | None = None
     rounds: Annotated[int, Bounds(1, 1_000_000)] = 10
     seed: Annotated[int, U32] = 0
+
+
+@dataclass(frozen=True)
+class PrivacyConfig(Table):
+    """Central differential privacy of the devices' head updates (DP-FedAvg, arXiv 1710.06963).
+
+    Attributes:
+        clip_norm: each device's head update is cut to this norm: what one device can change.
+        noise_multiplier: standard deviation of the noise in the sum of the updates, in units of clip_norm.
+        sampling: "none": the accountant takes a device's participation for known, which anybody who sees the network's traffic
+            knows. "cells": it counts on an even and secret draw of `cells_per_round` out of all cells; no claim is made for a run
+            in which fewer than all of them were there to be drawn.
+    """
+
+    clip_norm: Annotated[float, Bounds(0, 4294, is_low_open=True)]
+    noise_multiplier: Annotated[float, Bounds(0, 10_000, is_low_open=True)]
+    sampling: Literal["none", "cells"] = "none"
 
 
 @dataclass(frozen=True)
@@ -70,6 +87,16 @@ class StrategyConfig(Table):
         is_sending_samples: devices may send selected samples to their own cell's partner. Off unless written.
         max_send: at most this many samples per device and round; none: as many as are selected.
         cells_per_round: so many cells are drawn for a round; none: all that are there.
+        aggregation: how hostile updates are kept from the model. "clipped_mean" cuts every update to the median norm of the round
+            (head, encoder and batch statistics each by their own); "multi_krum" first leaves out those that are farthest from the
+            others; "trimmed_mean" drops the extremes of every coordinate; "mean" trusts everybody.
+        clip_factor: of clipped_mean and multi_krum: an update may be this many times as long as the median one.
+        weight_cap: an update weighs at most this many times the median num_examples of the round; not with "mean".
+        trim_share: of trimmed_mean: share that is dropped at either end.
+        hostile_share: of multi_krum: share of the participants that may be hostile.
+        min_examples: an update learned from fewer samples is refused before it is sent, because single samples can be read out
+            of it; one that was learned from none is empty, and is taken.
+        privacy: differential privacy of the devices' head updates; none: no noise.
     """
 
     preset: Literal["centaur", "fedavg"] = "centaur"
@@ -102,6 +129,42 @@ class StrategyConfig(Table):
     is_sending_samples: bool = False
     max_send: Annotated[int, U32] | None = None
     cells_per_round: Annotated[int, Bounds(1, 1_000_000)] | None = None
+    aggregation: Literal["clipped_mean", "trimmed_mean", "multi_krum", "mean"] = "clipped_mean"
+    clip_factor: Annotated[float, Bounds(0, 1_000_000, is_low_open=True)] = 1.0
+    weight_cap: Annotated[float, Bounds(1, 1_000_000)] = 3.0
+    trim_share: Annotated[float, Bounds(0, 0.5, is_low_open=True, is_high_open=True)] = 0.2
+    hostile_share: Annotated[float, Bounds(0, 0.5, is_low_open=True, is_high_open=True)] = 0.3
+    min_examples: Annotated[int, U32] = 16
+    privacy: PrivacyConfig | None = None
+
+
+@dataclass(frozen=True)
+class QuarantineConfig(Table):
+    """When a participant is left out. Not part of the strategy: an operator may change it between two starts of a run.
+
+    Attributes:
+        factor: an update is far when its norm, or its distance from its neighbours where multi_krum left it out, is this many
+            times the median of the round.
+        unsound_updates: so many far or invalid updates in a row, and the participant is left out.
+        rounds: for so many rounds; 0: nobody is ever left out.
+    """
+
+    factor: Annotated[float, Bounds(1, 1_000_000)] = 4.0
+    unsound_updates: Annotated[int, Bounds(1, 1000)] = 3
+    rounds: Annotated[int, Bounds(0, 1_000_000)] = 10
+
+
+@dataclass(frozen=True)
+class DeadlineConfig(Table):
+    """A later deadline for slow participants.
+
+    Attributes:
+        boards: theirs, as they say in hello; "partner" for partners.
+        report_s: instead of that of all others.
+    """
+
+    boards: tuple[Identifier, ...]
+    report_s: Annotated[float, Bounds(0, 604_800, is_low_open=True)]
 
 
 @dataclass(frozen=True)
@@ -111,18 +174,49 @@ class WindowsConfig(Table):
     Attributes:
         selection_s: participants are collected for this long after the first one is there.
         report_s: updates are collected for this long after the plans went out: the deadline.
+        deadlines: later ones, by board.
+        lease_s, grace_s: a participant that is pulling or sending at its deadline gets `lease_s` from its last chunk on, and at
+            most `grace_s` beyond the deadline; 0: none.
         min_fraction: fewer updates than this share of the goal abandon the round; the model stays.
         goal_count: the round closes early with this many updates; none: all who got a plan.
-        max_failed_rounds: so many abandoned rounds in a row end the run.
-        wait_ms: a participant with nothing to do is told to come back after this time.
+        over_select: where there is a goal_count, so many times more participants are invited: some never report, and those who
+            come after the goal is met are refused. 1.3 is for a tenth that drops out (Bonawitz et al., arXiv 1902.01046).
+        max_failed_rounds: after so many abandoned rounds in a row the run pauses, or ends.
+        after_failures: which of both.
+        pause_s, max_pause_s: the first pause, and the longest one: each is twice the one before.
+        wait_ms: a participant with nothing to do is told to come back after about this time.
+        max_hellos_per_s: large fleets are told longer times, so that about so many come back in a second; up to a quarter of
+            report_s.
+        max_rejoins_per_minute: a participant that was reset more often is made to wait.
     """
 
     selection_s: Annotated[float, Bounds(0, 86_400)] = 10.0
     report_s: Annotated[float, Bounds(0, 604_800, is_low_open=True)] = 120.0
+    deadlines: tuple[DeadlineConfig, ...] = ()
+    lease_s: Annotated[float, Bounds(0, 3600)] = 5.0
+    grace_s: Annotated[float, Bounds(0, 86_400)] = 30.0
     min_fraction: Annotated[float, Bounds(0, 1)] = 0.7
     goal_count: Annotated[int, Bounds(1, 1_000_000)] | None = None
+    over_select: Annotated[float, Bounds(1, 100)] = 1.3
     max_failed_rounds: Annotated[int, Bounds(1, 1_000_000)] = 5
-    wait_ms: Annotated[int, Bounds(1, 2**32 - 1)] = 1000
+    after_failures: Literal["pause", "end"] = "pause"
+    pause_s: Annotated[float, Bounds(0, 86_400, is_low_open=True)] = 30.0
+    max_pause_s: Annotated[float, Bounds(0, 604_800, is_low_open=True)] = 3600.0
+    wait_ms: Annotated[int, Bounds(1, 3_600_000)] = 1000
+    max_hellos_per_s: Annotated[float, Bounds(0, 1_000_000, is_low_open=True)] = 100.0
+    max_rejoins_per_minute: Annotated[int, Bounds(1, 1000)] = 3
+
+    def check(self) -> None:
+        """A board has one deadline, and a later one than all others; pauses grow."""
+        boards = [board for deadline in self.deadlines for board in deadline.boards]
+        if doubled := [board for board, count in Counter(boards).items() if count > 1]:
+            raise ConfigError(f"deadlines: board {', '.join(doubled)} has more than one")
+        for index, deadline in enumerate(self.deadlines):
+            if deadline.report_s <= self.report_s:
+                expected = f"more than the {self.report_s:g} of report_s, which holds for all others"
+                raise BadValueError(f"deadlines.{index}.report_s", deadline.report_s, expected)
+        if self.max_pause_s < self.pause_s:
+            raise BadValueError("max_pause_s", self.max_pause_s, f"at least the {self.pause_s:g} of pause_s")
 
 
 @dataclass(frozen=True)
@@ -157,12 +251,19 @@ class SecurityConfig(Table):
     Attributes:
         registry: directory of the fleet's registry, which `fedmote enroll` keeps; none: messages are not authenticated.
         broker_files: directory that `fedmote broker init` made; `fedmote enroll` keeps accounts and access lists there.
+        signing_key: the operator's key file, of `fedmote package key`: packages are signed for devices that know its verify key.
         is_insecure: `listen` may take calls from beyond loopback, in plain text; said at every start.
     """
 
     registry: Path | None = None
     broker_files: Path | None = None
+    signing_key: Path | None = None
     is_insecure: bool = False
+
+    def check(self) -> None:
+        """Signed packages are numbered by the registry."""
+        if self.signing_key is not None and self.registry is None:
+            raise ConfigError("signing_key: the key registry is needed beside it, which numbers the packages that are signed")
 
 
 @dataclass(frozen=True)
@@ -176,6 +277,7 @@ class CoordinatorConfig(Table):
         listen: `tcp://host:port` for direct links, instead of a broker or beside it; port 0 takes a free one.
         strategy: the choice of policies.
         windows: the waits.
+        quarantine: when a participant is left out.
         security: the keys.
     """
 
@@ -185,6 +287,7 @@ class CoordinatorConfig(Table):
     listen: TcpUrl | None = None
     strategy: StrategyConfig = field(default_factory=StrategyConfig)
     windows: WindowsConfig = field(default_factory=WindowsConfig)
+    quarantine: QuarantineConfig = field(default_factory=QuarantineConfig)
     security: SecurityConfig = field(default_factory=SecurityConfig)
 
     def check(self) -> None:

@@ -12,20 +12,25 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from fedmote.errors import StoreError
+from fedmote.errors import DiskFullError, StoreError
+from fedmote.store.durable import FULL
+from fedmote.store.log import Log
 from fedmote.store.schema import SCRIPTS
 from fedmote.strategies import Member, RoundPlan
 from fedmote.wire.schema import Phase, Role, Status
 
 # The reasons of strangers are theirs to choose: a bound keeps them from filling the disk with new rows.
 _MAX_REFUSAL_ROWS = 10_000
+_VERSION_WITH_DEADLINE = 3
+_VERSION_WITH_CONDUCT = 4
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,18 @@ class CheckpointEntry:
 
 @dataclass(frozen=True)
 class RoundEntry:
-    """A round as it stands: `state` is open, closed, committed or abandoned."""
+    """A round as it stands.
+
+    Attributes:
+        plan: what it is.
+        state: open, closed, committed or abandoned.
+        version: of the checkpoint that it made.
+        reason: of an abandoned one.
+        seconds: that it took.
+        missing: why, by participant, once it has ended.
+        opened_at: UTC, for people; no decision depends on it.
+        report_s: its deadline, seconds after it was opened or taken up again; None in ledgers of former versions.
+    """
 
     plan: RoundPlan
     state: str
@@ -58,6 +74,8 @@ class RoundEntry:
     reason: str | None
     seconds: float | None
     missing: Mapping[str, str]
+    opened_at: str = ""
+    report_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -104,12 +122,62 @@ class RefusalEntry:
     count: int
 
 
-class Ledger:
-    """The journal of one run. Use `Ledger.open`, and `close` or a `with` block."""
+@dataclass(frozen=True)
+class ConductEntry:
+    """What a round says about an update; the columns of table `conduct`.
 
-    def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
+    Attributes:
+        round, participant: which update.
+        finding: "sound", "far" or "invalid".
+        ratio: of its norm or distance to the round's median; None of an update that was never merged.
+        is_filtered: left out of the merge, at least in part.
+        streak: updates of the participant in a row that were not sound, this one included.
+        reason: in words; empty where it is sound.
+    """
+
+    round: int
+    participant: str
+    finding: str
+    ratio: float | None
+    is_filtered: bool
+    streak: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class QuarantineEntry:
+    """A participant is left out of the rounds after `since`, up to and with `until`."""
+
+    participant: str
+    since: int
+    until: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class PrivacyEntry:
+    """What a privacy claim depends on; see table `privacy`."""
+
+    noise_key: bytes = field(repr=False)
+    num_devices: int
+    num_cells: int
+    devices_per_cell: int
+
+
+class Ledger:
+    """The journal of one run. Use `Ledger.open`, and `close` or a `with` block.
+
+    Attributes:
+        path: the file.
+        version: of its tables.
+        damage: what was not whole at the end of the journal and does not count, in words; None where all is.
+    """
+
+    def __init__(self, connection: sqlite3.Connection, path: Path, damage: str | None = None) -> None:
         self._connection = connection
         self.path = path
+        self.damage = damage
+        (self.version,) = connection.execute("PRAGMA user_version").fetchone()
 
     @classmethod
     def open(cls, path: Path, is_read_only: bool = False) -> Ledger:
@@ -122,6 +190,7 @@ class Ledger:
         Raises:
             StoreError: the file is no ledger, is newer than this program, or cannot be written.
         """
+        log = None if is_read_only else Log.read(path.with_name(f"{path.name}-wal"))
         with _translated(path):
             connection = sqlite3.connect(f"file:{path}?mode={'ro' if is_read_only else 'rwc'}", uri=True, isolation_level=None)
             try:
@@ -129,11 +198,14 @@ class Ledger:
                 if not is_read_only:
                     connection.execute("PRAGMA journal_mode = WAL")
                     connection.execute("PRAGMA synchronous = FULL")
+                # SQLite recovers the log at the first look: what it found whole, it says here.
+                connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+                damage = None if log is None else log.damage(connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()[1])
                 _upgrade(connection, path, is_read_only)
+                return cls(connection, path, damage)
             except BaseException:
                 connection.close()
                 raise
-        return cls(connection, path)
 
     def close(self) -> None:
         """Close the file; the write-ahead log is folded in."""
@@ -153,19 +225,22 @@ class Ledger:
             self._write("INSERT INTO run VALUES (1, ?, ?, ?, ?)", run.name, run.seed, run.strategy, datetime.now(UTC).isoformat())
             self._add_checkpoint(checkpoint)
 
-    def open_round(self, plan: RoundPlan) -> None:
-        """Journal that a round begins, and who is expected."""
+    def open_round(self, plan: RoundPlan, report_s: float | None = None) -> None:
+        """Journal that a round begins, who is expected, and for how long."""
         with self._transaction():
             self._write(
-                "INSERT INTO round VALUES (?, ?, ?, ?, 'open', NULL, NULL, NULL, ?)",
+                "INSERT INTO round (round, phase, base_version, seed, state, opened_at, report_s) "
+                "VALUES (?, ?, ?, ?, 'open', ?, ?)",
                 plan.round,
                 int(plan.phase),
                 plan.version,
                 plan.seed,
                 datetime.now(UTC).isoformat(),
+                report_s,
             )
             for member in plan.members:
                 self._write("INSERT INTO member VALUES (?, ?, ?, ?, NULL)", plan.round, member.id, int(member.role), member.cell)
+            self._write("INSERT INTO draw VALUES (?, ?)", plan.round, plan.num_candidates)
 
     def add_plan(self, number: int, plan: PlanEntry) -> None:
         """Journal that a participant begins an attempt."""
@@ -225,15 +300,39 @@ class Ledger:
             self._write("UPDATE round SET state = 'closed' WHERE round = ? AND state = 'open'", number)
             self._note_missing(number, missing)
 
-    def commit_round(self, number: int, checkpoint: CheckpointEntry, seconds: float) -> None:
-        """Journal the merge of a closed round as a checkpoint, whose file is written already."""
+    def commit_round(
+        self,
+        number: int,
+        checkpoint: CheckpointEntry,
+        seconds: float,
+        conduct: Iterable[ConductEntry] = (),
+        quarantines: Iterable[QuarantineEntry] = (),
+    ) -> None:
+        """Journal the merge of a closed round as a checkpoint, whose file is written already, and what it says of its updates."""
         with self._transaction():
             self._add_checkpoint(checkpoint)
+            self._add_conduct(conduct, quarantines)
             self._write(
                 "UPDATE round SET state = 'committed', version = ?, seconds = ? WHERE round = ? AND state = 'closed'",
                 checkpoint.version,
                 seconds,
                 number,
+            )
+
+    def add_conduct(self, conduct: Iterable[ConductEntry], quarantines: Iterable[QuarantineEntry] = ()) -> None:
+        """Journal what is said about updates, and who is left out for it."""
+        with self._transaction():
+            self._add_conduct(conduct, quarantines)
+
+    def begin_privacy(self, entry: PrivacyEntry) -> None:
+        """Journal the noise key of the run, once."""
+        with self._transaction():
+            self._write(
+                "INSERT INTO privacy VALUES (1, ?, ?, ?, ?)",
+                entry.noise_key,
+                entry.num_devices,
+                entry.num_cells,
+                entry.devices_per_cell,
             )
 
     def abandon_round(self, number: int, reason: str, seconds: float, missing: Mapping[str, str]) -> None:
@@ -251,6 +350,21 @@ class Ledger:
             entry.encoder_version,
             entry.accuracy,
         )
+
+    def _add_conduct(self, conduct: Iterable[ConductEntry], quarantines: Iterable[QuarantineEntry]) -> None:
+        for one in conduct:
+            self._write(
+                "INSERT INTO conduct VALUES (?, ?, ?, ?, ?, ?, ?)",
+                one.round,
+                one.participant,
+                one.finding,
+                one.ratio,
+                one.is_filtered,
+                one.streak,
+                one.reason,
+            )
+        for out in quarantines:
+            self._write("INSERT INTO quarantine VALUES (?, ?, ?, ?)", out.participant, out.since, out.until, out.reason)
 
     def _note_missing(self, number: int, missing: Mapping[str, str]) -> None:
         for participant, reason in missing.items():
@@ -280,18 +394,25 @@ class Ledger:
             members.setdefault(row[0], []).append(Member(row[1], Role(row[2]), row[3]))
             if row[4] is not None:
                 missing.setdefault(row[0], {})[row[1]] = row[4]
+        # A ledger that is only looked at keeps its version: the column may not be there.
+        report_s = "report_s" if self.version >= _VERSION_WITH_DEADLINE else "NULL"
+        has_draws = self.version >= _VERSION_WITH_CONDUCT
+        drawn, join = ("coalesce(num_candidates, 0)", "LEFT JOIN draw USING (round)") if has_draws else ("0", "")
         rows = self._all(
-            f"SELECT round, phase, base_version, seed, state, version, reason, seconds FROM round {where} ORDER BY round",
+            f"SELECT round, phase, base_version, seed, state, version, reason, seconds, opened_at, {report_s}, {drawn} "
+            f"FROM round {join} {where} ORDER BY round",
             *arguments,
         )
         return [
             RoundEntry(
-                RoundPlan(row[0], Phase(row[1]), row[2], row[3], tuple(members.get(row[0], ()))),
+                RoundPlan(row[0], Phase(row[1]), row[2], row[3], tuple(members.get(row[0], ())), row[10]),
                 row[4],
                 row[5],
                 row[6],
                 row[7],
                 missing.get(row[0], {}),
+                row[8],
+                row[9],
             )
             for row in rows
         ]
@@ -316,6 +437,36 @@ class Ledger:
             "SELECT participant, max(attempt), boot, board, max_body, base FROM plan WHERE round = ? GROUP BY participant", number
         )
         return {row[0]: PlanEntry(*row) for row in rows}
+
+    def conduct(self, number: int) -> list[ConductEntry]:
+        """What is said about the updates of a round, in ascending order of participants."""
+        if self.version < _VERSION_WITH_CONDUCT:
+            return []
+        rows = self._all(
+            "SELECT round, participant, finding, ratio, is_filtered, streak, reason FROM conduct WHERE round = ? "
+            "ORDER BY participant",
+            number,
+        )
+        return [ConductEntry(row[0], row[1], row[2], row[3], bool(row[4]), row[5], row[6]) for row in rows]
+
+    def streaks(self) -> dict[str, int]:
+        """Updates in a row that were not sound, by participant."""
+        rows = self._all("SELECT participant, max(round), streak FROM conduct GROUP BY participant")
+        return {row[0]: row[2] for row in rows}
+
+    def quarantines(self) -> list[QuarantineEntry]:
+        """Who was or is left out, in order of rounds and participants."""
+        if self.version < _VERSION_WITH_CONDUCT:
+            return []
+        rows = self._all("SELECT participant, since, until, reason FROM quarantine ORDER BY since, participant")
+        return [QuarantineEntry(*row) for row in rows]
+
+    def privacy(self) -> PrivacyEntry | None:
+        """What the run's privacy claim depends on; None in a run without noise."""
+        if self.version < _VERSION_WITH_CONDUCT:
+            return None
+        row = self._one("SELECT noise_key, num_devices, num_cells, devices_per_cell FROM privacy")
+        return None if row is None else PrivacyEntry(*row)
 
     def refusals(self, number: int | None = None) -> list[RefusalEntry]:
         """Every no, or those of one round."""
@@ -374,8 +525,16 @@ def _translated(path: Path) -> Iterator[None]:
     except sqlite3.IntegrityError as error:
         raise StoreError(f"{path}: the journal refuses an entry ({error})") from error
     except sqlite3.Error as error:
-        if getattr(error, "sqlite_errorname", "") == "SQLITE_FULL":
-            raise StoreError(
-                f"{path}: the disk is full; nothing that was written is damaged: free space and start again"
-            ) from error
+        if _is_full(error, path):
+            raise DiskFullError(FULL.format(path=path)) from error
         raise StoreError(f"{path}: {error}") from error
+
+
+def _is_full(error: sqlite3.Error, path: Path) -> bool:
+    """SQLite names a full disk as such in most places, and as a failed write of its shared memory in others."""
+    name = getattr(error, "sqlite_errorname", "")
+    if name == "SQLITE_FULL":
+        return True
+    with contextlib.suppress(OSError):
+        return name.startswith(("SQLITE_IOERR", "SQLITE_CANTOPEN")) and os.statvfs(path.parent).f_bavail == 0
+    return False
