@@ -119,7 +119,7 @@ class Crowd:
         """
         deadline = time.monotonic() + timeout_s
         while (told := self.told())[what] < count:
-            if time.monotonic() > deadline or self.process.poll() is not None:
+            if time.monotonic() > deadline or self.process.poll() is not None or told.get("broken"):
                 words = self._log.read_text(encoding="utf-8", errors="replace")[-300:]
                 raise VainError(f"{what}: {told[what]} of {count} after {timeout_s:g} s {words}")
             time.sleep(0.05)

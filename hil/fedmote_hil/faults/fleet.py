@@ -48,14 +48,14 @@ class Device:
         command: list[str | Path] = [self._image, "--identity", self.directory / "identity.bin"]
         command += ["--samples", self.directory / "samples.bin"]
         command += ["--events", *self.link, *self.options, *options]
-        if "--slots" not in command and "--flash" not in command:
-            command += ["--slots", self.directory / "slots.bin"]
+        if "--flash" not in command:
+            command += ["--flash", self.directory / "flash.bin"]
         with (self.directory / "stdout.txt").open("wb") as out, self.events.open("ab") as events:
             self._process = self._group.start(command, out, events)
 
     def forget(self) -> None:
-        """A new part: its slots are empty, and its events begin anew. It must be off."""
-        for file in (*self.directory.glob("slots.bin"), *self.directory.glob("flash.bin"), self.events):
+        """A new part: its flash is empty, and its events begin anew. It must be off."""
+        for file in (self.directory / "flash.bin", self.events):
             file.unlink(missing_ok=True)
 
     def cut_power(self) -> None:

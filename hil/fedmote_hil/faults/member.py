@@ -112,7 +112,7 @@ class Member:
         """For ever: connect, take part, connect again."""
         pause_s = _RECONNECT_MIN_S
         while True:
-            with contextlib.suppress(TransportError):
+            with contextlib.suppress(TransportError, OSError):  # the broker may be gone at any moment
                 async with self._new_client() as client:
                     self._client = client
                     await client.subscribe([topic(self.site, self.id, "dn", "#")])

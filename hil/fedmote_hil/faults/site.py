@@ -12,11 +12,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from fedmote.config import CellConfig
+from fedmote.config import CellConfig, Credentials, load
 from fedmote.config.write import write_toml
+from fedmote.fleet.enrolment import Enrolment
+from fedmote.fleet.registry import Registry
 from fedmote.supervised import Group, free_tcp_port
-from fedmote.transport.broker import PrivateBroker, find_mosquitto, write_private
+from fedmote.transport.broker import PrivateBroker, find_mosquitto
 from fedmote.wire.regions import identity_region, samples_region
+from fedmote.wire.schema import Role
 from fedmote_hil.faults.fleet import Device, Fleet, image
 from fedmote_hil.faults.matrix import NotRunError
 from fedmote_hil.faults.model import Model, make_model
@@ -43,6 +46,7 @@ class Site:
         has_broker: start Mosquitto; otherwise the coordinator listens.
         partners: names of cells that also have a partner, by the number of their device.
         padding: see `make_model`.
+        has_keys: devices are enrolled, and messages are sealed.
 
     Attributes:
         model: what is learned.
@@ -58,6 +62,7 @@ class Site:
         has_broker: bool = True,
         partners: Mapping[int, str] | None = None,
         padding: int = 0,
+        has_keys: bool = False,
     ) -> None:
         if has_broker and find_mosquitto() is None:
             raise NotRunError("mosquitto is not installed; on Debian: apt install mosquitto")
@@ -70,12 +75,28 @@ class Site:
         self.group = Group()
         self.broker = PrivateBroker(directory / "broker", SITE, self.cells) if has_broker else None
         self.tcp_port = free_tcp_port()
+        self.has_keys = has_keys
         self._num_served = 0
 
     def __enter__(self) -> Self:
         if self.broker is not None:
             self.broker.start()
+        if self.has_keys:
+            with Registry.open(self.registry, is_made=True) as registry:
+                enrolment = Enrolment(registry, SITE, None if self.broker is None else self.broker.files.directory)
+                for cell in self.cells:
+                    for device in cell.devices:
+                        enrolment.add(device, Role.DEVICE, cell.name)
         return self
+
+    @property
+    def registry(self) -> Path:
+        """Directory of the registry, where there are keys."""
+        return self.directory / "registry"
+
+    def login(self, name: str) -> Credentials:
+        """Credentials of a device."""
+        return load(Credentials, self.credentials(name))
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.group.close()
@@ -114,11 +135,25 @@ class Site:
             devices.append(Device(self.group, program, directory, name, link or ["--connect", self.address()], options))
         return Fleet(devices)
 
+    def twin(self, device: Device, directory: Path) -> Device:
+        """Another board with a device's id, on a copy of its files."""
+        return Device(self.group, image(), directory, device.id, device.link, device.options)
+
     def identity(self, name: str, keep_alive_s: int, is_sending_samples: bool, link: Sequence[str] | None) -> bytes:
         """Identity region of a device."""
-        if self.broker is None or (link is not None and link[0] != "--connect"):
-            return identity_region(name, SITE, "serial", is_sending_samples=is_sending_samples)
-        return identity_region(name, SITE, "mqtt", name, self.broker.password(name), is_sending_samples, keep_alive_s)
+        login = self.login(name)
+        is_serial = self.broker is None or (link is not None and link[0] != "--connect")
+        return identity_region(
+            name,
+            SITE,
+            "serial" if is_serial else "mqtt",
+            "" if is_serial else name,
+            "" if is_serial else login.password,
+            is_sending_samples,
+            keep_alive_s,
+            login.key_bytes,
+            login.cell_key_bytes,
+        )
 
     def address(self) -> str:
         """HOST:PORT that devices connect to."""
@@ -173,6 +208,7 @@ class Site:
         content = {
             "run": run,
             **self.way_in(),
+            **({"security": self._security()} if self.has_keys else {}),
             "strategy": {**STRATEGY, **(strategy or {})},
             "windows": {**WINDOWS, **(windows or {})},
             "cells": [
@@ -182,6 +218,10 @@ class Site:
         }
         write_toml(path, content)
         return path
+
+    def _security(self) -> dict[str, str]:
+        files = {} if self.broker is None else {"broker_files": str(self.broker.files.directory)}
+        return {"registry": str(self.registry), **files}
 
     def way_in(self) -> dict[str, Any]:
         """How the coordinator is reached."""
@@ -247,6 +287,9 @@ class Site:
         """A device's login, as a relay takes it."""
         if self.broker is not None:
             return self.broker.files.credentials_file(name)
+        if self.has_keys:
+            return self.registry / "credentials" / f"{name}.toml"
         path = self.directory / f"{name}.credentials.toml"
-        write_private(path, f'id = "{name}"\nsite = "{SITE}"\nusername = "{name}"\npassword = ""\n')
+        write_toml(path, {"id": name, "site": SITE, "username": name, "password": "none"})
+        path.chmod(0o600)
         return path

@@ -134,7 +134,8 @@ def _num_damaged(disk: SmallDisk, name: str) -> int:
 @row(
     21,
     fault="read-only or missing state directory, wrong owner",
-    injected="chmod 0500; a directory of another user; a read-only file system; a parent that is a file; each without the rights of root",
+    injected="chmod 0500; a directory of another user; a read-only file system; a parent that is a file; each without the "
+    "rights of root",
     required="refuse to start, name the path",
     target="exit code not 0 in 1 s",
 )
@@ -178,8 +179,8 @@ def state_closed(bench: Bench) -> None:
 @row(
     22,
     fault="damaged checkpoint or journal tail",
-    injected="every byte of the last record of the journal (write-ahead log) flipped, and the log cut behind it, in the store itself; "
-    "32 of these and 32 bytes of the newest checkpoint with a coordinator process each",
+    injected="every byte of the last record of the journal (write-ahead log) flipped, and the log cut behind it, in the store "
+    "itself; 32 of these and 32 bytes of the newest checkpoint with a coordinator process each",
     required="fall back to the last good one, say so",
     target="every byte position of the last record; exact in the end",
 )
