@@ -272,7 +272,8 @@ def test_a_second_interrupt_forces_the_end_although_everything_is_stuck(tmp_path
     stuck = "import time; from fedmote.coordinator import Coordinator; Coordinator.stop = lambda self: time.sleep(60); "
     with waiting_process(tmp_path, stuck + MAIN) as process:
         process.send_signal(signal.SIGINT)
-        assert "once more to force" in process.stderr.readline()
+        while "once more to force" not in process.stderr.readline():
+            pass
         began = time.monotonic()
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=30) == 130
