@@ -20,7 +20,9 @@ def test_tenth_of_flipped_signs_among_real_devices_costs_the_default_little_and_
 
 
 @pytest.mark.slow
-def test_fifth_of_flipped_signs_among_real_devices_costs_multi_krum_two_points_at_most_and_destroys_the_mean(tmp_path: Path) -> None:
+def test_fifth_of_flipped_signs_among_real_devices_costs_multi_krum_two_points_at_most_and_destroys_the_mean(
+    tmp_path: Path,
+) -> None:
     lost = run_attack(tmp_path / "krum", "multi_krum", 0.2)
     destroyed = run_attack(tmp_path / "mean", "mean", 0.2)
     print(f"multi_krum loses {lost:.1f} points, the mean {destroyed:.1f}")

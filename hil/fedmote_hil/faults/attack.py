@@ -57,14 +57,16 @@ class Hostile:
         is_newer = len(self.member.blobs) > 1
         head = np.frombuffer(self.member.blobs[1], "<f4") if is_newer else self._first
         weight, bias = head[: CLASSES * FEATURES].reshape(CLASSES, FEATURES), head[CLASSES * FEATURES :]
-        setting = Setting(epochs=plan["epochs"], batch=plan["batch"], learning_rate=plan["learning_rate_micro"] / 1e6, momentum=0.0)
+        setting = Setting(
+            epochs=plan["epochs"], batch=plan["batch"], learning_rate=plan["learning_rate_micro"] / 1e6, momentum=0.0
+        )
         generator = np.random.default_rng([plan["seed"], self._number])
         learned: NDArray[np.float32] = train_head(weight, bias, self._samples, setting, generator)
         return encode_head_update(ATTACKS[self._attack](learned, generator))
 
 
 def run_fleet(
-    directory: Path, rule: str, num_hostile: int, attack: str = "sign-flip", num_devices: int = NUM_DEVICES, **keys: Any
+    directory: Path, rule: str, num_hostile: int, attack: str = "sign-flip", num_devices: int = NUM_DEVICES, **keys: object
 ) -> dict[str, Any]:
     """One run; the coordinator's result as `fedmote serve --json` prints it.
 
@@ -91,7 +93,7 @@ def run_fleet(
 
 
 def run_attack(
-    directory: Path, rule: str, share: float, attack: str = "sign-flip", num_devices: int = NUM_DEVICES, **keys: Any
+    directory: Path, rule: str, share: float, attack: str = "sign-flip", num_devices: int = NUM_DEVICES, **keys: object
 ) -> float:
     """Accuracy points that a fleet loses, against the same fleet, all honest, under the plain mean.
 
