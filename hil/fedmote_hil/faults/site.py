@@ -135,6 +135,10 @@ class Site:
             devices.append(Device(self.group, program, directory, name, link or ["--connect", self.address()], options))
         return Fleet(devices)
 
+    def twin(self, device: Device, directory: Path) -> Device:
+        """Another board with a device's id, on a copy of its files."""
+        return Device(self.group, image(), directory, device.id, device.link, device.options)
+
     def identity(self, name: str, keep_alive_s: int, is_sending_samples: bool, link: Sequence[str] | None) -> bytes:
         """Identity region of a device."""
         login = self.login(name)
@@ -239,7 +243,9 @@ class Site:
         """
         return self.run(command("serve", config, "--json", *options), wrapper, variables)
 
-    def run(self, words: Sequence[str], wrapper: Sequence[str] = (), variables: Mapping[str, str] | None = None) -> Serving:
+    def run(
+        self, words: Sequence[str], wrapper: Sequence[str] = (), variables: Mapping[str, str] | None = None
+    ) -> Serving:
         """Start a command that serves; see `serve`."""
         self._num_served += 1
         return Serving(self.group, [*wrapper, *words], self.directory / f"serve-{self._num_served}", variables)

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fedmote.cli.table import say, write_json, write_table
+from fedmote.cli.table import say, shown, write_json, write_table
 from fedmote.config import CoordinatorConfig, Credentials, load
 from fedmote.errors import ConfigError
 from fedmote.fleet.backup import export_fleet, import_fleet
@@ -172,8 +172,6 @@ def _print_file(path: Path, is_json: bool) -> None:
 
 
 def _print(done: Done, files: list[Path], board: Board | None, is_json: bool) -> None:
-    for note in done.notes:
-        say(note)
     address = None if board is None or not board.regions else board.region("identity").address
     if is_json:
         write_json(
@@ -185,11 +183,18 @@ def _print(done: Done, files: list[Path], board: Board | None, is_json: bool) ->
                 "notes": list(done.notes),
             }
         )
+        _say_notes(done)
         return
     write_table(_COLUMNS, [tuple(_described(done.entry).values())])
     for path in files:
-        say(f"secrets: {path} (mode 0600; hand it over, then remove it here)")
+        say(f"secrets: {shown(path)} (mode 0600; hand it over, then remove it here)")
     if address is not None:
         say(f"flash the identity region at 0x{address:08X}")
     if done.broker == "told":
         say("the broker was told; it refuses what is no longer valid now")
+    _say_notes(done)
+
+
+def _say_notes(done: Done) -> None:
+    for note in done.notes:
+        say(note)

@@ -10,12 +10,12 @@ registry, so that the next action, whichever it is, mends what an interrupted on
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from fedmote.config import CellKey, Credentials, PartnerCredentials, load
+from fedmote.config import CellConfig, CellKey, Credentials, PartnerCredentials, load
 from fedmote.errors import ConfigError
 from fedmote.fleet.broker_files import (
     COORDINATOR,
@@ -83,6 +83,12 @@ class Enrolment:
             raise ConfigError(f"{self.files.directory}: there are no broker files; `fedmote broker init` makes them")
         self.registry.add(id, role, cell, is_again=is_again)
         return self._issue(id)
+
+    def add_cells(self, cells: Iterable[CellConfig]) -> None:
+        """Admit everybody of some cells; see `add`."""
+        for cell in cells:
+            for member in cell.participants:
+                self.add(member, Role.PARTNER if member == cell.partner else Role.DEVICE, cell.name)
 
     def rotate(self, id: str) -> Done:
         """New keys and a new password; the old ones are refused at once.

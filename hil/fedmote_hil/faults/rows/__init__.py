@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import importlib
 
-_MODULES = ("broker", "coordinator", "disk", "updates", "rounds", "links", "crowds", "boards")
+_MODULES = ("broker", "coordinator", "disk", "updates", "rounds", "links", "crowds", "boards", "security", "hostile", "versions")
 
 
 def load() -> None:

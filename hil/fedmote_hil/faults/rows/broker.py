@@ -32,9 +32,7 @@ def reference(bench: Bench, site: Site, fleet: Fleet, rounds: int) -> bytes:
 
 def must_be_exact(bench: Bench, found: bytes, expected: bytes) -> None:
     """State whether the final checkpoint has the bytes of the undisturbed run."""
-    bench.facts.must(
-        found == expected, "final checkpoint byte-identical" if found == expected else "the final checkpoint differs"
-    )
+    bench.facts.must(found == expected, "final checkpoint byte-identical" if found == expected else "the final checkpoint differs")
 
 
 def _keep_database(site: Site) -> None:
@@ -142,8 +140,8 @@ def broker_erased(bench: Bench) -> None:
 @row(
     17,
     fault="broker unreachable 10 min",
-    injected="20 native devices, Mosquitto stopped (SIGSTOP: connections stay, nothing is answered) in the middle of round 2 of 3; "
-    "40 s for 10 min, round deadline 8 s for 2 min",
+    injected="20 native devices, Mosquitto stopped (SIGSTOP: connections stay, nothing is answered) in the middle of round 2 "
+    "of 3; 40 s for 10 min, round deadline 8 s for 2 min",
     required="coordinator alive, round closed by quorum or abandoned",
     target="no unbounded wait: round ends at deadline + 1 s; memory flat (growth 5 % at most)",
 )

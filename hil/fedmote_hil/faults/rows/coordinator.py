@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import signal
 import time
+from functools import partial
 
 from fedmote.coordinator.crash import ALL_PLACES, PLACES, VARIABLE
 from fedmote.wire.schema import Kind
@@ -25,8 +26,8 @@ _FORCE_TRIES = 30
 @row(
     18,
     fault="coordinator kill -9",
-    injected="20 native devices, SIGKILL at every named place of the coordinator process, when it passes there first and in the middle; "
-    "and once with 1,000 known devices in the middle of a round",
+    injected="20 native devices, SIGKILL at every named place of the coordinator process, when it passes there first and in "
+    "the middle; and once with 1,000 known devices in the middle of a round",
     required="resume continues without questions",
     target="at least 25 places, exact each time; ready in 5 s with 1,000 devices",
 )
@@ -90,9 +91,7 @@ def _come_back_to_a_thousand(bench: Bench) -> None:
         probe.times.clear()
         serving = site.serve(config)
         took_s = bench.wait_for("an answer to the probe", lambda: Kind.PLAN in probe.times, 30.0, 0.005)
-        facts.must(
-            took_s <= _READY_S, f"ready {took_s:.1f} s after the start, {count + 1} known devices, {counted} updates journaled"
-        )
+        facts.must(took_s <= _READY_S, f"ready {took_s:.1f} s after the start, {count + 1} known devices, {counted} updates journaled")
         bench.wait_for("the others' updates", lambda: site.num_counted("many", 1) == count, _PATIENCE_S, 0.2)
         facts.must(serving.is_running, f"then {count} of {count} updates counted")
 
@@ -114,7 +113,7 @@ def coordinator_told_to_stop(bench: Bench) -> None:
         name = number.name.lower()
         config = site.configure(name, rounds)
         serving = site.serve(config)
-        bench.wait_for("a first update of round 2", lambda name=name: site.num_counted(name, 2) > 0, _PATIENCE_S, 0.002)
+        bench.wait_for("a first update of round 2", partial(_has_update, site, name, 2), _PATIENCE_S, 0.002)
         began = time.monotonic()
         serving.send(number)
         code = serving.wait(30.0)
@@ -126,6 +125,10 @@ def coordinator_told_to_stop(bench: Bench) -> None:
     config = site.configure("forced", rounds)
     site.serve(config).finish(_PATIENCE_S)
     must_be_exact(bench, site.checkpoint("forced", rounds), expected)
+
+
+def _has_update(site: Site, name: str, round: int) -> bool:
+    return site.num_counted(name, round) > 0
 
 
 def _force(bench: Bench, site: Site) -> None:
@@ -154,8 +157,8 @@ def _force(bench: Bench, site: Site) -> None:
 @row(
     13,
     fault="clockless",
-    injected="10 native devices whose clocks start at 0, and 1 s before they wrap (49.7 days); a coordinator whose time of day is "
-    "1970, 10 years early, 10 years late",
+    injected="10 native devices whose clocks start at 0, and 1 s before they wrap (49.7 days); a coordinator whose time of day "
+    "is 1970, 10 years early, 10 years late",
     required="nothing depends on wall time",
     target="3 rounds, exact with each",
 )
@@ -173,11 +176,7 @@ def clockless(bench: Bench) -> None:
         site.serve(site.configure(run, rounds)).finish(_PATIENCE_S)
         _note_exact(bench, name, site.checkpoint(run, rounds) == expected)
     clock = WallClock(site.directory)
-    for name, offset_s in (
-        ("time of day 0", -int(time.time())),
-        ("10 years early", -10 * YEAR_S),
-        ("10 years late", 10 * YEAR_S),
-    ):
+    for name, offset_s in (("time of day 0", -int(time.time())), ("10 years early", -10 * YEAR_S), ("10 years late", 10 * YEAR_S)):
         run = name.replace(" ", "-")
         clock.set(offset_s)
         site.serve(site.configure(run, rounds), variables=clock.variables).finish(_PATIENCE_S)
@@ -192,8 +191,8 @@ def _note_exact(bench: Bench, name: str, is_exact: bool) -> None:
 @row(
     14,
     fault="host clock step",
-    injected="the coordinator's time of day steps by 1 h forward, and back, in the middle of a round that a silent device keeps open; "
-    "deadline 6 s",
+    injected="the coordinator's time of day steps by 1 h forward, and back, in the middle of a round that a silent device "
+    "keeps open; deadline 6 s",
     required="timers unaffected",
     target="deadline error 1 s at most",
 )
@@ -210,7 +209,7 @@ def clock_step(bench: Bench) -> None:
             clock.set(0)
             windows = {"report_s": deadline_s, "min_fraction": 0.5}
             serving = site.serve(site.configure(name, 1, windows=windows), variables=clock.variables)
-            bench.wait_for("an update", lambda name=name: site.num_counted(name, 1) > 0, _PATIENCE_S)
+            bench.wait_for("an update", partial(_has_update, site, name, 1), _PATIENCE_S)
             clock.set(step_s)
             seconds = float(serving.finish(_PATIENCE_S)["rounds"][0]["seconds"])
             error_s = abs(seconds - deadline_s)

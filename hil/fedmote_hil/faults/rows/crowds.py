@@ -20,7 +20,8 @@ _MAX_RSS_BYTES = 300 * 2**20
 @row(
     31,
     fault="connection storm",
-    injected="1,000 participants (one process) connect and say hello at once; and once more after the broker was killed in the round",
+    injected="1,000 participants (one process) connect and say hello at once; and once more after the broker was killed in the "
+    "round",
     required="jitter, limits",
     target="all in within 60 s, coordinator's memory 300 MB at most",
 )
@@ -56,7 +57,8 @@ def storm(bench: Bench) -> None:
 @row(
     32,
     fault="half-open and idle sockets",
-    injected="1,000 connections that say nothing: 500 at the coordinator's own address, 500 at the broker; 2 native devices work beside them",
+    injected="1,000 connections that say nothing: 500 at the coordinator's own address, 500 at the broker; 2 native devices "
+    "work beside them",
     required="reaped",
     target="closed within 60 s, no descriptor more than before",
 )

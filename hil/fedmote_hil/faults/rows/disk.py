@@ -11,7 +11,7 @@ import struct
 import time
 from pathlib import Path
 
-from fedmote.errors import StoreError
+from fedmote.errors import DiskFullError, StoreError
 from fedmote.store import Ledger
 from fedmote.store.checkpoints import Checkpoints
 from fedmote_hil.faults.crowd import Background, member
@@ -80,7 +80,7 @@ def disk_full(bench: Bench) -> None:
     codes = ", ".join(f"exit {code}: {often}" for code, often in sorted(failures.items()))
     facts.note(f"{count} sizes up to {pages} pages ({codes})")
     facts.must(failures.get(0, 0) < count, "the disk was full in some")
-    facts.must(set(failures) <= {0, 3}, "exit code 3 whenever it was full")
+    facts.must(set(failures) <= {0, DiskFullError.exit_code}, f"exit code {DiskFullError.exit_code} whenever it was full")
     facts.must(clear == count, f"'the disk is full' said in {clear} of {count}")
     facts.must(damaged == 0, f"{damaged} damaged checkpoints")
     facts.must(exact == count, f"{exact} of {count} went on to the same bytes")
@@ -134,7 +134,8 @@ def _num_damaged(disk: SmallDisk, name: str) -> int:
 @row(
     21,
     fault="read-only or missing state directory, wrong owner",
-    injected="chmod 0500; a directory of another user; a read-only file system; a parent that is a file; each without the rights of root",
+    injected="chmod 0500; a directory of another user; a read-only file system; a parent that is a file; each without the "
+    "rights of root",
     required="refuse to start, name the path",
     target="exit code not 0 in 1 s",
 )
@@ -178,8 +179,8 @@ def state_closed(bench: Bench) -> None:
 @row(
     22,
     fault="damaged checkpoint or journal tail",
-    injected="every byte of the last record of the journal (write-ahead log) flipped, and the log cut behind it, in the store itself; "
-    "32 of these and 32 bytes of the newest checkpoint with a coordinator process each",
+    injected="every byte of the last record of the journal (write-ahead log) flipped, and the log cut behind it, in the store "
+    "itself; 32 of these and 32 bytes of the newest checkpoint with a coordinator process each",
     required="fall back to the last good one, say so",
     target="every byte position of the last record; exact in the end",
 )
@@ -256,7 +257,9 @@ def _damage_journal(bench: Bench, kept: Path, start: int, log: bytes) -> None:
     bench.facts.must(good_cuts == len(cuts), f"{good_cuts} of {len(cuts)} cuts likewise")
 
 
-def _damage_with_processes(bench: Bench, site: Site, config: Path, kept: Path, expected: bytes, start: int, log: bytes) -> None:
+def _damage_with_processes(
+    bench: Bench, site: Site, config: Path, kept: Path, expected: bytes, start: int, log: bytes
+) -> None:
     """Coordinators go on from a damaged journal, and from a damaged newest checkpoint."""
     count = bench.sized(16, 2)
     state = site.state("damaged")
@@ -290,3 +293,4 @@ def _damage_with_processes(bench: Bench, site: Site, config: Path, kept: Path, e
         is_exact, words = go_on()
         exact, said = exact + is_exact, said + ("missing or damaged" in words)
     bench.facts.must(exact == said == count, f"{exact} of {count} from a damaged checkpoint, {said} said so")
+

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bad lines between native devices and a coordinator that listens: serial frames over a stream that loses, doubles and spoils them."""
+"""Bad lines between native devices and a coordinator that listens: serial frames that are lost, doubled, swapped and spoiled."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class _Line:
 
     def served_bytes(self, name: str) -> list[int]:
         """Bytes of package chunks that each device was sent in the first round, what was asked for twice counted twice."""
-        rows = self.site.ledger(name, "SELECT json_extract(numbers, '$.package_bytes') FROM \"update\" WHERE round = 1")
+        rows = self.site.ledger(name, 'SELECT json_extract(numbers, \'$.package_bytes\') FROM "update" WHERE round = 1')
         return [int(row[0]) for row in rows]
 
     def compare(self, bad: Impairment, words: str, rounds: int = 2) -> Counter[str]:
@@ -77,8 +77,8 @@ class _Line:
 @row(
     1,
     fault="frame loss, both directions",
-    injected="30 % of all frames lost in each direction, 100 native devices, each with a line of its own seed, a package of 64 KiB; "
-    "goodput of a line of 11,520 B/s with 1 % and 10 % lost",
+    injected="30 % of all frames lost in each direction, 100 native devices, each with a line of its own seed, a package of 64 "
+    "KiB; goodput of a line of 11,520 B/s with 1 % and 10 % lost",
     required="transfer completes, no operator",
     target="100 of 100 at 30 %; goodput 60 % of the line at 1 %, 35 % at 10 %",
 )
@@ -98,7 +98,7 @@ async def _measure_goodput(bench: Bench) -> None:
     board = Board.load("posix")
     for loss in (0.01, 0.10):
         try:
-            runs = await asyncio.gather(*(measure(board, loss, seed) for seed in range(bench.sized(5, 1))))
+            runs = await asyncio.gather(*(measure(board, Impairment(loss=loss), seed) for seed in range(bench.sized(5, 1))))
         except DeviceError as error:
             bench.facts.must(False, f"goodput at {loss:.0%}: {error}")
             continue
@@ -109,7 +109,8 @@ async def _measure_goodput(bench: Bench) -> None:
 @row(
     2,
     fault="burst loss",
-    injected="outages of 0.2, 2 and 5 s in each direction while 5 native devices pull a package of 120 KiB over lines of 11,520 B/s",
+    injected="outages of 0.2, 2 and 5 s in each direction while 5 native devices pull a package of 120 KiB over lines of "
+    "11,520 B/s",
     required="resumes from last acked chunk",
     target="1 window (32 KiB) resent at most for each outage",
 )
@@ -156,8 +157,8 @@ def reordering(bench: Bench) -> None:
 @row(
     5,
     fault="bit errors",
-    injected="bits flipped at rates of 1e-5 and 1e-4 in runs of 10 native devices; at 1e-5, 1e-4 and 1e-3 in 10^6 frames through the "
-    "decoder (for 10^7)",
+    injected="bits flipped at rates of 1e-5 and 1e-4 in runs of 10 native devices; at 1e-5, 1e-4 and 1e-3 in 10^6 frames "
+    "through the decoder (for 10^7)",
     required="frame dropped, asked again",
     target="exact; 0 corrupt frames accepted",
 )
@@ -195,8 +196,8 @@ def _decode_spoiled(bad: Impairment, count: int) -> tuple[int, int, int]:
 @row(
     6,
     fault="truncated frames, line noise, ROM boot text",
-    injected="random bytes in front of half of all frames, both directions, 10 native devices; 50,000 bursts of noise or boot text, and "
-    "20,000 truncated frames, each followed by one delimiter and a frame",
+    injected="random bytes in front of half of all frames, both directions, 10 native devices; 50,000 bursts of noise or boot "
+    "text, and 20,000 truncated frames, each followed by one delimiter and a frame",
     required="resync",
     target="exact; next valid frame accepted after 1 delimiter, 100 %",
 )

@@ -62,8 +62,8 @@ def stragglers(bench: Bench) -> None:
 @row(
     37,
     fault="phone or PC trainer lost in the middle of a round",
-    injected="2 partner processes (torch) and 3 native devices in a simultaneous round; SIGKILL to one partner once it has its plan; "
-    "deadline 15 s",
+    injected="2 partner processes (torch) and 3 native devices in a simultaneous round; SIGKILL to one partner once it has its "
+    "plan; deadline 15 s",
     required="merge without it, weights renormalised, noted",
     target="round not delayed beyond the deadline; head is the weighted mean of those who reported",
 )
@@ -75,14 +75,13 @@ def partner_lost(bench: Bench) -> None:
     victim = start_partner(site, "partner-1", [site.names[1]])
     site.fleet().start()
     windows = {"report_s": deadline_s, "min_fraction": 0.5, "selection_s": 60.0}
-    serving = site.serve(site.configure("lost", 1, windows=windows, strategy={"form": "simultaneous"}))
+    strategy = {"form": "simultaneous", "aggregation": "mean"}
+    serving = site.serve(site.configure("lost", 1, windows=windows, strategy=strategy))
     planned = "SELECT 1 FROM plan WHERE participant = 'partner-1'"
     bench.wait_for("a plan for the partner", lambda: bool(site.ledger("lost", planned)), _PATIENCE_S, 0.001)
     victim.kill()
     result = serving.finish(_PATIENCE_S)["rounds"][0]
-    bench.facts.must(
-        "partner-1" in result["missing"], f"{result['reported']} of {result['expected']} merged, partner-1 noted as missing"
-    )
+    bench.facts.must("partner-1" in result["missing"], f"{result['reported']} of {result['expected']} merged, partner-1 noted as missing")
     bench.facts.must(result["seconds"] <= deadline_s + 1.0, f"after {result['seconds']:.1f} s")
     error = _error_of_mean(site, "lost")
     bench.facts.must(error < 1e-6, f"head differs from the weighted mean of the reported ones by {error:.1e} at most")
@@ -146,8 +145,8 @@ def _error_of_mean(site: Site, name: str) -> float:
 @row(
     30,
     fault="below quorum",
-    injected="12 of 20 native devices lose power once they have their plan and stay away; deadline 6 s, quorum 14; they come back after "
-    "the second pause (2 s and 4 s for 30 s and 60 s)",
+    injected="12 of 20 native devices lose power once they have their plan and stay away; deadline 6 s, quorum 14; they come "
+    "back after the second pause (2 s and 4 s for 30 s and 60 s)",
     required="abandon, model unchanged, backoff, pause after k",
     target="no partial merge; merges with all 20 in the end",
 )
@@ -156,14 +155,7 @@ def below_quorum(bench: Bench) -> None:
     count, lost = 20, 12
     site = bench.hold(Site(bench.directory, count))
     fleet = site.fleet()
-    windows = {
-        "report_s": 6.0,
-        "selection_s": 8.0,
-        "min_fraction": 0.7,
-        "max_failed_rounds": 1,
-        "pause_s": 2.0,
-        "max_pause_s": 60.0,
-    }
+    windows = {"report_s": 6.0, "selection_s": 8.0, "min_fraction": 0.7, "max_failed_rounds": 1, "pause_s": 2.0, "max_pause_s": 60.0}
     with Background() as background:
         vanishing = [member(site, number, Conduct(is_silent=True, hello_s=0.5)) for number in range(lost)]
         for one in vanishing:
@@ -199,8 +191,8 @@ def _pauses(serving: Serving) -> list[float]:
 @row(
     11,
     fault="reboot before, during and after training, during upload",
-    injected="power cut of native devices after every n-th step that does something, n from 1 to the end of a round, each restarted at "
-    "once; 20 devices, each cut somewhere else, run after run",
+    injected="power cut of native devices after every n-th step that does something, n from 1 to the end of a round, each "
+    "restarted at once; 20 devices, each cut somewhere else, run after run",
     required="rejoins, no double count",
     target="back with a plan or an answer within one keep-alive (10 s); exact",
 )
@@ -256,11 +248,11 @@ def _restart_those_that_lost_power(bench: Bench, serving: Serving, fleet: Fleet)
                 device.start()
                 cut += 1
                 # Whoever was counted already is told to wait, which is no event: its link must do.
-                wanted = (PLAN,) if states[-1] in (FETCH, ENCODE, SELECT, TRAIN) else (PLAN, ACK, LINK_UP)
+                wanted: tuple[int, ...] = (PLAN,) if states[-1] in (FETCH, ENCODE, SELECT, TRAIN) else (PLAN, ACK, LINK_UP)
                 waiting[device] = (now, len(device.told()), wanted)
             elif device in waiting:
-                began, known, wanted = waiting[device]
-                if any(event in wanted for event, _ in device.told()[known:]):
+                began, known, events = waiting[device]
+                if any(event in events for event, _ in device.told()[known:]):
                     slowest_s = max(slowest_s, now - began)
                     del waiting[device]
         time.sleep(0.01)

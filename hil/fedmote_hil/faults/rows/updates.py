@@ -7,6 +7,7 @@ import json
 import struct
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import cbor2
 import numpy as np
@@ -16,7 +17,7 @@ from fedmote.store import Checkpoint
 from fedmote.tensors import dump_safetensors, load_safetensors
 from fedmote.wire.blobs import encode_head_update
 from fedmote.wire.codec import Message, Value
-from fedmote.wire.schema import Kind, Status
+from fedmote.wire.schema import Status
 from fedmote_hil.faults.crowd import Background, member, partner
 from fedmote_hil.faults.matrix import Bench, row
 from fedmote_hil.faults.member import Conduct, Member
@@ -62,8 +63,8 @@ def _is_finite(site: Site, name: str, version: int) -> bool:
 @row(
     23,
     fault="NaN, Inf or denormal update",
-    injected="participants whose update has one NaN, one infinity of either sign, NaN everywhere, one in the partner's encoder or range; "
-    "and one of denormals alone; beside sound ones",
+    injected="participants whose update has one NaN, one infinity of either sign, NaN everywhere, one in the partner's encoder "
+    "or range; and one of denormals alone; beside sound ones",
     required="rejected with reason, model finite",
     target="100 %",
 )
@@ -164,8 +165,8 @@ def _hostile_files() -> dict[str, Callable[[Member, Message], bytes]]:
 @row(
     24,
     fault="oversize, wrong shape, dtype, tensor count",
-    injected="12 kinds of device updates and 7 kinds of partner files, from 0 bytes to 4 GiB announced, one participant each, after a "
-    "sound round",
+    injected="12 kinds of device updates and 7 kinds of partner files, from 0 bytes to 4 GiB announced, one participant each, "
+    "after a sound round",
     required="rejected before allocation",
     target="100 % refused; peak memory unchanged, 1 MB at most",
 )
@@ -186,7 +187,7 @@ def oversize(bench: Bench) -> None:
     for device, conduct in zip(devices, shapes.values(), strict=False):
         device.conduct = conduct
     for trainer, make in zip(trainers, files.values(), strict=True):
-        trainer.conduct = Conduct(blob=lambda plan, trainer=trainer, make=make: make(trainer, plan))
+        trainer.conduct = Conduct(blob=partial(make, trainer))
     after = before
     while serving.is_running:
         after = max(after, serving.peak_rss_bytes)
@@ -214,8 +215,8 @@ def _list(names: list[str]) -> str:
 @row(
     26,
     fault="wrong model version, stale round",
-    injected="in round 2 of 3 a participant reports an update of version 99, one of the round before, one of another run, one of an "
-    "attempt that is over; then they behave",
+    injected="in round 2 of 3 a participant reports an update of version 99, one of the round before, one of another run, one "
+    "of an attempt that is over; then they behave",
     required="coded refusal, device refetches",
     target="one extra exchange at most",
 )
