@@ -107,6 +107,7 @@ class Stage:
             "partner_epochs": 2,
             "partner_learning_rate": 0.02,
             "is_sending_samples": is_sending,
+            "min_examples": 0,  # sets of a few dozen samples, of which partners get a part
             **strategy,
         }
         self.windows = {
