@@ -80,6 +80,8 @@ class Port(ctypes.Structure):
         *_journal_callbacks.items(),
         ("sealing", ctypes.c_void_p),
         ("crypto", ctypes.c_void_p),
+        ("signing", ctypes.c_void_p),
+        ("verify", ctypes.c_void_p),
     ]
 
 
@@ -120,6 +122,7 @@ class Identity(ctypes.Structure):
         ("id", ctypes.c_char_p), ("site", ctypes.c_char_p), ("board", ctypes.c_char_p), ("link", ctypes.c_void_p),
         ("username", ctypes.c_char_p), ("password", ctypes.c_char_p), ("keep_alive_s", ctypes.c_uint16),
         ("is_sending_samples", ctypes.c_uint8), ("key", ctypes.c_char_p), ("cell_key", ctypes.c_char_p),
+        ("verify_key", ctypes.c_char_p),
     ]  # fmt: skip
 
 
@@ -228,7 +231,7 @@ class Device:
         username: str | None = None, is_sending: bool = True, has_hash: bool = True, flash: FlashModel | None = None,
                  seed: int = 1, password: str | None = None, keep_alive_s: int = 0,
         arithmetic: str = "fedmote_float32", is_patching: bool = False, key: bytes | None = None,
-        cell_key: bytes | None = None) -> None:  # fmt: skip
+        cell_key: bytes | None = None, verify_key: bytes | None = None, verify: int | None = None) -> None:  # fmt: skip
         self.x, self.y = np.ascontiguousarray(x, np.int8), y
         self.rx, self.tx = bytearray(), bytearray()
         self.now, self.seed = 0xFFFFF000, seed  # the clock wraps soon
@@ -254,7 +257,10 @@ class Device:
                     setattr(self._port, name, kind(getattr(self, f"_{name}")))  # type: ignore[operator]
         link_address = ctypes.addressof(ctypes.c_char.in_dll(library(), f"fedmote_{link}_link"))
         texts = [text.encode() if text is not None else None for text in (identifier, site, board, username, password)]
-        self._identity = Identity(*texts[:3], link_address, *texts[3:], keep_alive_s, is_sending, key, cell_key)
+        self._identity = Identity(*texts[:3], link_address, *texts[3:], keep_alive_s, is_sending, key, cell_key, verify_key)
+        if verify is not None:  # address of a function that checks signatures
+            self._port.signing = address_of(library(), "fedmote_package_signing")
+            self._port.verify = verify
         if key is not None:
             self._port.sealing = address_of(library(), "fedmote_message_sealing")
             self._port.crypto = ctypes.addressof(CRYPTO)

@@ -170,7 +170,8 @@ def check(moments: list[Moment]) -> None:
 
 
 def chunks() -> int:
-    return -(-len(package_of(0).device_form()) // 160)
+    """Chunks of a package, at least."""
+    return -(-len(package_of(0).device_form()) // BOARD.body_max)
 
 
 def test_an_emulated_part_that_is_reset_keeps_old_or_new_and_finishes() -> None:
@@ -179,5 +180,7 @@ def test_an_emulated_part_that_is_reset_keeps_old_or_new_and_finishes() -> None:
 
 @pytest.mark.slow
 def test_an_emulated_part_may_be_reset_behind_every_chunk_report_and_piece() -> None:
-    pieces = [("piece", number) for number in (1, 2, 3)]
+    features = int(package_of(0).header.feature_count)
+    parts = -(-4 * CLASSES * (features + 1) // BOARD.body_max)  # of an update, at least
+    pieces = [("piece", number) for number in range(1, parts + 1)]
     check([("chunk", number) for number in range(1, chunks() + 1)] + [("report", number) for number in (1, 2, 3)] + pieces)

@@ -109,7 +109,14 @@ class Stage:
             "is_sending_samples": is_sending,
             **strategy,
         }
-        self.windows = {"selection_s": 60.0, "report_s": 120.0, "min_fraction": 1.0, "wait_ms": 200, **windows}
+        self.windows = {
+            "selection_s": 60.0,
+            "report_s": 120.0,
+            "min_fraction": 1.0,
+            "wait_ms": 200,
+            "after_failures": "end",
+            **windows,
+        }
         self.state = directory / "state"
         self.devices: dict[str, VirtualDevice] = {}
         self._stack = ExitStack()

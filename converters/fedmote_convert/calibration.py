@@ -21,10 +21,21 @@ from fedmote.package.execute import run_int8_op
 from fedmote.package.file import Package
 from fedmote.package.fold import bind
 from fedmote.package.graph import WEIGHTED, Activations, Graph, Op, OpKind, Ranges, Tensors
-from fedmote.package.quantize import dequantize_values, observation_points, quantize, quantize_input, quantize_weights
+from fedmote.package.quantize import (
+    dequantize_values,
+    observation_points,
+    quantize,
+    quantize_input,
+    quantize_weights,
+    significant,
+)
 from fedmote_convert.clipping import least_squares_range, percentile_range
 from fedmote_convert.equalisation import equalise
 from fedmote_convert.statistics import Channels, histograms, observe_channels
+
+# Significant bits of ranges and means, and of weight scales. Of these there are thousands, so that some lie on an edge: one that
+# falls to the other side must not round the weights of its channel anew.
+_STEADY_BITS, _SCALE_BITS = 12, 16
 
 
 class RangeRule(StrEnum):
@@ -44,6 +55,9 @@ class Recipe:
         percentile: for PERCENTILE: percent of the values below the upper end, and above the lower one; above 50, at most 100.
         mse_steps: for MSE: candidates for each end of a range.
         is_equalised: whether channels are equalised across layers.
+        is_steady: whether ranges, means and weight scales have fewer significant bits than float32. The same network comes with
+            weights that differ in their last bits, as exporters fold normalisations each in their own way; nearly all of these
+            numbers then are the same. It costs at most 1/1024 of the resolution.
         headroom: ranges of equalised activations are so many times what was seen: there every channel reaches the end of the
             range, so new samples leave it in any of them, where without equalisation only the largest channel does.
         correction_samples: the first so many samples give the means that biases are corrected by; 0: no correction.
@@ -60,6 +74,7 @@ class Recipe:
     percentile: float = 99.99
     mse_steps: int = 48
     is_equalised: bool = True
+    is_steady: bool = True
     headroom: float = 1.1
     correction_samples: int = 32
     is_dense_per_tensor: bool = False
@@ -115,6 +130,8 @@ def calibrate(template: Graph, tensors: Tensors, x: NDArray[np.float32], recipe:
     seen = observe_channels(graph, x, count)
     if recipe.ranges is not None:
         return template, {name: channels.range for name, channels in seen.items()} | _given(template, recipe.ranges)
+    if recipe.is_steady:
+        template, graph = _with_steady_scales(template), _with_steady_scales(graph)
     equalised: set[str] = set()
     if recipe.is_equalised:
         template, changed = equalise(template, graph, seen)
@@ -122,8 +139,11 @@ def calibrate(template: Graph, tensors: Tensors, x: NDArray[np.float32], recipe:
         graph, seen = bind(template, tensors), changed
     ranges = _ranges(graph, x, seen, recipe)
     ranges |= {name: (ranges[name][0] * recipe.headroom, ranges[name][1] * recipe.headroom) for name in equalised}
+    if recipe.is_steady:
+        ranges = {name: _outwards(low, high) for name, (low, high) in ranges.items()}
+        seen = {name: replace(channels, mean=_steady(channels.mean)) for name, channels in seen.items()}
     if recipe.correction_samples:
-        template = _with_means(template, graph, ranges, x[:count], seen)
+        template = _with_means(template, graph, ranges, x[:count], seen, recipe.is_steady)
     return template, ranges
 
 
@@ -145,6 +165,21 @@ def with_weight_bits(template: Graph, bits: Mapping[str, int]) -> Graph:
     return replace(template, ops=tuple(ops))
 
 
+def _with_steady_scales(graph: Graph) -> Graph:
+    """The graph with weight scales of _SCALE_BITS significant bits."""
+    return replace(graph, ops=tuple(replace(op, scale_bits=_SCALE_BITS) if op.kind in WEIGHTED else op for op in graph.ops))
+
+
+def _outwards(low: float, high: float) -> tuple[float, float]:
+    """A range whose ends have _STEADY_BITS significant bits and which holds the given one."""
+    ends = np.array([low, high])
+    return float(significant(ends, _STEADY_BITS, np.floor)[0]), float(significant(ends, _STEADY_BITS, np.ceil)[1])
+
+
+def _steady(means: NDArray[np.float32]) -> NDArray[np.float32]:
+    return significant(means, _STEADY_BITS).astype(np.float32)
+
+
 def _taken_over(template: Graph, earlier: Graph) -> Graph:
     """The template with what an earlier one of the same network keeps of its calibration."""
     kept = {op.output: op for op in earlier.ops}
@@ -156,7 +191,7 @@ def _taken_over(template: Graph, earlier: Graph) -> Graph:
         if op.source is not None and before.source is not None:
             outputs, inputs = before.source.output_factors, before.source.input_factors
             op = replace(op, source=replace(op.source, output_factors=outputs, input_factors=inputs))
-            op = replace(op, weight_bits=before.weight_bits, has_one_scale=before.has_one_scale)
+            op = replace(op, weight_bits=before.weight_bits, has_one_scale=before.has_one_scale, scale_bits=before.scale_bits)
             op = replace(op, float_means=before.float_means, int8_means=before.int8_means)
         ops.append(op)
     return replace(template, ops=tuple(ops))
@@ -192,7 +227,9 @@ def _ranges(graph: Graph, x: NDArray[np.float32], seen: Mapping[str, Channels], 
     return clipped
 
 
-def _with_means(template: Graph, graph: Graph, ranges: Ranges, x: NDArray[np.float32], seen: Mapping[str, Channels]) -> Graph:
+def _with_means(
+    template: Graph, graph: Graph, ranges: Ranges, x: NDArray[np.float32], seen: Mapping[str, Channels], is_steady: bool
+) -> Graph:
     """The template with the means of every weighted operator's input, in the float graph and in the int8 graph.
 
     Layer after layer: the int8 means are those behind the corrected biases of all layers before.
@@ -204,7 +241,9 @@ def _with_means(template: Graph, graph: Graph, ranges: Ranges, x: NDArray[np.flo
     for op in int8.ops:
         if op.kind in WEIGHTED:
             name = op.inputs[0]
-            means = _features(seen[name].mean, op), _features(_channel_means(values[name], int8.activations[name]), op)
+            int8_means = _channel_means(values[name], int8.activations[name])
+            int8_means = _steady(int8_means) if is_steady else int8_means
+            means = _features(seen[name].mean, op), _features(int8_means, op)
             kept[op.output] = replace(kept[op.output], float_means=means[0], int8_means=means[1])
             floating = replace(sources[op.output], float_means=means[0], int8_means=means[1])
             source, target = (fixed_point.quantization_of(int8.activations[end]) for end in (name, op.output))

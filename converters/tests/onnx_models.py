@@ -1,17 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ONNX files for tests: written node by node, or by torch's two exporters."""
+"""ONNX files for tests, written node by node."""
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import onnx
-import torch
 from onnx import TensorProto, helper, numpy_helper, shape_inference
-from torch import nn
 
-OPSET = 18
+from fedmote_convert.bench.onnx_exports import OPSET
 
 
 def node(kind: str, inputs: str, output: str = "y", **attributes) -> onnx.NodeProto:
@@ -62,12 +59,3 @@ def classifier(**changes: np.ndarray) -> onnx.ModelProto:
         node("Gemm", "f head.weight head.bias", "y", transB=1),
     ]
     return model_of(nodes, (1, 2, 4, 4), {**constants, **changes})
-
-
-def exported(module: nn.Module, shape: tuple[int, ...], path: Path, is_dynamo: bool) -> Path:
-    """What torch's exporter makes of a module: the one that traces TorchScript, or the one of torch.export ("dynamo")."""
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
-        example = torch.zeros((1, *shape))
-        torch.onnx.export(module, (example,), str(path), dynamo=is_dynamo, opset_version=OPSET, verbose=False)
-    return path

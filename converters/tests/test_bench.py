@@ -2,23 +2,26 @@
 """What `fedmote bench convert` says of a model, and when it says nothing."""
 
 import argparse
+import copy
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
+import torch
 
 from fedmote.errors import ConfigError, ConversionError, RigError
 from fedmote.lab.models import digits_cnn
 from fedmote.lab.zoo.data import Data
-from fedmote.lab.zoo.zoo import ZOO, Entry, Model, Training
-from fedmote_convert.bench import environments, fidelity, interpreters, measurement, report, subject
+from fedmote.lab.zoo.zoo import ZOO, Entry, Model, Training, outputs_of
+from fedmote_convert.bench import environments, fidelity, interpreters, measurement, recipes, report, subject
 from fedmote_convert.bench.environments import Environment, added_bytes, run_python
 from fedmote_convert.bench.fidelity import MEASURES, Finding, worst_of
 from fedmote_convert.bench.files import payload_bytes, read_content
 from fedmote_convert.bench.rows import Verdict, row_of, verdicts_of
+from fedmote_convert.bench.same_numbers import activations_of, from_numbers_of
 from fedmote_convert.bench.stacks import AEQ, FEDMOTE, Outcome
-from fedmote_convert.bench.subjects import Subject, convert_here
-from fedmote_convert.calibration import Recipe
+from fedmote_convert.bench.subjects import Kept, Subject, convert_here
 
 ROW_KEYS = (
     *("model", "stack", "seconds", "install_bytes", "file_bytes", "accuracy_float", "accuracy_int8"),
@@ -31,7 +34,7 @@ def measured(digits):
     """The digits' model, converted here; the timed conversion is this one too."""
     if missing := interpreters.oracles_missing():
         pytest.skip(missing)
-    data = Data(digits.x, digits.y, digits.x, digits.x_test[:200], digits.y_test[:200])
+    data = Data(digits.x, digits.y, digits.x, digits.x_test[:200], digits.y_test[:200], digits.x_test[200:])
     model = Model(Entry("digits_cnn", digits_cnn, lambda: data, Training(1)), digits.module, data, None)
     conversion = convert_here(model)
     outcome = Outcome(FEDMOTE, 0.1, conversion.package.encoder_tflite, True, 0.2, conversion.package.to_bytes())
@@ -41,7 +44,7 @@ def measured(digits):
 @pytest.fixture(scope="module")
 def plain(measured):
     """The file of a conversion as the peer makes it."""
-    return convert_here(measured.model, Recipe(is_equalised=False, correction_samples=0)).package
+    return convert_here(measured.model, fidelity.PLAIN).package
 
 
 def beside(measured, **changes):
@@ -94,7 +97,63 @@ def test_a_file_with_one_other_weight_is_found_by_the_independent_converter(meas
     finding = fidelity.independent_converter(beside(measured, tflite=bytes(tflite)))
 
     assert finding.holds is False
-    assert finding.measured.endswith("1 of 8,136 weights differ")
+    assert finding.measured.count("1 of 8,136 weights differ") == 2
+
+
+def test_weights_folded_in_the_peers_order_and_its_scales_leave_no_difference(measured, plain):
+    """A file whose weights are another last bit's: our own order of folding is off, the peer's order is not."""
+    content = read_content(plain.encoder_tflite)
+    scales = [float(tensor.scales[0]) for tensor in activations_of(content)]
+
+    graph, tflite = from_numbers_of(measured, content)
+
+    again = [float(tensor.scales[0]) for tensor in activations_of(read_content(tflite))]
+    assert again == scales
+    state = {name: value.detach().numpy() for name, value in measured.model.module.state_dict().items()}
+    op, quantized = plain.host.template.ops[0], graph.ops[0]
+    norm = op.source.batch_norm[0]
+    inverse = np.float32(1) / np.sqrt(state[norm.running_var] + np.float32(norm.eps))
+    folded = (state[op.source.weight] * inverse[:, None, None, None]) * state[norm.weight][:, None, None, None]
+    largest = np.abs(folded).max(axis=(1, 2, 3))
+    np.testing.assert_array_equal(quantized.weight_quantization.scale, (largest.astype(np.float64) / 127).astype(np.float32))
+
+
+def test_a_difference_from_litert_names_its_default_kernels_and_the_peers_file(measured, monkeypatch):
+    exact = {True: 3, False: 0}
+
+    def run(tflite, x, is_reference):
+        made = interpreters.run_tflite_micro(tflite, x)
+        return np.where(made < 100, made + exact[is_reference], made - exact[is_reference])
+
+    monkeypatch.setattr(fidelity, "run_litert", run)
+
+    finding = fidelity.micro_against_litert_reference(beside(measured))
+
+    assert finding.holds is False
+    assert "encoder 3 LSB, 100.00% of outputs (LiteRT's default kernels 0 LSB, 0.00%)" in finding.measured
+    assert finding.measured.endswith("the peer's file 3 LSB, 100.00%")
+
+
+def test_an_export_whose_features_differ_misses(measured, monkeypatch):
+    moved = copy.deepcopy(measured.model.module)
+    with torch.no_grad():
+        next(moved.parameters()).mul_(1.01)
+    converted = convert_here(replace(measured.model, module=moved))
+    monkeypatch.setattr(fidelity, "converted_through_onnx", lambda subject, is_dynamo: converted)
+
+    assert fidelity.through_onnx(measured).holds is False
+
+
+def test_recipes_are_compared_on_samples_that_judge_nothing(measured, monkeypatch):
+    seen = []
+    monkeypatch.setattr(recipes, "outputs_of", lambda module, x: seen.append(x) or outputs_of(module, x))
+
+    row = recipes.recipe_row(measured.model)
+
+    assert seen[0] is measured.model.data.x_choice
+    assert row["sqnr_db"].keys() == recipes.RECIPES.keys()
+    assert min(row["sqnr_db"].values()) > 30
+    assert "digits_cnn" in recipes.recipe_text([row], ["model x: no data"])
 
 
 def test_another_packages_bytes_are_found_by_determinism(measured):
@@ -145,7 +204,8 @@ def test_rows_of_ours_are_judged_beside_the_peers():
     ours = {"model": "m", "stack": FEDMOTE, "seconds": 1.0, "file_bytes": 90, "accuracy_float": 0.9, "accuracy_int8": 0.894}
     peer = {"model": "m", "stack": AEQ, "seconds": 4.0, "file_bytes": 100, "accuracy_float": 0.9, "accuracy_int8": 0.897}
 
-    verdicts = {one.what: one for one in verdicts_of([{**ours, "max_abs_diff_lsb": 0}, {**peer, "max_abs_diff_lsb": 0}])}
+    both = [{**row, "max_abs_diff_lsb": 0, "paired_error": 0.002} for row in (ours, peer)]
+    verdicts = {one.what: one for one in verdicts_of(both)}
 
     assert {what: one.text for what, one in verdicts.items()} == {
         "drop of int8 against float": "missed",
@@ -155,6 +215,21 @@ def test_rows_of_ours_are_judged_beside_the_peers():
         "int8 below the peer's": "missed",
     }
     assert verdicts["processor time, of the peer's"].measured == 0.25
+    assert [what for what, one in verdicts.items() if one.error is not None] == ["int8 below the peer's"]
+
+
+def test_the_error_of_a_difference_counts_samples_that_one_stack_alone_decides_rightly(measured, monkeypatch):
+    subject = beside(measured)
+    right = np.ones(200, bool), np.ones(200, bool)
+    right[0][:3], right[1][1:6] = False, False
+    kept = dict(zip((FEDMOTE, AEQ), right, strict=True))
+    monkeypatch.setattr(Subject, "kept", lambda self, outcome: Kept(0.0, 0.0, measured.exact_features, kept[outcome.stack]))
+
+    errors = [row_of(subject, outcome, 0)["paired_error"] for outcome in subject.outcomes]
+
+    difference = (3 - 5) / 200
+    assert errors[0] is None
+    assert errors[1] == pytest.approx(np.sqrt((1 + 3) / 200 - difference**2) / np.sqrt(200))
 
 
 def test_the_worst_finding_is_a_miss_before_anything_that_holds():

@@ -18,11 +18,11 @@ from fedmote.package.boards import Board
 from fedmote.package.execute import run_int8
 from fedmote.package.inputs import arrange
 from fedmote.package.quantize import quantize_input
+from fedmote_convert.bench.onnx_exports import exported
 from fedmote_convert.convert import convert
 from fedmote_convert.onnx_capture import capture_onnx
 
 from .conftest import seeded
-from .onnx_models import exported
 from .random_modules import settled
 
 LARGEST_SHARE = 0.01  # of int8 features that may be off by one

@@ -20,11 +20,11 @@ from fedmote.package.execute import observe, run_float, run_int8
 from fedmote.package.fold import bind
 from fedmote.package.inputs import arrange, graph_shape
 from fedmote.package.quantize import quantize, quantize_input
+from fedmote_convert.bench.onnx_exports import exported
 from fedmote_convert.capture import capture
 from fedmote_convert.onnx_capture import capture_onnx
 from fedmote_convert.passes import run_passes
 
-from .onnx_models import exported
 from .random_modules import random_modules
 
 LARGEST_SHARE = 0.01  # of int8 outputs that may be off by one: exporters fold batch normalisation in float32

@@ -128,7 +128,7 @@ void fedmote_client_install(struct fedmote_client *client) {
         status = check_fit(client);
     }
     if (status == FEDMOTE_OK) {
-        status = fedmote_store_commit(&client->store, plan->model_size);
+        status = fedmote_store_commit(&client->store, plan->model_size, plan->serial);
     }
     if (status != FEDMOTE_OK) {
         if (client->fetch == FEDMOTE_FETCH_DIFFERENCE && client->port->patching->is_lost(client, status)) {
@@ -357,14 +357,17 @@ int32_t fedmote_init(struct fedmote *device, const struct fedmote_port *port, co
     if (port->journal) {
         port->journal->open(client);
     }
-    if (client->store.reverted > 0) {
-        fedmote_client_note(client, FEDMOTE_EVENT_REVERTED, client->store.reverted);
-    }
     if (identity->key) { /* a device that was given a key never speaks without it */
         int32_t status = port->sealing ? port->sealing->begin(client) : FEDMOTE_ERR_ARGUMENT;
         if (status != FEDMOTE_OK) {
             return status;
         }
+    }
+    if (identity->verify_key && !(port->signing && port->verify)) {
+        return FEDMOTE_ERR_ARGUMENT; /* it would take what nobody signed */
+    }
+    if (client->store.reverted > 0) {
+        fedmote_client_note(client, FEDMOTE_EVENT_REVERTED, client->store.reverted);
     }
     client->identity.link->open(&client->line);
     return FEDMOTE_OK;

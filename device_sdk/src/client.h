@@ -10,6 +10,7 @@
 #include "patch.h"
 #include "round.h"
 #include "seal.h"
+#include "signature.h"
 #include "store.h"
 
 /* What FEDMOTE_STATE_FETCH is doing. */

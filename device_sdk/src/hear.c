@@ -45,6 +45,7 @@ static const struct plan_number plan_numbers[] = {
     PLAN_NUMBER(FEDMOTE_FIELD_VERSION, version, 0),
     PLAN_NUMBER(FEDMOTE_FIELD_MODEL_HANDLE, model_handle, 0),
     PLAN_NUMBER(FEDMOTE_FIELD_MODEL_SIZE, model_size, 0),
+    PLAN_NUMBER(FEDMOTE_FIELD_SERIAL, serial, 0),
     PLAN_NUMBER(FEDMOTE_FIELD_DIFFERENCE_HANDLE, difference_handle, 0),
     PLAN_NUMBER(FEDMOTE_FIELD_DIFFERENCE_SIZE, difference_size, 0),
     PLAN_NUMBER(FEDMOTE_FIELD_HEAD_HANDLE, head_handle, 0),
@@ -109,6 +110,13 @@ static void begin_plan(struct fedmote_client *client, const struct fedmote_messa
     read_plan(&client->round.plan, message, client->identity.is_sending_samples != 0);
     set_deadline(client, message->number[FEDMOTE_FIELD_REMAINING_MS]);
     fedmote_client_note(client, FEDMOTE_EVENT_PLAN, (int32_t)client->round.plan.round);
+    if (client->port->signing) {
+        int32_t status = client->port->signing->check(client, message);
+        if (status != FEDMOTE_OK) {
+            fedmote_client_fail(client, status, "signature", true);
+            return;
+        }
+    }
     client->fetch = FEDMOTE_FETCH_CHOOSE;
     fedmote_client_go(client, FEDMOTE_STATE_FETCH);
 }

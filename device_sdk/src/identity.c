@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * The identity region of a board's flash (protocol/SPEC.md, section 8): magic, size, CRC-32, and a CBOR map with its
- * keys in order, the last two of which may be missing. The region is flashed by whoever owns the board; it is checked
- * all the same, as a part that was never flashed must say so rather than run with noise for a name.
+ * keys in order, of which the last ones, cryptographic keys, may be missing. The region is flashed by whoever owns the
+ * board; it is checked all the same, as a part that was never flashed must say so rather than run with noise for a
+ * name.
  */
 #include <string.h>
 
@@ -10,7 +11,7 @@
 #include "little_endian.h"
 #include "wire.h"
 
-enum { HEADER = 12, LINKS = 2, REQUIRED = 7, PAIRS = 9 };
+enum { HEADER = 12, LINKS = 2, REQUIRED = 7, PAIRS = 10 };
 
 /* Keys of the map; the rule of key k is RULES[k - 1]. */
 enum key {
@@ -22,7 +23,8 @@ enum key {
     KEY_IS_SENDING_SAMPLES = 6,
     KEY_KEEP_ALIVE_S = 7,
     KEY_KEY = 8,
-    KEY_CELL_KEY = 9
+    KEY_CELL_KEY = 9,
+    KEY_VERIFY_KEY = 10
 };
 
 /* Type and bounds: of a number, or of the bytes of a string. */
@@ -41,6 +43,7 @@ static const struct rule RULES[PAIRS] = {
     {UINT16_MAX, 0, FEDMOTE_CBOR_UINT},
     {32, 32, FEDMOTE_CBOR_BYTES},
     {32, 32, FEDMOTE_CBOR_BYTES},
+    {32, 32, FEDMOTE_CBOR_BYTES},
 };
 
 /* The values of the map by key: numbers, or lengths with the bytes in the region. */
@@ -49,16 +52,18 @@ struct values {
     const uint8_t *bytes[PAIRS + 1];
 };
 
-/* Reads the pair of `key`, which must be the next one. */
-static int32_t read_pair(struct fedmote_cbor *cbor, uint32_t key, struct values *values) {
-    const struct rule *rule = &RULES[key - 1];
+/* Reads the next pair, behind that of *key, which becomes its key. */
+static int32_t read_pair(struct fedmote_cbor *cbor, uint32_t *key, struct values *values) {
     int32_t status = fedmote_cbor_read(cbor);
     if (status != FEDMOTE_OK) {
         return status;
     }
-    if (cbor->major != FEDMOTE_CBOR_UINT || cbor->value != key) {
+    const uint32_t last = *key < REQUIRED ? *key + 1 : PAIRS; /* the required keys come one after the other */
+    if (cbor->major != FEDMOTE_CBOR_UINT || cbor->value <= *key || cbor->value > last) {
         return FEDMOTE_ERR_MISSING_FIELD;
     }
+    *key = (uint32_t)cbor->value;
+    const struct rule *rule = &RULES[*key - 1];
     status = fedmote_cbor_read(cbor);
     if (status != FEDMOTE_OK) {
         return status;
@@ -70,8 +75,8 @@ static int32_t read_pair(struct fedmote_cbor *cbor, uint32_t key, struct values 
         return FEDMOTE_ERR_FIELD_RANGE;
     }
     uint32_t value = (uint32_t)cbor->value;
-    values->number[key] = value;
-    values->bytes[key] = cbor->bytes + cbor->position;
+    values->number[*key] = value;
+    values->bytes[*key] = cbor->bytes + cbor->position;
     if (rule->major != FEDMOTE_CBOR_UINT) {
         if (cbor->size - cbor->position < value) {
             return FEDMOTE_ERR_TRUNCATED;
@@ -87,8 +92,8 @@ static int32_t read_map(struct fedmote_cbor *cbor, struct values *values) {
     if (status == FEDMOTE_OK && (cbor->major != FEDMOTE_CBOR_MAP || cbor->value < REQUIRED || cbor->value > PAIRS)) {
         status = FEDMOTE_ERR_MISSING_FIELD;
     }
-    for (uint32_t key = 1; status == FEDMOTE_OK && key <= pairs; key++) {
-        status = read_pair(cbor, key, values);
+    for (uint32_t key = 0; status == FEDMOTE_OK && pairs > 0; pairs--) {
+        status = read_pair(cbor, &key, values);
     }
     return status == FEDMOTE_OK && cbor->position != cbor->size ? FEDMOTE_ERR_TRAILING : status;
 }
@@ -136,5 +141,6 @@ int32_t fedmote_identity_read(struct fedmote_identity *identity, char text[FEDMO
     identity->keep_alive_s = (uint16_t)values.number[KEY_KEEP_ALIVE_S];
     identity->key = values.bytes[KEY_KEY];
     identity->cell_key = values.bytes[KEY_CELL_KEY];
+    identity->verify_key = values.bytes[KEY_VERIFY_KEY];
     return FEDMOTE_OK;
 }

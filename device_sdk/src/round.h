@@ -30,6 +30,7 @@ struct fedmote_plan {
     float alpha, beta, gamma;
     struct fedmote_training training;
     uint32_t attempt, max_send, model_handle, model_size, head_handle;
+    uint32_t serial;                             /* of a signed package; 0: it is not signed */
     uint32_t difference_handle, difference_size; /* 0 bytes: none is offered */
     bool has_head, is_sending_samples;
 };

@@ -196,18 +196,20 @@ int32_t fedmote_store_verify(const struct fedmote_store *store, uint32_t size, c
     return memcmp(package->hash, hash, HASH_BYTES) == 0 ? FEDMOTE_OK : FEDMOTE_ERR_PACKAGE_HASH;
 }
 
-int32_t fedmote_store_commit(struct fedmote_store *store, uint32_t size) {
+int32_t fedmote_store_commit(struct fedmote_store *store, uint32_t size, uint32_t serial) {
+    const uint32_t next = store->generation + 1;
+    const uint32_t generation = serial > next ? serial : next;
     uint32_t slot = spare(store);
     uint8_t record[RECORD_BYTES];
     memcpy(record, mark, 4);
-    fedmote_put_u32(record + 4, store->generation + 1);
+    fedmote_put_u32(record + 4, generation);
     fedmote_put_u32(record + 8, size);
     fedmote_put_u32(record + 12, fedmote_crc32(0, record, 12));
     if (!write(store, slot, record_at(store), record, sizeof record) ||
         memcmp(base(store, slot) + record_at(store), record, sizeof record) != 0) {
         return FEDMOTE_ERR_SLOT_IO;
     }
-    store->generation++;
+    store->generation = generation;
     store->slot = slot;
     store->is_installed = store->is_on_trial = true;
     store->is_tried = false;

@@ -69,8 +69,8 @@ FEDMOTE_MUST_CHECK int32_t fedmote_store_write(struct fedmote_store *store, uint
 /* Opens what was written there. Errors: FEDMOTE_ERR_PACKAGE_*; _HASH also where it is not the package `hash`. */
 FEDMOTE_MUST_CHECK int32_t fedmote_store_verify(const struct fedmote_store *store, uint32_t size,
                                                 const uint8_t hash[32], struct fedmote_package *package);
-/* Makes it the installed one, on trial, with one write of 16 bytes, read back. Error: FEDMOTE_ERR_SLOT_IO; the old one
- * stays. */
-FEDMOTE_MUST_CHECK int32_t fedmote_store_commit(struct fedmote_store *store, uint32_t size);
+/* Makes it the installed one, on trial, with one write of 16 bytes, read back; its generation is `serial`, or the next
+ * one where that is higher. Error: FEDMOTE_ERR_SLOT_IO; the old one stays. */
+FEDMOTE_MUST_CHECK int32_t fedmote_store_commit(struct fedmote_store *store, uint32_t size, uint32_t serial);
 
 #endif

@@ -135,7 +135,7 @@ static void install(const struct fedmote_port *port) {
     must(fedmote_store_begin(&store, size) == FEDMOTE_OK &&
              fedmote_store_write(&store, 0, package, size) == FEDMOTE_OK &&
              fedmote_store_verify(&store, size, package + 16, &opened) == FEDMOTE_OK &&
-             fedmote_store_commit(&store, size) == FEDMOTE_OK,
+             fedmote_store_commit(&store, size, 0) == FEDMOTE_OK,
          "the package cannot be installed");
 }
 

@@ -58,6 +58,16 @@ def encoder_package(graph: Graph, board: Board, model_id: str) -> Package:
     return build_package(None, graph, [HeadLayer("weight", "bias", features, 1)], head, {}, board, model_id, 0)
 
 
+def transfer_package(board: Board, size_bytes: int) -> Package:
+    """A package of about this many bytes, more than half of them a head, so that its update is large as well."""
+    outputs, inputs = 10, 16
+    # A feature takes its weights, bias and multipliers in the encoder, and its floats in the head.
+    features = (size_bytes - 600) // (inputs + 12 + 4 * outputs)
+    graph = _Chain((1, inputs)).dense(features).quantized()
+    head = {"weight": np.zeros((outputs, features), np.float32), "bias": np.zeros(outputs, np.float32)}
+    return build_package(None, graph, [HeadLayer("weight", "bias", features, outputs)], head, {}, board, "transfer", 0)
+
+
 def example_encoders() -> dict[str, Graph]:
     """Int8 encoders of the shapes of `fedmote.lab.models`, random weights: what they cost depends on the shapes alone."""
     digits = _Chain((1, 8, 8, 1)).conv(8, (3, 3)).conv(16, (3, 3)).pool((2, 2)).conv(48, (3, 3)).pool((2, 2))

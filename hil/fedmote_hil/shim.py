@@ -424,11 +424,11 @@ class Bucket:
         self._free_at = clock()
 
     async def take(self, size_bytes: int) -> None:
-        """Waits until the line has carried what came before, but for the bucket's content."""
+        """Waits until all that was taken is on the line, but for the bucket's content: a late timer costs no rate."""
         if self._rate is None:
             return
         self._free_at = max(self._free_at, self._clock()) + size_bytes / self._rate
-        if (wait_s := self._free_at - self._clock()) > self._credit_s:
+        if (wait_s := self._free_at - self._clock() - self._credit_s) > 0:
             await asyncio.sleep(wait_s)
 
 

@@ -3,7 +3,7 @@
 
 Every error carries data in attributes and a message that says what happened, where, what was expected and what to try.
 The command prints the message on one line and ends with the class's exit code: 1 refused, 2 usage or configuration,
-3 link or board, 4 our bug. Foreign exceptions are translated once, where they enter.
+3 link, board or state directory, 4 our bug, 5 disk full. Foreign exceptions are translated once, where they enter.
 """
 
 from __future__ import annotations
@@ -133,6 +133,12 @@ class StoreError(FedmoteError):
     """The operator can mend it: the state directory is full, not writable, in use, or damaged."""
 
     exit_code = 3
+
+
+class DiskFullError(StoreError):
+    """The operator can mend it: free space, and start again. Nothing that was written is damaged."""
+
+    exit_code = 5
 
 
 class RigError(FedmoteError):

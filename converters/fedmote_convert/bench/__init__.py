@@ -14,5 +14,8 @@ same weights and calibration samples, and its int8 files are run by interpreters
     subjects.py       a model with all that was made of it
     rows.py           a row for each model and stack, and its verdicts
     fidelity.py       F1 to F14: limits, measured values, whether they hold
+    same_numbers.py   our form from the very float32 numbers of a peer's
+    onnx_exports.py   the same model through torch's ONNX exporters
+    recipes.py        recipes of the quantization, compared on samples that are kept for choosing
     report.py         tables
 """

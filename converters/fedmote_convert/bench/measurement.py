@@ -18,6 +18,7 @@ from fedmote.lab.zoo.data import AbsentError
 from fedmote.lab.zoo.zoo import ZOO, Entry, Model, load_model
 from fedmote_convert.bench.environments import litert_torch, numpy_1
 from fedmote_convert.bench.fidelity import MEASURES, Finding
+from fedmote_convert.bench.recipes import RECIPES, RecipeRow, recipe_row, recipe_text
 from fedmote_convert.bench.report import is_missed, report_of, text_of
 from fedmote_convert.bench.rows import Row, row_of
 from fedmote_convert.bench.stacks import PEERS, Outcome, install_bytes, run_ours, run_peer
@@ -62,6 +63,35 @@ def measure(options: argparse.Namespace) -> int:
     else:
         sys.stdout.write(text_of(report, options.details))
     return int(is_missed(report))
+
+
+def measure_recipes(options: argparse.Namespace) -> int:
+    """Compare recipes and print; 0.
+
+    Args:
+        options: as `subject.py` declares them.
+
+    Raises:
+        ConfigError: a model is unknown, or of none are the data here.
+    """
+    torch.set_num_threads(1)
+    rows: list[RecipeRow] = []
+    skipped: list[str] = []
+    for entry in entries(options.models):
+        try:
+            model = load_model(entry, say, options.train)
+        except AbsentError as error:
+            skipped.append(f"model {entry.name}: {error}")
+            continue
+        say(f"{entry.name}: {len(RECIPES)} recipes")
+        rows.append(recipe_row(model))
+    if not rows:
+        raise ConfigError(f"bench convert: nothing is left to measure; {'; '.join(skipped)}")
+    if options.json:
+        write_json({"recipes": rows, "skipped": skipped})
+    else:
+        sys.stdout.write(recipe_text(rows, skipped))
+    return 0
 
 
 def entries(names: str | None) -> Sequence[Entry]:

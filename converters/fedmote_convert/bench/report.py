@@ -15,8 +15,8 @@ _ROW_COLUMNS = (
     *("model", "stack", "seconds", "installs MB", "file B", "metric", "float", "int8", "SQNR dB", "C - TFLM"),
     "extra operators",
 )
-_VERDICT_KEYS = ("model", "what", "measured", "limit", "aim", "verdict")
-_VERDICT_COLUMNS = {"limit": "at most"}
+_VERDICT_KEYS = ("model", "what", "measured", "error", "limit", "aim", "verdict")
+_VERDICT_COLUMNS = {"error": "standard error", "limit": "at most"}
 _HOLDS = {True: "holds", False: "misses", None: "not measured"}
 
 
@@ -99,7 +99,7 @@ def _cells(row: Row) -> list[object]:
 
 
 def _figure(value: object) -> object:
-    return f"{value:.3f}" if isinstance(value, float) else value
+    return f"{value:.4f}" if isinstance(value, float) else value
 
 
 def _line_cells(line: dict[str, Any]) -> list[object]:

@@ -35,6 +35,7 @@ class Verdict:
         measured: the figure.
         limit: that it may at most be.
         aim: that it had better be, or None.
+        error: standard error of the figure, from the choice of test samples; None where it has none.
     """
 
     model: str
@@ -42,6 +43,7 @@ class Verdict:
     measured: float
     limit: float
     aim: float | None = None
+    error: float | None = None
 
     @property
     def text(self) -> str:
@@ -56,7 +58,8 @@ def row_of(subject: Subject, outcome: Outcome, install_bytes: int) -> Row:
 
     `accuracy_float` and `accuracy_int8` are the model's metric, which the row names. `max_abs_diff_lsb` is the largest difference
     of an int8 output between the device's C, which compiles the stack's file, and TensorFlow Lite Micro; None with a note where
-    the file cannot be compiled.
+    the file cannot be compiled. `paired_error` is the standard error of the difference between this stack's metric and ours:
+    both decide the same samples, so only those count that one alone decides rightly.
     """
     content, kept = subject.content(outcome), subject.kept(outcome)
     difference, note = _device_difference(subject, outcome)
@@ -68,6 +71,7 @@ def row_of(subject: Subject, outcome: Outcome, install_bytes: int) -> Row:
         "install_bytes": install_bytes,
         "file_bytes": len(outcome.tflite),
         "metric": subject.model.entry.metric,
+        "paired_error": _paired_error(subject, outcome),
         "accuracy_float": subject.float_score,
         "accuracy_int8": kept.score,
         "agreement": kept.agreement,
@@ -77,6 +81,15 @@ def row_of(subject: Subject, outcome: Outcome, install_bytes: int) -> Row:
         "samples": len(subject.model.data.x_test),
         "note": note,
     }
+
+
+def _paired_error(subject: Subject, outcome: Outcome) -> float | None:
+    """Standard error of a stack's accuracy less ours; None for ours, and for metrics that no single sample has."""
+    one, other = subject.kept(subject.outcomes[0]).is_right, subject.kept(outcome).is_right
+    if outcome.stack == FEDMOTE or one is None or other is None:
+        return None
+    differing = one.astype(float) - other.astype(float)
+    return float(differing.std() / np.sqrt(len(differing)))
 
 
 def _device_difference(subject: Subject, outcome: Outcome) -> tuple[int | None, str | None]:
@@ -103,9 +116,10 @@ def verdicts_of(rows: list[Row]) -> list[Verdict]:
             verdicts.append(Verdict(model, "C against TensorFlow Lite Micro, LSB", ours["max_abs_diff_lsb"], 0))
         if peer is None:
             continue
+        below = peer["accuracy_int8"] - ours["accuracy_int8"]
         verdicts += [
             Verdict(model, "processor time, of the peer's", ours["seconds"] / peer["seconds"], SECONDS_RATIO, SECONDS_AIM),
             Verdict(model, "file, of the peer's", ours["file_bytes"] / peer["file_bytes"], SIZE_RATIO),
-            Verdict(model, "int8 below the peer's", peer["accuracy_int8"] - ours["accuracy_int8"], ACCURACY_BELOW_PEER),
+            Verdict(model, "int8 below the peer's", below, ACCURACY_BELOW_PEER, error=peer["paired_error"]),
         ]
     return verdicts

@@ -14,6 +14,7 @@ _EXAMPLES = """examples:
   fedmote bench convert                            all models of the zoo, F1 to F14; exit status 1 if a bound is missed
   fedmote bench convert --models ds_cnn --details  one model, every finding
   fedmote bench convert --no-peers --json          ours alone, for programs
+  fedmote bench convert --recipes                  which recipe of quantization serves which model
 """
 
 
@@ -23,6 +24,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--train", action="store_true", help="train anew what the cache already holds")
     parser.add_argument("--install-peers", action="store_true", help="make the environments of others, and end")
     parser.add_argument("--no-peers", action="store_true", help="leave the other stacks out")
+    parser.add_argument("--recipes", action="store_true", help="compare our own recipes, on samples kept for choosing, and end")
     parser.add_argument("--details", action="store_true", help="the findings of each model, not only the worst")
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
 
@@ -37,6 +39,8 @@ def _run(options: argparse.Namespace) -> int:
     if options.install_peers:
         measurement.install_peers()
         return 0
+    if options.recipes:
+        return measurement.measure_recipes(options)
     if missing := oracles_missing():
         raise ConfigError(f"bench convert {missing}")
     if options.repeats < 1:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmote.lab.zoo.networks import head_of, without_head
-from fedmote.lab.zoo.zoo import Model, outputs_of
+from fedmote.lab.zoo.zoo import ACCURACY, Model, outputs_of
 from fedmote.package.graph import Graph, OpKind
 from fedmote.package.inputs import layout_of
 from fedmote.package.quantize import dequantize_values, quantize_values
@@ -68,11 +68,13 @@ class Kept:
         score: the model's metric, in [0, 1].
         agreement: share of samples decided as the float module does.
         features: real values float32 (N, D).
+        is_right: which samples a classifier decides rightly (N,); None for other metrics.
     """
 
     score: float
     agreement: float
     features: NDArray[np.float32] = field(repr=False)
+    is_right: NDArray[np.bool_] | None = field(repr=False, default=None)
 
 
 @dataclass(frozen=True)
@@ -158,9 +160,9 @@ class Subject:
         features = dequantize_values(result.activation, made) if result.type == "INT8" else made.astype(np.float32)
         head = head_of(self.model.module)
         outputs = features @ head.weight.detach().numpy().T + head.bias.detach().numpy()
-        return Kept(
-            entry.score(outputs, data.x_test, data.y_test), entry.agreement(self.exact_outputs, outputs, data.x_test), features
-        )
+        agreement = entry.agreement(self.exact_outputs, outputs, data.x_test)
+        is_right = outputs.argmax(axis=1) == data.y_test if entry.metric == ACCURACY else None
+        return Kept(entry.score(outputs, data.x_test, data.y_test), agreement, features, is_right)
 
 
 def whole_graph(model: Model) -> tuple[Graph, bytes]:

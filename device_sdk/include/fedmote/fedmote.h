@@ -62,6 +62,8 @@ struct fedmote_identity {
     uint8_t is_sending_samples; /* firmware policy: may selected samples leave for the partner? 0 wins over any plan */
     const uint8_t *key;         /* 32 bytes shared with the coordinator, borrowed; NULL: messages are not sealed */
     const uint8_t *cell_key;    /* 32 bytes shared with the partner, borrowed; NULL beside a key: no samples leave */
+    const uint8_t
+        *verify_key; /* 32 bytes, public, borrowed: only packages signed by its owner are fetched; NULL: all */
 };
 
 /* Bytes that fedmote_identity_read() needs for the texts: id, site, user name, password, each with its zero. */
@@ -122,7 +124,7 @@ struct fedmote {
     union {
         void *pointer;
         uint64_t word;
-        uint8_t bytes[864 + 40 * sizeof(void *)];
+        uint8_t bytes[872 + 41 * sizeof(void *)];
     } inside;
 };
 
@@ -137,9 +139,10 @@ FEDMOTE_MUST_CHECK int32_t fedmote_init(struct fedmote *device, const struct fed
 
 /* Does one bounded piece of work: one frame in, one frame out, one flash operation, one page of a difference or at most
  * FEDMOTE_MACS_PER_STEP multiply-accumulates. Call it for ever. Returns FEDMOTE_BUSY or FEDMOTE_IDLE, and never an
- * error: the device goes on by itself from all of them, and fedmote_status() tells. Three pieces exceed the bound, each
+ * error: the device goes on by itself from all of them, and fedmote_status() tells. Some pieces exceed the bound, each
  * at most once per round: ranking (2 n log2 n comparisons; equal losses add up to n^2 / 2 reads of a bit), verifying a
- * package (one pass over it), and one sample through a head of more than FEDMOTE_MACS_PER_STEP / 2 parameters. */
+ * package (one pass over it) or the signature of a plan, and one sample through a head of more than
+ * FEDMOTE_MACS_PER_STEP / 2 parameters. */
 int32_t fedmote_step(struct fedmote *device);
 
 /* After FEDMOTE_IDLE: milliseconds until the next timer of the device; UINT32_MAX where only bytes can wake it. */
@@ -149,7 +152,7 @@ uint32_t fedmote_wake_ms(const struct fedmote *device);
 void fedmote_status(const struct fedmote *device, struct fedmote_info *info);
 
 /* Reads an identity region (protocol/SPEC.md, section 8) of at most `region_bytes` at `region`. Texts are copied to
- * `text`, with a zero each; `identity` points there, and to the keys where they are in the region. `board` is left
+ * `text`, with a zero each; `identity` points there, and to the keys that are in the region. `board` is left
  * NULL. Names both links, so both get linked. Errors: FEDMOTE_ERR_MALFORMED without the magic, FEDMOTE_ERR_TRUNCATED,
  * FEDMOTE_ERR_CRC, and those of section 1. */
 FEDMOTE_MUST_CHECK int32_t fedmote_identity_read(struct fedmote_identity *identity,

@@ -75,6 +75,8 @@ static const struct fedmote_port port = {
     .journal_write = journal_write,
     .sealing = &fedmote_message_sealing,
     .crypto = FEDMOTE_PORT_CRYPTO,
+    .signing = FEDMOTE_PORT_SIGNING,
+    .verify = FEDMOTE_PORT_VERIFY,
 };
 
 /* Waits until the line has taken it all. */

@@ -25,4 +25,9 @@ static int32_t unlock(uint8_t *bytes, uint32_t size, const uint8_t tag[16], cons
     return crypto_aead_unlock(bytes, tag, key, nonce, associated, associated_size, bytes, size);
 }
 
+int32_t monocypher_verify(const uint8_t signature[64], const uint8_t verify_key[32], const uint8_t *message,
+                          uint32_t size) {
+    return crypto_eddsa_check(signature, verify_key, message, size);
+}
+
 const struct fedmote_crypto monocypher_crypto = {lock, unlock};

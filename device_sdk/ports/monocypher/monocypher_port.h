@@ -14,4 +14,8 @@ void monocypher_hash(void *context, const uint8_t *first, uint32_t first_size, c
 /* XChaCha20-Poly1305, as port->crypto. Some 600 bytes of stack, wiped of keys before they are left. */
 extern const struct fedmote_crypto monocypher_crypto;
 
+/* EdDSA with BLAKE2b, as port->verify. Some 2,000 bytes of stack. */
+int32_t monocypher_verify(const uint8_t signature[64], const uint8_t verify_key[32], const uint8_t *message,
+                          uint32_t size);
+
 #endif

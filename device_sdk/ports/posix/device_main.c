@@ -21,7 +21,8 @@
 #define LONGEST_WAIT_MS 1000U
 
 static const char usage[] =
-    "usage: fedmote-device --identity FILE --samples FILE [--flash FILE] [--cache BYTES] [--events]\n"
+    "usage: fedmote-device --identity FILE --samples FILE [--flash FILE] [--cache BYTES] [--clock-ms START] "
+    "[--events]\n"
     "                      (--connect HOST:PORT | --serial PATH | --pty)\n"
     "  --identity  identity region; its link says whether the stream speaks MQTT or serial frames\n"
     "  --samples   samples region\n"
@@ -29,13 +30,15 @@ static const char usage[] =
     "in\n"
     "              memory and there is no journal; needed where the identity has keys\n"
     "  --cache     room for the embeddings that the arena does not hold; without it they are computed again\n"
+    "  --clock-ms  what the clock shows at the start; it wraps at 2^32\n"
+    "  --power-cut ends the process as a power cut does, after so many steps that did something\n"
     "  --connect   TCP stream: a broker, or a peer that speaks serial frames\n"
     "  --serial    serial port or pseudo terminal\n"
     "  --pty       makes a pseudo terminal and prints the path of its other end\n"
     "  --events    writes what happens to standard error, one line each: event value\n";
 
 struct options {
-    const char *identity, *samples, *flash, *cache, *target;
+    const char *identity, *samples, *flash, *cache, *clock_ms, *power_cut, *target;
     enum stream_kind kind;
     bool has_stream;
     bool is_telling;
@@ -46,12 +49,10 @@ struct board {
     struct flash flash;
     struct cache cache;
     struct samples_region samples;
+    uint32_t clock_offset_ms;
 };
 
-static uint32_t port_now_ms(void *context) {
-    (void)context;
-    return posix_now_ms();
-}
+static uint32_t port_now_ms(void *context) { return posix_now_ms() + ((struct board *)context)->clock_offset_ms; }
 
 static uint32_t port_random(void *context) {
     (void)context;
@@ -124,6 +125,12 @@ static const char **value_of(struct options *options, const char *name) {
     if (strcmp(name, "--cache") == 0) {
         return &options->cache;
     }
+    if (strcmp(name, "--clock-ms") == 0) {
+        return &options->clock_ms;
+    }
+    if (strcmp(name, "--power-cut") == 0) {
+        return &options->power_cut;
+    }
     if (strcmp(name, "--connect") == 0 || strcmp(name, "--serial") == 0) {
         options->kind = name[2] == 'c' ? STREAM_TCP : STREAM_SERIAL;
         options->has_stream = true;
@@ -186,18 +193,40 @@ static bool open_identity(struct fedmote_identity *identity, char *text, const c
     return true;
 }
 
+static bool read_number(uint32_t *number, const char *text) {
+    char *end = NULL;
+    errno = 0;
+    const unsigned long value = strtoul(text, &end, 10);
+    if (*text < '0' || *text > '9' || *end != '\0' || errno != 0 || value > UINT32_MAX) {
+        return complain(text, "not a number from 0 to 4294967295");
+    }
+    *number = (uint32_t)value;
+    return true;
+}
+
 /* Without the option the board has no cache. */
 static bool open_cache(struct cache *cache, const char *text) {
+    uint32_t size = 0;
     if (text == NULL) {
         return true;
     }
-    char *end = NULL;
-    errno = 0;
-    const unsigned long size = strtoul(text, &end, 10);
-    if (*text < '0' || *text > '9' || *end != '\0' || errno != 0 || size > UINT32_MAX) {
-        return complain(text, "not a number of bytes");
+    if (!read_number(&size, text)) {
+        return false;
     }
-    return size == 0 || cache_open(cache, (uint32_t)size) || complain(text, "there is not so much memory");
+    return size == 0 || cache_open(cache, size) || complain(text, "there is not so much memory");
+}
+
+/* Without the option the clock shows how long the machine has been on. */
+static bool set_clock(struct board *board, const char *text) {
+    uint32_t start_ms = 0;
+    if (text == NULL) {
+        return true;
+    }
+    if (!read_number(&start_ms, text)) {
+        return false;
+    }
+    board->clock_offset_ms = start_ms - posix_now_ms();
+    return true;
 }
 
 static bool open_board(struct board *board, const struct options *options) {
@@ -215,7 +244,7 @@ static bool open_board(struct board *board, const struct options *options) {
     if (!flash_open(&board->flash, options->flash)) {
         return complain(options->flash, errno == EINVAL ? "not a flash file of this board" : strerror(errno));
     }
-    if (!open_cache(&board->cache, options->cache)) {
+    if (!open_cache(&board->cache, options->cache) || !set_clock(board, options->clock_ms)) {
         return false;
     }
     if (!stream_init(&board->stream, options->kind, options->target)) {
@@ -228,11 +257,14 @@ static bool open_board(struct board *board, const struct options *options) {
     return true;
 }
 
-static void run(struct fedmote *device, struct board *board) {
+/* `steps_left`: until the power goes; 0: it stays. */
+static void run(struct fedmote *device, struct board *board, uint32_t steps_left) {
     for (;;) {
         if (fedmote_step(device) == FEDMOTE_IDLE) {
             const uint32_t wake_ms = fedmote_wake_ms(device);
             stream_wait(&board->stream, wake_ms < LONGEST_WAIT_MS ? wake_ms : LONGEST_WAIT_MS);
+        } else if (steps_left > 0U && --steps_left == 0U) {
+            (void)raise(SIGKILL);
         }
     }
 }
@@ -244,12 +276,14 @@ int main(int count, char **arguments) {
     static uint8_t arena[FEDMOTE_BOARD_ARENA_BYTES] __attribute__((aligned(16)));
     struct fedmote_identity identity;
     struct options options;
+    uint32_t steps_left = 0;
 
     if (count == 2 && strcmp(arguments[1], "--help") == 0) {
         (void)fputs(usage, stdout);
         return EXIT_SUCCESS;
     }
-    if (!parse(&options, count, arguments)) {
+    if (!parse(&options, count, arguments) ||
+        (options.power_cut != NULL && !read_number(&steps_left, options.power_cut))) {
         return EXIT_USAGE;
     }
     (void)signal(SIGPIPE, SIG_IGN); /* a broken stream is told by write() */
@@ -287,6 +321,8 @@ int main(int count, char **arguments) {
         .journal_write = port_journal_write,
         .sealing = &fedmote_message_sealing,
         .crypto = FEDMOTE_PORT_CRYPTO,
+        .signing = FEDMOTE_PORT_SIGNING,
+        .verify = FEDMOTE_PORT_VERIFY,
     };
     if (identity.key != NULL && (port.crypto == NULL || port.journal == NULL)) {
         (void)complain(options.identity, port.crypto == NULL
@@ -303,6 +339,6 @@ int main(int count, char **arguments) {
         (void)complain(options.flash, strerror(errno));
         return EXIT_BOARD;
     }
-    run(&device, &board);
+    run(&device, &board, steps_left);
     return EXIT_SUCCESS;
 }

@@ -82,6 +82,7 @@ def _device(options: argparse.Namespace) -> VirtualDevice:
         credentials.keep_alive_s,
         credentials.key_bytes,
         credentials.cell_key_bytes,
+        credentials.verify_key_bytes,
     )
     return VirtualDevice(
         board,

@@ -33,6 +33,7 @@ EXIT_REFUSED = 1
 EXIT_USAGE = 2
 EXIT_LINK = 3
 EXIT_BUG = 4
+EXIT_FULL = 5
 EXIT_INTERRUPTED = 130
 
 
@@ -56,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: without the program's name; those of the process where None.
 
     Returns:
-        0 done, 1 refused, 2 usage or configuration, 3 link or board, 4 our bug, 130 interrupted.
+        0 done, 1 refused, 2 usage or configuration, 3 link or board, 4 our bug, 5 disk full, 130 interrupted.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     verbs = {point.name: point for point in entry_points(group=GROUP)}
@@ -81,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             return _confess(error)
         _complain(f"{error.filename or 'standard output or a temporary file'}: the disk is full")
-        return EXIT_LINK
+        return EXIT_FULL
     except Exception as error:  # the last line of defence: anything that ends here is a bug of ours
         return _confess(error)
 

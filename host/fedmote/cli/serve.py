@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import time
@@ -11,14 +12,19 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import FrameType
 
+from fedmote.cli import EXIT_INTERRUPTED
 from fedmote.cli.table import say, write_json, write_table
 from fedmote.config import BrokerConfig, CellConfig, CoordinatorConfig, load
 from fedmote.config.broker import is_plain_text
 from fedmote.coordinator import Coordinator, DeployedPartition, RunResult
-from fedmote.coordinator.security import Security
+from fedmote.coordinator.crash import die_at
+from fedmote.coordinator.security import PackageSigner, Security
 from fedmote.errors import ConfigError, RoundError
 from fedmote.fleet import Registry
+from fedmote.package.signature import SigningKey
+from fedmote.rounds import RunStatus
 from fedmote.transport import Transport
 from fedmote.transport.link import LinkServer
 from fedmote.transport.mqtt import CoordinatorMqtt
@@ -39,26 +45,35 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("config", type=Path, metavar="coordinator.toml")
     parser.add_argument("--fresh", action="store_true", help="set the run in the state directory aside and begin another one")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key, e.g. run.rounds=5")
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout; progress as one per line on stderr")
 
 
 def run(options: Namespace) -> int:
     """Serve until the run reached its goal, or a signal.
 
     Returns:
-        0 also after SIGINT or SIGTERM: the run stopped as it was told, and goes on at the next start.
+        0 where it did, and after SIGTERM: the run stopped as it was told, and goes on at the next start; 130 after SIGINT.
 
     Raises:
-        RoundError: the run had to be given up.
+        RoundError: the run had to be given up, or was stopped in a pause after failed rounds.
     """
     config = with_population(load(CoordinatorConfig, options.config, options.set, os.environ), options.config)
     for words in plain_text(config):
         say(f"INSECURE: {words}")
     partition = DeployedPartition(config.run.partition_directory, config.run.test_data)
     security = security_of(config)
-    transports = transports_of(config, None if security is None else security.seals)
-    coordinator = Coordinator(config, transports, partition, is_fresh=options.fresh, talk=say, security=security)
-    result = asyncio.run(_serve(coordinator))
+    coordinator = Coordinator(
+        config,
+        transports_of(config, None if security is None else security.seals),
+        partition,
+        is_fresh=options.fresh,
+        talk=_talk_json if options.json else say,
+        tell=_tell_json if options.json else None,
+        passing=die_at(os.environ),
+        security=security,
+    )
+    signals: list[int] = []
+    result = asyncio.run(_serve(coordinator, signals))
     if options.json:
         write_json(result.to_json())
     else:
@@ -67,6 +82,7 @@ def run(options: Namespace) -> int:
         raise RoundError(result.complaint)
     if not result.is_complete:
         say(f"stopped at checkpoint {result.version}; start again to go on")
+        return EXIT_INTERRUPTED if signal.SIGINT in signals else 0
     return 0
 
 
@@ -107,20 +123,29 @@ def plain_text(config: CoordinatorConfig) -> Iterator[str]:
         yield f"listen {config.listen} is plain text: whoever can listen on this network reads messages"
 
 
-async def _serve(coordinator: Coordinator) -> RunResult:
+def _talk_json(text: str) -> None:
+    say(json.dumps({"event": "said", "text": text}))
+
+
+def _tell_json(status: RunStatus) -> None:
+    say(json.dumps({"event": "status", **status.to_json(), "text": status.words()}))
+
+
+async def _serve(coordinator: Coordinator, signals: list[int]) -> RunResult:
     loop = asyncio.get_running_loop()
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        """The first signal stops the run where it stands; the second ends the process at once, which is safe at any moment."""
+        signals.append(number)
+        if len(signals) > 1:
+            say("forced")
+            os._exit(EXIT_INTERRUPTED)
+        say("stopping; once more to force")
+        loop.call_soon_threadsafe(coordinator.stop)
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, _on_signal, coordinator)
+        signal.signal(number, on_signal)  # not the loop's own handlers: these would wait for a loop that is busy
     return await coordinator.run()
-
-
-def _on_signal(coordinator: Coordinator) -> None:
-    """The first signal stops the run where it stands; the second ends the process at once, which is safe at any moment."""
-    if coordinator.is_stopping:
-        say("forced")
-        os._exit(130)
-    say("stopping; once more to force")
-    coordinator.stop()
 
 
 def security_of(config: CoordinatorConfig) -> Security | None:
@@ -129,7 +154,10 @@ def security_of(config: CoordinatorConfig) -> Security | None:
         return None
     registry = Registry.open(config.security.registry)
     former = registry.last_epoch()
-    return Security.begin(registry, registry.next_epoch(), time.monotonic, former)
+    security = Security.begin(registry, registry.next_epoch(), time.monotonic, former)
+    if config.security.signing_key is not None:
+        security.signer = PackageSigner(SigningKey.read(config.security.signing_key), registry.next_epoch)
+    return security
 
 
 def transports_of(config: CoordinatorConfig, seals: Seals | None = None) -> list[Transport]:

@@ -8,7 +8,15 @@ Every key can be overridden by the environment (`FEDMOTE_CONFIG__RUN__ROUNDS=5`)
 """
 
 from fedmote.config.broker import BrokerConfig, CellKey, Credentials, PartnerCredentials
-from fedmote.config.coordinator import CellConfig, CoordinatorConfig, RunConfig, SecurityConfig, StrategyConfig, WindowsConfig
+from fedmote.config.coordinator import (
+    CellConfig,
+    CoordinatorConfig,
+    DeadlineConfig,
+    RunConfig,
+    SecurityConfig,
+    StrategyConfig,
+    WindowsConfig,
+)
 from fedmote.config.load import Effective, Loaded, load, load_with_origins
 from fedmote.config.partner import PartnerConfig, PartnerDevice
 from fedmote.config.table import BadValueError, Table
@@ -20,6 +28,7 @@ __all__ = [
     "CellKey",
     "CoordinatorConfig",
     "Credentials",
+    "DeadlineConfig",
     "Effective",
     "Loaded",
     "PartnerConfig",

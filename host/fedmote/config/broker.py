@@ -99,6 +99,7 @@ class Credentials(Table):
         keep_alive_s: MQTT keep-alive, seconds.
         key: 32 bytes that the device shares with the coordinator, in hexadecimal; none: its messages are not authenticated.
         cell_key: 32 bytes that it shares with its own partner alone, in hexadecimal; the coordinator never has them.
+        verify_key: 32 bytes, public, in hexadecimal: the device takes only packages that its owner signed; none: all.
         psk: 32 bytes for the broker's TLS-PSK listener, in hexadecimal, where the device speaks TLS; its identity is the id.
     """
 
@@ -109,12 +110,18 @@ class Credentials(Table):
     keep_alive_s: Annotated[int, Bounds(1, 65535)] = 30
     key: SecretKey | None = field(default=None, repr=False)
     cell_key: SecretKey | None = field(default=None, repr=False)
+    verify_key: SecretKey | None = None
     psk: SecretKey | None = field(default=None, repr=False)
 
     @property
     def key_bytes(self) -> bytes | None:
         """The key as 32 bytes."""
         return _bytes(self.key)
+
+    @property
+    def verify_key_bytes(self) -> bytes | None:
+        """The verify key as 32 bytes."""
+        return _bytes(self.verify_key)
 
     @property
     def cell_key_bytes(self) -> bytes | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from fedmote.config.broker import BrokerConfig, refuse_plain_text
-from fedmote.config.table import U32, Bounds, Identifier, Table, TcpUrl
+from fedmote.config.table import U32, BadValueError, Bounds, Identifier, Table, TcpUrl
 from fedmote.errors import ConfigError
 
 
@@ -105,24 +105,67 @@ class StrategyConfig(Table):
 
 
 @dataclass(frozen=True)
+class DeadlineConfig(Table):
+    """A later deadline for slow participants.
+
+    Attributes:
+        boards: theirs, as they say in hello; "partner" for partners.
+        report_s: instead of that of all others.
+    """
+
+    boards: tuple[Identifier, ...]
+    report_s: Annotated[float, Bounds(0, 604_800, is_low_open=True)]
+
+
+@dataclass(frozen=True)
 class WindowsConfig(Table):
     """How long a round waits for what. Every wait has an end.
 
     Attributes:
         selection_s: participants are collected for this long after the first one is there.
         report_s: updates are collected for this long after the plans went out: the deadline.
+        deadlines: later ones, by board.
+        lease_s, grace_s: a participant that is pulling or sending at its deadline gets `lease_s` from its last chunk on, and at
+            most `grace_s` beyond the deadline; 0: none.
         min_fraction: fewer updates than this share of the goal abandon the round; the model stays.
         goal_count: the round closes early with this many updates; none: all who got a plan.
-        max_failed_rounds: so many abandoned rounds in a row end the run.
-        wait_ms: a participant with nothing to do is told to come back after this time.
+        over_select: where there is a goal_count, so many times more participants are invited: some never report, and those who
+            come after the goal is met are refused. 1.3 is for a tenth that drops out (Bonawitz et al., arXiv 1902.01046).
+        max_failed_rounds: after so many abandoned rounds in a row the run pauses, or ends.
+        after_failures: which of both.
+        pause_s, max_pause_s: the first pause, and the longest one: each is twice the one before.
+        wait_ms: a participant with nothing to do is told to come back after about this time.
+        max_hellos_per_s: large fleets are told longer times, so that no more than so many come back in a second.
+        max_rejoins_per_minute: a participant that was reset more often is made to wait.
     """
 
     selection_s: Annotated[float, Bounds(0, 86_400)] = 10.0
     report_s: Annotated[float, Bounds(0, 604_800, is_low_open=True)] = 120.0
+    deadlines: tuple[DeadlineConfig, ...] = ()
+    lease_s: Annotated[float, Bounds(0, 3600)] = 5.0
+    grace_s: Annotated[float, Bounds(0, 86_400)] = 30.0
     min_fraction: Annotated[float, Bounds(0, 1)] = 0.7
     goal_count: Annotated[int, Bounds(1, 1_000_000)] | None = None
+    over_select: Annotated[float, Bounds(1, 100)] = 1.3
     max_failed_rounds: Annotated[int, Bounds(1, 1_000_000)] = 5
-    wait_ms: Annotated[int, Bounds(1, 2**32 - 1)] = 1000
+    after_failures: Literal["pause", "end"] = "pause"
+    pause_s: Annotated[float, Bounds(0, 86_400, is_low_open=True)] = 30.0
+    max_pause_s: Annotated[float, Bounds(0, 604_800, is_low_open=True)] = 3600.0
+    wait_ms: Annotated[int, Bounds(1, 3_600_000)] = 1000
+    max_hellos_per_s: Annotated[float, Bounds(0, 1_000_000, is_low_open=True)] = 100.0
+    max_rejoins_per_minute: Annotated[int, Bounds(1, 1000)] = 3
+
+    def check(self) -> None:
+        """A board has one deadline, and a later one than all others; pauses grow."""
+        boards = [board for deadline in self.deadlines for board in deadline.boards]
+        if doubled := [board for board, count in Counter(boards).items() if count > 1]:
+            raise ConfigError(f"deadlines: board {', '.join(doubled)} has more than one")
+        for index, deadline in enumerate(self.deadlines):
+            if deadline.report_s <= self.report_s:
+                expected = f"more than the {self.report_s:g} of report_s, which holds for all others"
+                raise BadValueError(f"deadlines.{index}.report_s", deadline.report_s, expected)
+        if self.max_pause_s < self.pause_s:
+            raise BadValueError("max_pause_s", self.max_pause_s, f"at least the {self.pause_s:g} of pause_s")
 
 
 @dataclass(frozen=True)
@@ -157,12 +200,19 @@ class SecurityConfig(Table):
     Attributes:
         registry: directory of the fleet's registry, which `fedmote enroll` keeps; none: messages are not authenticated.
         broker_files: directory that `fedmote broker init` made; `fedmote enroll` keeps accounts and access lists there.
+        signing_key: the operator's key file, of `fedmote package key`: packages are signed for devices that know its verify key.
         is_insecure: `listen` may take calls from beyond loopback, in plain text; said at every start.
     """
 
     registry: Path | None = None
     broker_files: Path | None = None
+    signing_key: Path | None = None
     is_insecure: bool = False
+
+    def check(self) -> None:
+        """Signed packages are numbered by the registry."""
+        if self.signing_key is not None and self.registry is None:
+            raise ConfigError("signing_key: the key registry is needed beside it, which numbers the packages that are signed")
 
 
 @dataclass(frozen=True)

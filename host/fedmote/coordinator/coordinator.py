@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from fedmote.config import CoordinatorConfig
 from fedmote.coordinator.exchange import sound_blob
@@ -24,7 +26,19 @@ from fedmote.coordinator.run import Run, Talk
 from fedmote.coordinator.security import Security
 from fedmote.errors import RemoteWireError, TransportError
 from fedmote.package.difference import FORMAT
-from fedmote.rounds.events import BlobArrived, BlobSpoiled, Doubled, Event, Refused, Reported, Revoked, SaidHello, TookPlan
+from fedmote.rounds import RunStatus
+from fedmote.rounds.events import (
+    BlobArrived,
+    BlobSpoiled,
+    Doubled,
+    Event,
+    Refused,
+    Reported,
+    Revoked,
+    SaidHello,
+    SentChunk,
+    TookPlan,
+)
 from fedmote.store import State
 from fedmote.transport import Received, Transport
 from fedmote.transport.link import LinkServer
@@ -36,6 +50,8 @@ log = logging.getLogger(__name__)
 
 # Between two words for the operator while nothing ends.
 TALK_S = 10.0
+# A merge under way when the run is stopped may take so long; one that is not done is done at the next start.
+STOP_S = 1.0
 # Messages that wait for us; transports stop reading when it is full.
 INBOX_MESSAGES = 1024
 # A no to these says that the plan cannot be done, even if it does not name the round.
@@ -52,8 +68,9 @@ class Coordinator:
         partition: the converted model.
         is_fresh: set an earlier run aside instead of going on with it.
         talk: takes lines for the operator.
+        tell: takes the run's status from time to time; `talk` takes its words where None.
         clock: monotonic seconds.
-        passing: called with the name of every place at which a kill must do no harm.
+        passing: called with the name of every place at which a kill must do no harm; `crash.PLACES` has them.
         security: the keys, whose seals the transports have; none: messages prove nothing.
 
     Attributes:
@@ -68,6 +85,7 @@ class Coordinator:
         *,
         is_fresh: bool = False,
         talk: Talk | None = None,
+        tell: Callable[[RunStatus], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
         passing: Callable[[str], None] | None = None,
         security: Security | None = None,
@@ -77,6 +95,7 @@ class Coordinator:
         self._partition = partition
         self._is_fresh = is_fresh
         self._talk = talk or log.info
+        self._tell = tell or (lambda status: self._talk(status.words()))
         self._clock = clock
         self._passing = passing or (lambda place: None)
         self._inbox: asyncio.Queue[tuple[Transport, Received] | None] = asyncio.Queue(INBOX_MESSAGES)
@@ -84,13 +103,15 @@ class Coordinator:
         self._num_reading = 0
         self.is_stopping = False
         self._talk_at = 0.0
+        self._stop_at = math.inf
         self._security = security
         if security is not None:
             security.end.on_refusal = self._wake
 
     def stop(self) -> None:
-        """End after the action under way (and the merge, if there is one). Everything that counts is journaled already."""
+        """End after the action under way, and a merge that ends soon. Everything that counts is journaled already."""
         self.is_stopping = True
+        self._stop_at = self._clock() + STOP_S
         self._wake()
 
     def _wake(self) -> None:
@@ -110,7 +131,8 @@ class Coordinator:
             TransportError: no transport works.
         """
         with State.open(self.config.run.state_directory, self._is_fresh) as state:
-            run = Run(self.config, state, self._partition, self._clock, self._talk, self._passing)
+            sign = None if self._security is None else self._security.signer
+            run = Run(self.config, state, self._partition, self._clock, self._talk, self._passing, sign)
             readers: list[asyncio.Task[None]] = []
             try:
                 for transport in self._transports:
@@ -154,7 +176,7 @@ class Coordinator:
 
     async def _loop(self, run: Run) -> None:
         await run.perform(run.machine.tick(self._clock()))
-        while not run.is_over and not (self.is_stopping and run.merge_task is None):
+        while not run.is_over and not (self.is_stopping and (run.merge_task is None or self._clock() >= self._stop_at)):
             if self._failure is not None and self._num_reading == 0:
                 raise self._failure
             await self._wait(run)
@@ -170,11 +192,11 @@ class Coordinator:
         """Until a message, the end of a merge, or the next deadline."""
         if not self._inbox.empty():
             return
-        wake_at = min(run.machine.wake_at(), run.exchange.wake_at(), self._talk_at)
+        wake_at = min(run.machine.wake_at(), run.exchange.wake_at(), self._talk_at, self._stop_at)
         reading = asyncio.create_task(self._inbox.get())
         if self._security is not None:
             wake_at = min(wake_at, self._security.guard_at())
-        waiting: set[asyncio.Task[object]] = {reading}
+        waiting: set[asyncio.Future[Any]] = {reading}
         if run.merge_task is not None:
             waiting.add(run.merge_task)
         await asyncio.wait(waiting, timeout=max(0.0, wake_at - self._clock()), return_when=asyncio.FIRST_COMPLETED)
@@ -192,7 +214,7 @@ class Coordinator:
             await run.perform(run.machine.tick(now))
         if now >= self._talk_at:
             if self._talk_at and not run.is_over:
-                self._talk(run.machine.words(now))
+                self._tell(run.machine.status(now))
             self._talk_at = now + TALK_S
 
     # ---- keys ---------------------------------------------------------------------------------------------------------
@@ -252,7 +274,7 @@ class Coordinator:
             return
         base = hello.get("model_hash") if hello.get("difference_format") == FORMAT else None
         run.exchange.knows(who, hello["board"], hello["max_body"], base)
-        await self._handle(run, SaidHello(who, Role(hello["role"]), hello["boot"]))
+        await self._handle(run, SaidHello(who, Role(hello["role"]), hello["boot"], hello["board"]))
 
     async def _get(self, run: Run, who: str, get: Message) -> None:
         if not run.machine.is_member(who):
@@ -268,6 +290,8 @@ class Coordinator:
         sink = await run.exchange.accept(who, data, self._clock())
         if sink is not None:
             await self._handle(run, self._arrived(run, who, sink))
+        elif run.exchange.is_pulling(who, data["handle"]):
+            await self._handle(run, SentChunk(who))
 
     def _arrived(self, run: Run, who: str, sink: BlobSink) -> Event:
         """Check a complete update, and store it where it is sound."""
@@ -278,6 +302,7 @@ class Coordinator:
             run.merging.strategy.codec.decode(run.machine.role_of(who), blob, run.merging.model)
         except RemoteWireError as error:
             return BlobSpoiled(who, sink.handle, error.status, str(error))
+        self._passing("update-decoded")
         content = run.state.blobs.put(blob)
         self._passing("blob-stored")
         return BlobArrived(who, sink.handle, content)

@@ -18,8 +18,8 @@ import contextlib
 import hashlib
 import logging
 import zlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from fedmote.aggregation.ranges import Ranges
@@ -34,6 +34,9 @@ from fedmote.wire.schema import Role
 from fedmote.wire.transfer import BlobSource, handle_of
 
 log = logging.getLogger(__name__)
+
+# What a plan says of a package that it signs.
+Sign = Callable[[bytes], Mapping[str, int | bytes]]
 
 # Packages back from the newest that a difference may start from: who missed more rounds gets the whole.
 EARLIER_PACKAGES = 4
@@ -84,6 +87,7 @@ class PlannedModel:
         head: a newer head than the package carries, or None.
         name: what the model is: "package" or "checkpoint".
         difference: what makes the package out of the one that a device has, or None.
+        signature: fields about a signed package; none where packages are not signed.
     """
 
     model_hash: bytes
@@ -91,6 +95,7 @@ class PlannedModel:
     head: bytes | None
     name: str
     difference: bytes | None = None
+    signature: Mapping[str, int | bytes] = field(default_factory=dict)
 
     def fields(self) -> dict[str, int | bytes]:
         """As the plan message has them."""
@@ -104,7 +109,7 @@ class PlannedModel:
             fields |= {"head_handle": handle_of(self.head), "head_size": len(self.head), "head_crc": crc}
         if self.difference is not None:
             fields |= {"difference_handle": handle_of(self.difference), "difference_size": len(self.difference)}
-        return fields
+        return fields | dict(self.signature)
 
     def sources(self) -> list[BlobSource]:
         """What participants will ask for."""
@@ -124,10 +129,12 @@ class _Package:
 class Forms:
     """Forms of the newest checkpoint, made when somebody needs them."""
 
-    def __init__(self, partition: Partition, load: Callable[[int], Checkpoint]) -> None:
-        """`load` gives the checkpoint of a version."""
+    def __init__(self, partition: Partition, load: Callable[[int], Checkpoint], sign: Sign | None = None) -> None:
+        """`load` gives the checkpoint of a version, `sign` what plans say of a package in device form."""
         self._partition = partition
         self._load = load
+        self._sign = sign
+        self._signatures: dict[bytes, Mapping[str, int | bytes]] = {}
         self._packages: dict[tuple[str, int], _Package] = {}
         self._planned: dict[tuple[Role, str], PlannedModel] = {}
         self._differences: dict[tuple[bytes, bytes], bytes] = {}
@@ -200,7 +207,16 @@ class Forms:
         layers = self._partition.shape(self._checkpoint.tensors, self._checkpoint.ranges).layers
         package = self._package(board, self._encoder_version, layers)
         head = head_bytes(layers, self._checkpoint.tensors)
-        return PlannedModel(package.hash, package.content, None if head == package.head else head, "package")
+        newer = None if head == package.head else head
+        return PlannedModel(package.hash, package.content, newer, "package", signature=self._signature(package))
+
+    def _signature(self, package: _Package) -> Mapping[str, int | bytes]:
+        """Once per package and start: a head alone needs no new one."""
+        if self._sign is None:
+            return {}
+        if package.hash not in self._signatures:
+            self._signatures[package.hash] = self._sign(package.content)
+        return self._signatures[package.hash]
 
     def _package(self, board: str, version: int, layers: tuple[HeadLayer, ...]) -> _Package:
         if (board, version) not in self._packages:

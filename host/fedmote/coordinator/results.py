@@ -23,9 +23,11 @@ class RoundResult:
         accuracy: of the deployed form after it, 0 to 1, or None.
         seconds: from opening to end.
         reported, expected: updates that count, participants that were expected.
-        missing: why, by participant.
+        missing: why, by participant; in an open round, what each one is at.
         reason: of an abandoned round.
         updates: per participant what its report said.
+        opened_at: UTC.
+        report_s: deadline of an open round, seconds after it was opened or taken up again; None where it is not known.
     """
 
     round: int
@@ -39,6 +41,8 @@ class RoundResult:
     missing: dict[str, str]
     reason: str | None
     updates: tuple[dict[str, Any], ...]
+    opened_at: str = ""
+    report_s: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """For `--json`."""
@@ -49,6 +53,9 @@ class RoundResult:
         head = f"round {self.round} ({self.phase}): {self.reported} of {self.expected} reported"
         if self.missing:
             head += "; missing " + ", ".join(f"{who} ({why})" for who, why in self.missing.items())
+        if self.state in ("open", "closed"):
+            deadline = "" if self.report_s is None else f"; its deadline is {self.report_s:g} s after that, or after a restart"
+            return f"{head}; {self.state}, opened at {self.opened_at}{deadline}"
         if self.state == "abandoned":
             return f"{head}; abandoned: {self.reason}; the model stays"
         tail = "" if self.accuracy is None else f"; accuracy {self.accuracy:.4f}"
@@ -99,7 +106,7 @@ def round_result(ledger: Ledger, entry: RoundEntry) -> RoundResult:
         seconds=entry.seconds,
         reported=len(updates),
         expected=len(entry.plan.members),
-        missing=dict(entry.missing),
+        missing=dict(entry.missing) if entry.state != "open" else _awaited(ledger, entry),
         reason=entry.reason,
         updates=tuple(
             {
@@ -111,7 +118,21 @@ def round_result(ledger: Ledger, entry: RoundEntry) -> RoundResult:
             }
             for one in updates
         ),
+        opened_at=entry.opened_at,
+        report_s=entry.report_s,
     )
+
+
+def _awaited(ledger: Ledger, entry: RoundEntry) -> dict[str, str]:
+    """What those are at whose updates an open round waits for."""
+    number = entry.plan.round
+    attempts = {who: plan.attempt for who, plan in ledger.plans(number).items()}
+    reported = {update.participant for update in ledger.updates(number)}
+    return {
+        member.id: f"has its plan, attempt {attempts[member.id]}" if member.id in attempts else "no plan yet"
+        for member in entry.plan.members
+        if member.id not in reported
+    }
 
 
 def refusals(ledger: Ledger, number: int | None = None) -> tuple[dict[str, Any], ...]:

@@ -38,9 +38,11 @@ def _previous(ended: list[RoundEntry]) -> Previous | None:
 
 def _open(ledger: Ledger, entry: RoundEntry) -> OpenRoundStanding:
     number = entry.plan.round
+    plans = ledger.plans(number)
     return OpenRoundStanding(
         plan=entry.plan,
-        attempts={who: (plan.attempt, plan.boot) for who, plan in ledger.plans(number).items()},
+        attempts={who: (plan.attempt, plan.boot) for who, plan in plans.items()},
         counted={update.participant: update.crc for update in ledger.updates(number)},
         is_closed=entry.state == "closed",
+        boards={who: plan.board for who, plan in plans.items()},
     )

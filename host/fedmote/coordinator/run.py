@@ -12,12 +12,13 @@ import asyncio
 import contextlib
 import json
 import os
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
 from fedmote.config import CoordinatorConfig
 from fedmote.coordinator.exchange import Exchange, clip, refuse
-from fedmote.coordinator.forms import Forms, Partition
+from fedmote.coordinator.forms import Forms, Partition, Sign
 from fedmote.coordinator.merging import Merging, has_same_encoder, load_or_replay
 from fedmote.coordinator.results import RunResult, refusals, round_result
 from fedmote.coordinator.resume import standing_of
@@ -32,7 +33,9 @@ from fedmote.rounds.events import (
     JournalUpdate,
     NoteRefusal,
     OpenRound,
+    Pause,
     Pull,
+    Resume,
     SendAck,
     SendPlan,
     SendRefuse,
@@ -71,18 +74,22 @@ class Run:
         clock: Callable[[], float],
         talk: Talk,
         passing: Callable[[str], None],
+        sign: Sign | None = None,
     ) -> None:
         self.config = config
         self.state = state
         self.exchange = Exchange()
-        self.merge_task: asyncio.Task[Merged] | None = None
+        self.merge_task: asyncio.Future[Merged] | None = None
         self.is_over = False
         self.complaint: str | None = None
         self._partition = partition
         self._clock = clock
         self._talk = talk
         self._passing = passing
+        self._sign = sign
         self._opened_at = clock()
+        if state.ledger.damage is not None:
+            talk(state.ledger.damage)
         entry = self._begin_or_resume()
         self.name = entry.name
         self.checkpoint = Checkpoint(0, 0, *partition.first_model())
@@ -140,7 +147,7 @@ class Run:
         if is_mended:
             self._talk(f"checkpoint {newest.version} was missing or damaged: computed again from the journal, byte for byte")
         self._encoder_version = newest.encoder_version
-        self._forms = Forms(self._partition, load)
+        self._forms = Forms(self._partition, load, self._sign)
         self._forms.show(self.checkpoint, self._encoder_versions())
 
     def _encoder_versions(self) -> list[int]:
@@ -220,6 +227,12 @@ class Run:
                 self._close(action)
             case AbandonRound():
                 self._abandon(action)
+            case Pause():
+                self._talk(
+                    f"paused for {action.pause_s:.0f} s: {action.complaint}; the model stays, and the run goes on by itself"
+                )
+            case Resume():
+                self._talk("enough participants are back: the run goes on")
             case Stop():
                 self.is_over, self.complaint = True, action.complaint
 
@@ -227,7 +240,7 @@ class Run:
         ledger = self.state.ledger
         match action:
             case OpenRound():
-                ledger.open_round(action.plan)
+                ledger.open_round(action.plan, self.config.windows.report_s)
                 self.exchange.begin_round()
                 self._opened_at = self._clock()
                 self._talk(
@@ -309,7 +322,7 @@ class Run:
             except FedmoteError as error:
                 return error
 
-        self.merge_task = asyncio.create_task(asyncio.to_thread(merge))
+        self.merge_task = _beside(merge)
 
     async def merged(self, outcome: Merged) -> None:
         """Commit a merge that is done, or abandon its round where the result is refused.
@@ -337,6 +350,7 @@ class Run:
         self.checkpoint = checkpoint
         self._forms.show(checkpoint, self._encoder_versions())
         self.exchange.withdraw()
+        self._passing("checkpoint-shown")
         self._say_round(plan.round)
         await self.perform(self.machine.committed(checkpoint.version, self._clock()))
 
@@ -358,7 +372,7 @@ class Run:
         return RunResult(
             run=self.name.hex(),
             is_complete=self.is_over and self.complaint is None,
-            complaint=self.complaint,
+            complaint=self.complaint if self.is_over else self.machine.complaint,
             version=newest.version,
             checkpoint=str(self.state.checkpoints.path(newest.version)),
             accuracy=newest.accuracy,
@@ -366,3 +380,29 @@ class Run:
             rounds=tuple(round_result(ledger, entry) for entry in ledger.rounds()),
             refusals=refusals(ledger),
         )
+
+
+def _beside(work: Callable[[], Merged]) -> asyncio.Future[Merged]:
+    """Start work in a thread that does not hold the process back: what it would have written, the next start writes."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[Merged] = loop.create_future()
+
+    def hand_over(outcome: Merged | None, error: Exception | None) -> None:
+        if future.cancelled():
+            return
+        if error is not None:
+            future.set_exception(error)
+        elif outcome is not None:
+            future.set_result(outcome)
+
+    def run() -> None:
+        outcome, failure = None, None
+        try:
+            outcome = work()
+        except Exception as error:  # our bug: it surfaces where the outcome is awaited
+            failure = error
+        with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+            loop.call_soon_threadsafe(hand_over, outcome, failure)
+
+    threading.Thread(target=run, name="merge", daemon=True).start()
+    return future

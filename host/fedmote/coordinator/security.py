@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from fedmote.package.signature import SigningKey, Statement
 from fedmote.wire.schema import Channel, Status
 from fedmote.wire.seal import EpochEnd, Keys, Seals
 
@@ -22,6 +23,24 @@ class WatchedKeys(Keys, Protocol):
         """Look for changes; ids of participants that were added, revoked, or got another key since the last call."""
 
 
+@dataclass(frozen=True)
+class PackageSigner:
+    """What plans say of the packages that the operator signs.
+
+    Attributes:
+        key: the operator's.
+        next_serial: gives a number (32 bits) that is higher than all that it gave before, also before a restart.
+    """
+
+    key: SigningKey
+    next_serial: Callable[[], int]
+
+    def __call__(self, package: bytes) -> dict[str, int | bytes]:
+        """Fields of a plan about a package in device form."""
+        statement = Statement.of(package, self.next_serial())
+        return {"serial": statement.serial, "operators": statement.operators, "signature": self.key.sign(statement)}
+
+
 @dataclass
 class Security:
     """Keys and the end that uses them. Make one for each start, with a new epoch, and give `seals` to every transport.
@@ -29,10 +48,12 @@ class Security:
     Attributes:
         keys: of the participants.
         end: of the coordinator channel.
+        signer: of packages; None where they are not signed.
     """
 
     keys: WatchedKeys
     end: EpochEnd
+    signer: PackageSigner | None = None
     _guarded_at: float = field(default=float("-inf"), init=False)
 
     @classmethod

@@ -184,6 +184,7 @@ class Op:
         weights: CONV_2D (O, H, W, I / groups), DEPTHWISE_CONV_2D (1, H, W, O), FULLY_CONNECTED (O, I); float32 or int8.
         weight_bits: 8, or 4 where weights lie in [-8, 7] and are stored two to a byte.
         has_one_scale: whether all output channels share one weight scale; else each has its own.
+        scale_bits: significant bits of weight scales, at most float32's 24; with fewer, they are rounded up.
         float_means, int8_means: (I,) float32 or None: means of each channel of the input (of each feature, for FULLY_CONNECTED)
             in the float graph and in the int8 graph, which quantization corrects the bias by.
         bias: (O,), float32 or int32.
@@ -214,6 +215,7 @@ class Op:
     weights: NDArray[np.float32] | NDArray[np.int8] | None = None
     weight_bits: int = 8
     has_one_scale: bool = False
+    scale_bits: int = 24
     float_means: NDArray[np.float32] | None = None
     int8_means: NDArray[np.float32] | None = None
     bias: NDArray[np.float32] | NDArray[np.int32] | None = None

@@ -15,12 +15,18 @@ multiplied with. Where a graph keeps the means of its inputs, biases take that b
 Quantization Through Weight Equalization and Bias Correction", ICCV 2019, section 4.2). Means are stored rather than
 corrections, because new weights round otherwise, while the means of their inputs change slowly.
 
+A number that is off by its last bit costs no accuracy, but where every scale is off by its last bit, some value somewhere rounds
+to its other neighbour, and a deep network carries that on. So numbers that come from calibration or from weights may have fewer
+significant bits than float32 (`significant`, `Op.scale_bits`): what differs in its last bit alone then is most often the same.
+
 The result is a pure function of (graph, ranges). That is what makes a pushed package equal a full conversion.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +41,7 @@ _TIED = (
     *(OpKind.CONCATENATION, OpKind.STRIDED_SLICE, OpKind.TRANSPOSE, OpKind.BROADCAST_TO),
 )
 _BIAS_LIMIT = 2**30  # half of int32: the other half is for the products
+_FLOAT32_BITS = 24
 
 
 def is_tied(op: Op) -> bool:
@@ -204,7 +211,9 @@ def quantize_weights(op: Op, shape: tuple[int, ...], source: Quantization, targe
     largest = np.abs(weights).max(axis=others)
     if op.has_one_scale:
         largest = np.full_like(largest, largest.max())
-    scales = _weight_scales(largest / limit, bias, float(source.scale[0]), float(target.scale[0]))
+    if not 2 <= op.scale_bits <= _FLOAT32_BITS:
+        raise ConversionError(f"{op.name}: weight scales of {op.scale_bits} bits; expected 2 to {_FLOAT32_BITS}")
+    scales = _weight_scales(largest / limit, bias, float(source.scale[0]), float(target.scale[0]), op.scale_bits)
     if op.has_one_scale:
         scales = np.full_like(scales, scales.max())
     broadcast = scales.astype(np.float64).reshape([-1 if i == axis else 1 for i in range(weights.ndim)])
@@ -250,9 +259,11 @@ def mean_sums(op: Op, weights: NDArray[np.float64], shape: tuple[int, ...], mean
 
 
 def _weight_scales(
-    wanted: NDArray[np.float64], bias: NDArray[np.float64], source_scale: float, target_scale: float
+    wanted: NDArray[np.float64], bias: NDArray[np.float64], source_scale: float, target_scale: float, bits: int
 ) -> NDArray[np.float32]:
     """Scales per channel: those that make the largest weight the largest integer, unless the bias would then leave int32.
+
+    They have `bits` significant bits, rounded up.
 
     Folding a batch normalisation can leave a channel with (almost) no weights and a finite bias. Its scale is widened until
     the bias takes half of int32; a channel of zeros alone gets the scale that makes its multiplier one.
@@ -261,9 +272,18 @@ def _weight_scales(
         scales = wanted.astype(np.float32)
         needed = np.nextafter((np.abs(bias) / (source_scale * _BIAS_LIMIT)).astype(np.float32), np.float32(np.inf))
         scales = np.where(bias == 0, scales, np.maximum(scales, needed))
+        scales = significant(scales, bits, np.ceil).astype(np.float32)
         neutral = np.float32(target_scale / source_scale)
     tiny = np.finfo(np.float32).tiny
     return np.where(scales < tiny, np.maximum(neutral, tiny), scales).astype(np.float32)
+
+
+def significant(
+    values: NDArray[np.floating[Any]], bits: int, rounding: Callable[[NDArray[np.float64]], NDArray[np.float64]] = np.round
+) -> NDArray[np.float64]:
+    """Values (any shape) with so many significant bits, rounded to the nearest ones, or by another rule such as np.ceil."""
+    mantissas, exponents = np.frexp(np.asarray(values, np.float64))
+    return np.asarray(np.ldexp(rounding(np.ldexp(mantissas, bits)), exponents - bits))
 
 
 def _round(values: NDArray[np.float64]) -> NDArray[np.float64]:

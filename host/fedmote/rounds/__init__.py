@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rounds as a state machine without I/O: `RoundMachine` takes events and returns actions."""
 
-from fedmote.rounds.machine import RoundMachine, Stage
+from fedmote.rounds.machine import RoundMachine
 from fedmote.rounds.standing import OpenRoundStanding, Rules, Standing
+from fedmote.rounds.status import RunStatus, Stage
 
-__all__ = ["OpenRoundStanding", "RoundMachine", "Rules", "Stage", "Standing"]
+__all__ = ["OpenRoundStanding", "RoundMachine", "Rules", "RunStatus", "Stage", "Standing"]

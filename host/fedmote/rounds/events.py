@@ -19,16 +19,25 @@ class SaidHello:
     Attributes:
         id, role: who, as it says itself.
         boot: nonce of its boot.
+        board: what it runs on.
     """
 
     id: str
     role: Role
     boot: int
+    board: str = ""
 
 
 @dataclass(frozen=True)
 class TookPlan:
-    """A participant acknowledged its plan by asking for the model of it."""
+    """A participant asks for chunks of the model of its plan: it has the plan, and is at work."""
+
+    id: str
+
+
+@dataclass(frozen=True)
+class SentChunk:
+    """A chunk of a reported update is here."""
 
     id: str
 
@@ -103,7 +112,7 @@ class Revoked:
     id: str
 
 
-Event = SaidHello | TookPlan | Reported | BlobArrived | BlobSpoiled | Refused | Doubled | Revoked
+Event = SaidHello | TookPlan | SentChunk | Reported | BlobArrived | BlobSpoiled | Refused | Doubled | Revoked
 
 
 # ---- actions --------------------------------------------------------------------------------------------------------
@@ -231,6 +240,24 @@ class AbandonRound:
 
 
 @dataclass(frozen=True)
+class Pause:
+    """The run rests after failed rounds, or because too few came back.
+
+    Attributes:
+        pause_s: how long.
+        complaint: why.
+    """
+
+    pause_s: float
+    complaint: str
+
+
+@dataclass(frozen=True)
+class Resume:
+    """The run goes on after a pause: a round is about to open."""
+
+
+@dataclass(frozen=True)
 class Stop:
     """The run ends: `complaint` is None where it reached its goal."""
 
@@ -250,5 +277,7 @@ Action = (
     | JournalUpdate
     | CloseRound
     | AbandonRound
+    | Pause
+    | Resume
     | Stop
 )

@@ -3,19 +3,23 @@
 
             everybody there, or window over            all plans taken             all settled, or goal, or deadline
  SELECTION ---------------------------> CONFIGURATION ---------------> REPORTING ----------------------------------+
-  ^    ^                                      |                            |                                        |
-  |    |  nobody came                         +-------- deadline ----------+                   enough reported?     |
-  |    +--------+                                                                            yes |          | no    |
-  |  committed / spoiled                                                                         v          v       |
-  +----------------------------------------------------------------------------------------- CLOSING     abandon <--+
-                                                                                              (merge)   (model stays)
+  ^  ^ ^                                      |                            |                                        |
+  |  | |  nobody came                         +-------- deadline ----------+                   enough reported?     |
+  |  | +--------+                                                                            yes |          | no    |
+  |  |  committed / spoiled                                                                      v          v       |
+  |  +-------------------------------------------------------------------------------------- CLOSING     abandon <--+
+  |                                                                                           (merge)   (model stays)
+  +---- PAUSED <--- too many rounds failed in a row, or too few came back after a pause ------------------------'
 
 Rules that hold whatever arrives, and in whichever order:
 
 * A participant counts at most once per round: the first update that was journaled. A repeated report is answered with the
   same ack, another one with `duplicate`.
 * An ack stands behind the journal entry in the list of actions, so it cannot leave before the entry is durable.
-* Every wait ends: selection at its window, a round at its deadline, a run after `max_failed_rounds` failures in a row.
+* Every wait ends: selection at its window, a round at the last deadline of those it waits for. A deadline moves while chunks
+  come, and never further than the grace. After `max_failed_rounds` failures in a row the run ends, or pauses; a pause is
+  twice as long as the one before, and after it a round opens only if as many are there as it needs.
+* Whoever was reset too often waits; nobody else waits for it.
 * Whoever is not expected is refused with a status, and changes nothing.
 
 A participant speaks first. Plans are given in answer to a hello, again under the same attempt where the boot nonce is the
@@ -27,7 +31,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from enum import StrEnum
 
 from fedmote.rounds.events import (
     AbandonRound,
@@ -42,33 +45,29 @@ from fedmote.rounds.events import (
     JournalUpdate,
     NoteRefusal,
     OpenRound,
+    Pause,
     Pull,
     Refused,
     Reported,
+    Resume,
     Revoked,
     SaidHello,
     SendAck,
     SendPlan,
     SendRefuse,
     SendWait,
+    SentChunk,
     Stop,
     TookPlan,
 )
+from fedmote.rounds.leases import Leases
+from fedmote.rounds.pace import Pace, Resets
 from fedmote.rounds.progress import MAX_ATTEMPTS, MAX_CRC_FAILURES, MAX_OLD_HELLOS, Progress, Step
-from fedmote.rounds.selection import Selection, listed
+from fedmote.rounds.selection import Selection
 from fedmote.rounds.standing import OpenRoundStanding, Rules, Standing
+from fedmote.rounds.status import RunStatus, Stage
 from fedmote.strategies import Member, Previous, RoundPlan
 from fedmote.wire.schema import Role, Status
-
-
-class Stage(StrEnum):
-    """Stages of a round."""
-
-    SELECTION = "selection"
-    CONFIGURATION = "configuration"
-    REPORTING = "reporting"
-    CLOSING = "closing"
-    DONE = "done"
 
 
 class RoundMachine:
@@ -98,7 +97,13 @@ class RoundMachine:
         self._progress: dict[str, Progress]
         self._unsettled: set[str]
         self._is_done = False
-        self._deadline = math.inf
+        self._leases = Leases(rules.windows, now)
+        self._pace = Pace(rules.windows, rules.seed, len(self._members))
+        self._resets = Resets(rules.windows.max_rejoins_per_minute)
+        self._round_s: float | None = None
+        self._num_pauses = 0
+        self._paused_until: float | None = None
+        self._pause_reason = ""
         self._begin_selection(now)
         if standing.open is not None:
             self._restore(standing.open, now)
@@ -111,7 +116,7 @@ class RoundMachine:
         if self._is_done:
             return Stage.DONE
         if self.plan is None:
-            return Stage.SELECTION
+            return Stage.SELECTION if self._paused_until is None else Stage.PAUSED
         if self._is_closing:
             return Stage.CLOSING
         is_configured = all(one.step not in (Step.EXPECTED, Step.PLANNED) for one in self._progress.values())
@@ -122,8 +127,8 @@ class RoundMachine:
         if self._is_done or self._is_closing:
             return math.inf
         if self.plan is not None:
-            return self._deadline
-        return self._selection.wake_at()
+            return self._leases.end(self._unsettled)
+        return self._selection.wake_at() if self._paused_until is None else self._paused_until
 
     def is_member(self, who: str) -> bool:
         """Whether a participant has a plan in the open round."""
@@ -144,21 +149,36 @@ class RoundMachine:
 
     def missing(self) -> dict[str, str]:
         """Ids of the open round whose updates do not count yet, and why."""
-        return {who: one.reason or one.step.value for who, one in sorted(self._progress.items()) if one.step is not Step.COUNTED}
+        return {who: one.words() for who, one in sorted(self._progress.items()) if one.step is not Step.COUNTED}
+
+    @property
+    def complaint(self) -> str | None:
+        """Why the run is paused; None where it is not."""
+        return self._pause_reason if self._paused_until is not None else None
+
+    def status(self, now: float) -> RunStatus:
+        """Where the run stands, for the operator."""
+        selection, wake_at = self._selection, self.wake_at()
+        is_open = self.plan is not None
+        expected = len(self._progress) if is_open else selection.num_expected
+        return RunStatus(
+            stage=self.stage,
+            merged=self.num_merged,
+            goal=self.rules.goal,
+            failed=self._num_failed,
+            round=self._num_rounds if is_open else self._num_rounds + 1,
+            phase=(self.plan.phase if self.plan is not None else selection.phase).name.lower(),
+            come=self.num_counted if is_open else selection.num_present,
+            expected=expected,
+            needed=self._needed_of(expected),
+            missing=self.missing() if is_open else dict.fromkeys(selection.absent(), "not there"),
+            left_s=None if math.isinf(wake_at) else max(0.0, wake_at - now),
+            reason=self.complaint,
+        )
 
     def words(self, now: float) -> str:
-        """One line for the operator: who is missing, and how long the wait can still be."""
-        if self._is_done:
-            return f"done: {self.num_merged} of {self.rules.goal} rounds merged"
-        left = max(0.0, self.wake_at() - now)
-        if self.plan is None:
-            return self._selection.words(self._num_rounds + 1, left)
-        head = f"round {self.plan.round} ({self.plan.phase.name.lower()})"
-        if self._is_closing:
-            return f"{head}: merging {self.num_counted} updates"
-        missing = [one.words() for one in self._progress.values() if one.step is not Step.COUNTED]
-        text = f"{head}: {self.num_counted} of {len(self._progress)} reported, need {self._needed()}"
-        return f"{text}; missing {listed(missing)}; {left:.0f} s left" if missing else text
+        """One line for the operator: who is missing, what is awaited, and how long the wait can still be."""
+        return self.status(now).words()
 
     # ---- events ------------------------------------------------------------------------------------------------------
 
@@ -170,7 +190,10 @@ class RoundMachine:
             case SaidHello():
                 actions = self._hello(event, now)
             case TookPlan():
-                actions = self._took_plan(event)
+                actions = self._took_plan(event, now)
+            case SentChunk():
+                self._leases.progressed(event.id, now)
+                actions = []
             case Reported():
                 actions = self._reported(event)
             case BlobArrived():
@@ -182,7 +205,7 @@ class RoundMachine:
             case Doubled() | Revoked():
                 actions = self._shut_out(event)
         self._settle(event.id)
-        return actions + self._close_if_settled(now)
+        return actions + self._close_if_over(now)
 
     def tick(self, now: float) -> list[Action]:
         """React to the passing of time."""
@@ -194,17 +217,17 @@ class RoundMachine:
             self._is_done = True
             return [Stop(None)]
         if self.plan is None:
-            return self._select(now)
-        if now >= self._deadline:
-            return self._end_round(now)
-        return self._close_if_settled(now)
+            return self._wake_up(now) if self._paused_until is not None else self._select(now)
+        return self._close_if_over(now)
 
     def committed(self, version: int, now: float) -> list[Action]:
         """The merge of the closed round is durable as checkpoint `version`."""
         assert self.plan is not None  # called after CloseRound only
         self.version = version
         self.num_merged += 1
-        self._num_failed = 0
+        self._num_failed = self._num_pauses = 0
+        self._pause_reason = ""
+        self._round_s = now - self._leases.opened_at
         self._leave_round(is_committed=True, now=now)
         return self.tick(now)
 
@@ -227,20 +250,46 @@ class RoundMachine:
         """Open a round if enough participants are there, or the window is over."""
         seed = self.rules.round_seed(self._num_rounds + 1)
         members = self._selection.chosen(seed, now)
+        if self._num_pauses > 0:
+            return self._select_after_pause(seed, members, now)
         if members:
             return self._open(seed, members, now)
         if self._selection.is_hopeless(now):
             return self._open(seed, [], now) + self._abandon("nobody who is expected in this phase came", now)
         return []
 
+    def _select_after_pause(self, seed: int, members: list[Member], now: float) -> list[Action]:
+        """Open a round only if as many are there as it needs; a round that cannot succeed helps nobody."""
+        needed = self._needed_of(self._selection.num_expected)
+        if len(members) >= needed:
+            return [Resume(), *self._open(seed, members, now)]
+        if not members and not self._selection.is_hopeless(now):
+            return []
+        came = self._selection.num_present
+        return [self._pause(f"{came} of {self._selection.num_expected} participants came back, {needed} are needed", now)]
+
+    def _pause(self, complaint: str, now: float) -> Pause:
+        windows = self.rules.windows
+        pause_s = min(windows.max_pause_s, windows.pause_s * 2.0 ** min(self._num_pauses, 64))
+        self._num_pauses += 1
+        self._paused_until, self._pause_reason = now + pause_s, complaint
+        return Pause(pause_s, complaint)
+
+    def _wake_up(self, now: float) -> list[Action]:
+        """The pause is over: who is there now is asked anew."""
+        if self._paused_until is not None and now >= self._paused_until:
+            self._paused_until = None
+            self._begin_selection(now)
+        return []
+
     def _open(self, seed: int, members: Iterable[Member], now: float) -> list[Action]:
         self._num_rounds += 1
         self.plan = RoundPlan(self._num_rounds, self._selection.phase, self.version, seed, tuple(sorted(members)))
-        self._follow(self.plan)
-        self._deadline = now + self.rules.windows.report_s
+        self._follow(self.plan, now)
         return [OpenRound(self.plan)]
 
-    def _follow(self, plan: RoundPlan) -> None:
+    def _follow(self, plan: RoundPlan, now: float) -> None:
+        self._leases = Leases(self.rules.windows, now)
         self._progress = {member.id: Progress(member) for member in plan.members}
         self._unsettled = set(self._progress)
         self.num_counted = 0
@@ -254,15 +303,16 @@ class RoundMachine:
     def _restore(self, standing: OpenRoundStanding, now: float) -> None:
         """Go on with a round that was open when the coordinator ended; its deadline starts anew."""
         self.plan = standing.plan
-        self._follow(standing.plan)
+        self._follow(standing.plan, now)
         for who, (attempt, boot) in standing.attempts.items():
             self._progress[who].attempt, self._progress[who].boot = attempt, boot
             self._progress[who].step = Step.PLANNED
+            self._resets.remember(who, boot)
+            self._leases.joined(who, standing.boards.get(who, ""))
         for who, crc in standing.counted.items():
             self._progress[who].step, self._progress[who].crc = Step.COUNTED, crc
             self._settle(who)
         self._is_closing = standing.is_closed
-        self._deadline = now + self.rules.windows.report_s
 
     # ---- configuration -----------------------------------------------------------------------------------------------
 
@@ -270,20 +320,38 @@ class RoundMachine:
         if hello.role is not self._members[hello.id].role:
             expected = self._members[hello.id].role.name.lower()
             return [SendRefuse(hello.id, Status.NOT_EXPECTED, f"this id belongs to a {expected}")]
-        if self.plan is None and not self._is_done:
-            actions = self._select(now) if self._selection.came(self._members[hello.id], now) else []
-            return actions + (self._answer(hello, now) if self.plan is not None else [self._wait(hello.id, "round not open yet")])
-        return self._answer(hello, now)
+        quarantine_s = self._quarantine_s(hello, now)
+        if quarantine_s > 0:
+            return [self._wait(hello.id, "reset too often", quarantine_s)]
+        if self.plan is not None or self._is_done:
+            return self._answer(hello, now)
+        if self._paused_until is not None:
+            return [self._wait(hello.id, "the run is paused", self._paused_until - now)]
+        actions = self._select(now) if self._selection.came(self._members[hello.id], now) else []
+        return actions + (self._answer(hello, now) if self.plan is not None else [self._wait(hello.id, "round not open yet")])
+
+    def _quarantine_s(self, hello: SaidHello, now: float) -> float:
+        """A late hello from before the last reset is no reset."""
+        progress = self._progress.get(hello.id)
+        is_old = progress is not None and hello.boot in progress.old_boots
+        return 0.0 if is_old else self._resets.quarantine_s(hello.id, hello.boot, now)
 
     def _answer(self, hello: SaidHello, now: float) -> list[Action]:
         progress = self._progress.get(hello.id)
         if self._is_done:
             return [self._wait(hello.id, "the run is complete")]
         if progress is None:
-            return [self._wait(hello.id, "not in this round")]
+            return [self._wait(hello.id, "not in this round", self._time_to_next(now))]
         if self._is_closing or progress.is_settled:
-            return [self._wait(hello.id, progress.reason or "this round has your update")]
+            return [self._wait(hello.id, progress.reason or "this round has your update", self._time_to_next(now))]
+        self._leases.joined(hello.id, hello.board)
         return self._give_plan(progress, hello.boot, now)
+
+    def _time_to_next(self, now: float) -> float:
+        """Half of what the open round still takes if it is like the one before: whoever comes back then is hardly too late."""
+        if self._round_s is None or self._is_closing:
+            return 0.0
+        return max(0.0, self._leases.opened_at + self._round_s - now) / 2
 
     def _give_plan(self, progress: Progress, boot: int, now: float) -> list[Action]:
         assert self.plan is not None  # callers looked
@@ -297,7 +365,7 @@ class RoundMachine:
             actions += self._begin_attempt(progress, boot)
         elif progress.step is Step.EXPECTED:
             progress.step = Step.PLANNED
-        remaining = max(0.0, self._deadline - now)
+        remaining = max(0.0, self._leases.latest(progress.member.id) - now)
         member = progress.member
         return [*actions, SendPlan(self.plan, member.id, member.role, progress.attempt, remaining)]
 
@@ -329,11 +397,12 @@ class RoundMachine:
         progress.fail("its key was revoked")
         return [DropPull(event.id)]
 
-    def _wait(self, who: str, reason: str) -> SendWait:
-        return SendWait(who, self.rules.windows.wait_ms, reason)
+    def _wait(self, who: str, reason: str, not_before_s: float = 0.0) -> SendWait:
+        return SendWait(who, self._pace.wait_ms(who, not_before_s), reason)
 
-    def _took_plan(self, event: TookPlan) -> list[Action]:
+    def _took_plan(self, event: TookPlan, now: float) -> list[Action]:
         progress = self._progress.get(event.id)
+        self._leases.progressed(event.id, now)
         if progress is not None and progress.step is Step.PLANNED:
             progress.step = Step.TRAINING
         return []
@@ -433,17 +502,23 @@ class RoundMachine:
     # ---- closing -----------------------------------------------------------------------------------------------------
 
     def _goal(self) -> int:
-        goal = self.rules.windows.goal_count
-        return len(self._progress) if goal is None else min(goal, len(self._progress))
+        return self._goal_of(len(self._progress))
 
     def _needed(self) -> int:
-        # The small subtraction keeps 0.55 * 100 at 55, not at 56.
-        return max(1, math.ceil(self.rules.windows.min_fraction * self._goal() - 1e-9))
+        return self._needed_of(len(self._progress))
 
-    def _close_if_settled(self, now: float) -> list[Action]:
+    def _goal_of(self, num_expected: int) -> int:
+        goal = self.rules.windows.goal_count
+        return num_expected if goal is None else min(goal, num_expected)
+
+    def _needed_of(self, num_expected: int) -> int:
+        # The small subtraction keeps 0.55 * 100 at 55, not at 56.
+        return max(1, math.ceil(self.rules.windows.min_fraction * self._goal_of(num_expected) - 1e-9))
+
+    def _close_if_over(self, now: float) -> list[Action]:
         if self.plan is None or self._is_closing or self._is_done:
             return []
-        if not self._unsettled or self.num_counted >= self._goal():
+        if not self._unsettled or self.num_counted >= self._goal() or now >= self._leases.end(self._unsettled):
             return self._end_round(now)
         return []
 
@@ -477,10 +552,15 @@ class RoundMachine:
         number = self.plan.round
         self._leave_round(is_committed=False, now=now)
         if self._num_failed >= self.rules.windows.max_failed_rounds:
-            self._is_done = True
-            failed = "round failed" if self._num_failed == 1 else f"{self._num_failed} rounds in a row failed"
-            actions.append(Stop(f"{failed}; the last one, round {number}: {reason}"))
+            actions.append(self._give_up(f"the last one, round {number}: {reason}", now))
         return actions
+
+    def _give_up(self, last: str, now: float) -> Action:
+        failed = "round failed" if self._num_failed == 1 else f"{self._num_failed} rounds in a row failed"
+        if self.rules.windows.after_failures == "pause":
+            return self._pause(f"{failed}; {last}", now)
+        self._is_done = True
+        return Stop(f"{failed}; {last}")
 
     def _leave_round(self, is_committed: bool, now: float) -> None:
         assert self.plan is not None  # callers looked

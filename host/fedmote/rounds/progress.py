@@ -63,8 +63,8 @@ class Progress:
         return self.step in (Step.COUNTED, Step.FAILED)
 
     def words(self) -> str:
-        """For the operator: id and what it is at."""
-        return f"{self.member.id} ({self.reason or self.step.value})"
+        """For the operator: what it is at."""
+        return self.reason or self.step.value
 
     def fail(self, reason: str) -> None:
         """Await nothing more from it in this round."""

@@ -1,10 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Who is there for the next round: hellos are collected until the participants' policy is content, or time is up.
 
-Counts are kept hello by hello, so that a thousand participants cost one look each.
+Where the run has a goal of updates per round, more are invited than are needed: some of them will not report. Who they are is
+drawn from the round's seed. Counts are kept hello by hello, so that a thousand participants cost one look each.
 """
 
 from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
 
 from fedmote.rounds.standing import Rules
 from fedmote.strategies import Cell, Member, Previous
@@ -58,13 +63,36 @@ class Selection:
         if not is_window_over and not policy.is_enough(self._num_complete, len(self._population)):
             return []
         cells = policy.choose([cell for cell in self._population if self._present_of(cell)], seed)
-        return [member for cell in cells for member in self._present_of(cell)]
+        return [member for cell in self._invited(cells, seed) for member in self._present_of(cell)]
 
-    def words(self, number: int, left_s: float) -> str:
-        """For the operator: who is missing."""
-        absent = sorted(who for cell in self._absent.values() for who in cell)
-        text = f"round {number}: {len(self._present)} of {len(self._present) + len(absent)} participants ready"
-        return f"{text}; waiting for {listed(absent)}, at most {left_s:.0f} s" if absent else text
+    @property
+    def num_present(self) -> int:
+        """Participants that are there."""
+        return len(self._present)
+
+    @property
+    def num_expected(self) -> int:
+        """Participants that the phase is for."""
+        return sum(len(members) for members in self._members.values())
+
+    def absent(self) -> list[str]:
+        """Ids of those that are not there."""
+        return sorted(who for cell in self._absent.values() for who in cell)
+
+    def _invited(self, cells: Sequence[Cell], seed: int) -> list[Cell]:
+        """So many cells, whole, that their participants are enough for the goal although some will not report."""
+        goal = self._rules.windows.goal_count
+        if goal is None:
+            return list(cells)
+        wanted = math.ceil(goal * self._rules.windows.over_select - 1e-9)
+        invited: list[Cell] = []
+        count = 0
+        for cell in sorted(cells, key=lambda cell: _place(seed, cell.name)):
+            if count >= wanted:
+                break
+            invited.append(cell)
+            count += len(self._present_of(cell))
+        return invited
 
     def _window_end(self, first_hello: float) -> float:
         return first_hello + self._rules.windows.selection_s
@@ -73,7 +101,6 @@ class Selection:
         return [member for member in self._members[cell.name] if member.id in self._present]
 
 
-def listed(names: list[str], most: int = 5) -> str:
-    """A few names, and the number of the others."""
-    shown = ", ".join(names[:most])
-    return f"{shown} and {len(names) - most} more" if len(names) > most else shown
+def _place(seed: int, name: str) -> bytes:
+    """Of a cell in the order of invitations."""
+    return hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest()

@@ -49,12 +49,14 @@ class OpenRoundStanding:
         attempts: (attempt, boot nonce) by participant, of those that were sent a plan.
         counted: CRC of the counted update by participant.
         is_closed: the set of updates is fixed, only the merge is missing.
+        boards: of the participants that were sent a plan.
     """
 
     plan: RoundPlan
     attempts: Mapping[str, tuple[int, int]]
     counted: Mapping[str, int]
     is_closed: bool
+    boards: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

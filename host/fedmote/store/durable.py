@@ -14,16 +14,18 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from fedmote.errors import ConfigError, StoreError
+from fedmote.errors import ConfigError, DiskFullError, StoreError
 
 TEMPORARY_PREFIX = ".partial-"
+FULL = "{path}: the disk is full; nothing that was written is damaged: free space and start again"
 
 
 def write_durably(path: Path, content: bytes) -> None:
     """Write a whole file, or leave everything as it was.
 
     Raises:
-        StoreError: the disk is full, read-only or failing.
+        DiskFullError: the disk is full.
+        StoreError: it is read-only or failing.
     """
     with store_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -88,7 +90,5 @@ def store_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StoreError(
-                f"{path}: the disk is full; nothing that was written is damaged: free space and start again"
-            ) from error
+            raise DiskFullError(FULL.format(path=path)) from error
         raise StoreError(f"{path}: {error.strerror or error}") from error

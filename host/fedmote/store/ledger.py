@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -19,13 +20,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from fedmote.errors import StoreError
+from fedmote.errors import DiskFullError, StoreError
+from fedmote.store.durable import FULL
+from fedmote.store.log import Log
 from fedmote.store.schema import SCRIPTS
 from fedmote.strategies import Member, RoundPlan
 from fedmote.wire.schema import Phase, Role, Status
 
 # The reasons of strangers are theirs to choose: a bound keeps them from filling the disk with new rows.
 _MAX_REFUSAL_ROWS = 10_000
+_VERSION_WITH_DEADLINE = 3
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,18 @@ class CheckpointEntry:
 
 @dataclass(frozen=True)
 class RoundEntry:
-    """A round as it stands: `state` is open, closed, committed or abandoned."""
+    """A round as it stands.
+
+    Attributes:
+        plan: what it is.
+        state: open, closed, committed or abandoned.
+        version: of the checkpoint that it made.
+        reason: of an abandoned one.
+        seconds: that it took.
+        missing: why, by participant, once it has ended.
+        opened_at: UTC, for people; no decision depends on it.
+        report_s: its deadline, seconds after it was opened or taken up again; None in ledgers of former versions.
+    """
 
     plan: RoundPlan
     state: str
@@ -58,6 +73,8 @@ class RoundEntry:
     reason: str | None
     seconds: float | None
     missing: Mapping[str, str]
+    opened_at: str = ""
+    report_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -105,11 +122,19 @@ class RefusalEntry:
 
 
 class Ledger:
-    """The journal of one run. Use `Ledger.open`, and `close` or a `with` block."""
+    """The journal of one run. Use `Ledger.open`, and `close` or a `with` block.
 
-    def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
+    Attributes:
+        path: the file.
+        version: of its tables.
+        damage: what was not whole at the end of the journal and does not count, in words; None where all is.
+    """
+
+    def __init__(self, connection: sqlite3.Connection, path: Path, damage: str | None = None) -> None:
         self._connection = connection
         self.path = path
+        self.damage = damage
+        (self.version,) = connection.execute("PRAGMA user_version").fetchone()
 
     @classmethod
     def open(cls, path: Path, is_read_only: bool = False) -> Ledger:
@@ -122,6 +147,7 @@ class Ledger:
         Raises:
             StoreError: the file is no ledger, is newer than this program, or cannot be written.
         """
+        log = None if is_read_only else Log.read(path.with_name(f"{path.name}-wal"))
         with _translated(path):
             connection = sqlite3.connect(f"file:{path}?mode={'ro' if is_read_only else 'rwc'}", uri=True, isolation_level=None)
             try:
@@ -129,11 +155,14 @@ class Ledger:
                 if not is_read_only:
                     connection.execute("PRAGMA journal_mode = WAL")
                     connection.execute("PRAGMA synchronous = FULL")
+                # SQLite recovers the log at the first look: what it found whole, it says here.
+                connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+                damage = None if log is None else log.damage(connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()[1])
                 _upgrade(connection, path, is_read_only)
+                return cls(connection, path, damage)
             except BaseException:
                 connection.close()
                 raise
-        return cls(connection, path)
 
     def close(self) -> None:
         """Close the file; the write-ahead log is folded in."""
@@ -153,16 +182,18 @@ class Ledger:
             self._write("INSERT INTO run VALUES (1, ?, ?, ?, ?)", run.name, run.seed, run.strategy, datetime.now(UTC).isoformat())
             self._add_checkpoint(checkpoint)
 
-    def open_round(self, plan: RoundPlan) -> None:
-        """Journal that a round begins, and who is expected."""
+    def open_round(self, plan: RoundPlan, report_s: float | None = None) -> None:
+        """Journal that a round begins, who is expected, and for how long."""
         with self._transaction():
             self._write(
-                "INSERT INTO round VALUES (?, ?, ?, ?, 'open', NULL, NULL, NULL, ?)",
+                "INSERT INTO round (round, phase, base_version, seed, state, opened_at, report_s) "
+                "VALUES (?, ?, ?, ?, 'open', ?, ?)",
                 plan.round,
                 int(plan.phase),
                 plan.version,
                 plan.seed,
                 datetime.now(UTC).isoformat(),
+                report_s,
             )
             for member in plan.members:
                 self._write("INSERT INTO member VALUES (?, ?, ?, ?, NULL)", plan.round, member.id, int(member.role), member.cell)
@@ -280,8 +311,11 @@ class Ledger:
             members.setdefault(row[0], []).append(Member(row[1], Role(row[2]), row[3]))
             if row[4] is not None:
                 missing.setdefault(row[0], {})[row[1]] = row[4]
+        # A ledger that is only looked at keeps its version: the column may not be there.
+        report_s = "report_s" if self.version >= _VERSION_WITH_DEADLINE else "NULL"
         rows = self._all(
-            f"SELECT round, phase, base_version, seed, state, version, reason, seconds FROM round {where} ORDER BY round",
+            f"SELECT round, phase, base_version, seed, state, version, reason, seconds, opened_at, {report_s} FROM round {where} "
+            "ORDER BY round",
             *arguments,
         )
         return [
@@ -292,6 +326,8 @@ class Ledger:
                 row[6],
                 row[7],
                 missing.get(row[0], {}),
+                row[8],
+                row[9],
             )
             for row in rows
         ]
@@ -374,8 +410,16 @@ def _translated(path: Path) -> Iterator[None]:
     except sqlite3.IntegrityError as error:
         raise StoreError(f"{path}: the journal refuses an entry ({error})") from error
     except sqlite3.Error as error:
-        if getattr(error, "sqlite_errorname", "") == "SQLITE_FULL":
-            raise StoreError(
-                f"{path}: the disk is full; nothing that was written is damaged: free space and start again"
-            ) from error
+        if _is_full(error, path):
+            raise DiskFullError(FULL.format(path=path)) from error
         raise StoreError(f"{path}: {error}") from error
+
+
+def _is_full(error: sqlite3.Error, path: Path) -> bool:
+    """SQLite names a full disk as such in most places, and as a failed write of its shared memory in others."""
+    name = getattr(error, "sqlite_errorname", "")
+    if name == "SQLITE_FULL":
+        return True
+    with contextlib.suppress(OSError):
+        return name.startswith(("SQLITE_IOERR", "SQLITE_CANTOPEN")) and os.statvfs(path.parent).f_bavail == 0
+    return False

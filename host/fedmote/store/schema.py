@@ -74,5 +74,9 @@ VERSION_2 = """
 ALTER TABLE plan ADD COLUMN base BLOB;          -- hash of the installed package, of a device that makes packages from differences
 """
 
+VERSION_3 = """
+ALTER TABLE round ADD COLUMN report_s REAL;     -- its deadline, seconds after it was opened or taken up again
+"""
+
 # Script of version n at index n - 1.
-SCRIPTS = (VERSION_1, VERSION_2)
+SCRIPTS = (VERSION_1, VERSION_2, VERSION_3)

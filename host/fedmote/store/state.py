@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import stat
 from pathlib import Path
 
 from fedmote.errors import StoreError
@@ -40,17 +41,21 @@ class State:
 
     @classmethod
     def open(cls, directory: Path, is_fresh: bool = False) -> State:
-        """Open a state directory for writing; make it where there is none.
+        """Open a state directory for writing; make it, but not the directories above it, where there is none.
 
         Args:
             directory: of the run.
             is_fresh: set an earlier run aside instead of going on with it.
 
         Raises:
-            StoreError: another coordinator has it, or it cannot be written.
+            StoreError: another coordinator has it, it cannot be written, or it belongs to somebody else.
         """
         with store_errors(directory):
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)  # updates tell about the data they were trained on
+            if not directory.parent.is_dir():  # a medium that is not mounted must not look like a run that never began
+                raise StoreError(f"{directory}: {directory.parent} is not there; mount or make it, or choose another directory")
+            directory.mkdir(mode=0o700, exist_ok=True)  # updates tell about the data they were trained on
+            for path in (directory, *(directory / name for name in ("lock", *_CONTENTS))):
+                _refuse_unwritable(path)
             lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT, 0o600)
         try:
             try:
@@ -96,3 +101,16 @@ def set_aside(directory: Path) -> Path | None:
                 (directory / content).rename(target / content)
         sync_directory(directory)
     return target
+
+
+def _refuse_unwritable(path: Path) -> None:
+    """Also where we are root, who can write everything and would lock the owner out of what it made."""
+    if not path.exists():
+        return
+    found = path.stat()
+    if found.st_uid != os.geteuid():
+        raise StoreError(
+            f"{path}: belongs to user {found.st_uid}, this is user {os.geteuid()}; start as its owner, or give it over"
+        )
+    if not found.st_mode & stat.S_IWUSR or not os.access(path, os.W_OK):
+        raise StoreError(f"{path}: cannot be written; make it writable, or choose another directory")

@@ -68,7 +68,7 @@ def _decode_full(blob: bytes, model: ModelShape) -> Decoded:
     except ConfigError as error:
         raise RemoteWireError(Status.UPDATE_SHAPE, str(error)) from error
     tensors = {name: values for name, values in found.items() if not name.startswith(RANGE_PREFIX)}
-    complaint = shape_complaint(tensors, model.tensors)
+    complaint = shape_complaint(tensors, model.tensors) if tensors else "no tensor at all"
     if complaint:
         raise RemoteWireError(Status.UPDATE_SHAPE, complaint)
     return Decoded(tensors, _ranges(found, model))

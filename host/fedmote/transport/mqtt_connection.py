@@ -34,6 +34,7 @@ CONNECT_TIMEOUT_S = 5.0
 START_TIMEOUT_S = 15.0  # a broker that has not answered by then is not there
 BACKOFF_S = (1.0, 60.0)
 MAX_UNSENT = 256  # messages that may wait in paho; `publish` waits for room
+ROOM_TIMEOUT_S = 1.0  # and no longer: a broker that stands still must not hold its users' deadlines back
 MAX_QUEUED = 1000  # of quality 1 that paho keeps while the broker is away
 _DEFAULT_PORTS = {"mqtt": 1883, "mqtts": 8883}
 _REFUSED = ("Bad user name or password", "Not authorized", "Client identifier not valid", "Unsupported protocol version")
@@ -121,6 +122,7 @@ class MqttConnection:
         self._is_ready = asyncio.Event()
         self._is_down = asyncio.Event()
         self._has_room = asyncio.Event()
+        self._is_stuck = False
         self._unsent: set[int] = set()
         self._refusal: TransportError | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -155,13 +157,25 @@ class MqttConnection:
         raise self._refusal or TransportError(f"broker {self.login}: no answer in {START_TIMEOUT_S:g} s; is it running there?")
 
     async def publish(self, topic: str, payload: bytes, quality: int, is_retained: bool = False) -> bool:
-        """Publish; waits for room where much is unsent. False, with nothing sent, where the broker is away."""
-        while self.is_ready and len(self._unsent) >= MAX_UNSENT:
-            self._has_room.clear()
-            await self._has_room.wait()
-        if not self.is_ready:
+        """Publish; waits for room where much is unsent. False, with nothing sent, where the broker is away or stands still."""
+        if not self.is_ready or not await self._is_room_made():
             return False
         return self._publish(topic, payload, quality, is_retained)
+
+    async def _is_room_made(self) -> bool:
+        """Wait for room, once: until something moves again, nobody else waits for the same broker."""
+        try:
+            async with asyncio.timeout(0.0 if self._is_stuck else ROOM_TIMEOUT_S):
+                while self.is_ready and len(self._unsent) >= MAX_UNSENT:
+                    self._has_room.clear()
+                    await self._has_room.wait()
+        except TimeoutError:
+            self._is_stuck = True
+        return self.is_ready and len(self._unsent) < MAX_UNSENT
+
+    def _make_room(self) -> None:
+        self._is_stuck = False
+        self._has_room.set()
 
     def publish_soon(self, topic: str, payload: bytes, quality: int) -> None:
         """Publish from inside a callback; dropped where the broker is away or much is unsent."""
@@ -273,7 +287,7 @@ class MqttConnection:
     def _go_down(self) -> None:
         self._is_ready.clear()
         self._unsent.clear()
-        self._has_room.set()
+        self._make_room()
         self._is_down.set()
 
     # ---- paho's callbacks ---------------------------------------------------------------------------------
@@ -352,7 +366,7 @@ class MqttConnection:
 
     def _on_publish(self, client: paho.Client, data: object, mid: int, reason: ReasonCode, properties: Properties) -> None:
         self._unsent.discard(mid)
-        self._has_room.set()
+        self._make_room()
 
     # paho calls these from our loop's thread, and from the connecting thread while `connect` runs there.
 

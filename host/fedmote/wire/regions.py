@@ -39,6 +39,7 @@ class Identity:
         keep_alive_s: MQTT keep-alive, seconds.
         key: 32 bytes that the board shares with the coordinator; none: its messages are not sealed.
         cell_key: 32 bytes that it shares with its partner; none beside a key: it sends no samples.
+        verify_key: 32 bytes, public: it takes only packages that the key's owner signed; none: all.
     """
 
     id: str
@@ -50,6 +51,7 @@ class Identity:
     keep_alive_s: int = 30
     key: bytes | None = field(default=None, repr=False)
     cell_key: bytes | None = field(default=None, repr=False)
+    verify_key: bytes | None = None
 
 
 def samples_region(x: NDArray[np.int8], y: NDArray[np.integer]) -> bytes:
@@ -85,6 +87,7 @@ def identity_region(
     keep_alive_s: int = 30,
     key: bytes | None = None,
     cell_key: bytes | None = None,
+    verify_key: bytes | None = None,
 ) -> bytes:
     """The region of an identity; LocalWireError for texts, numbers or keys that do not fit."""
     for name, text, limit in (("id", id, LIMIT_IDENTIFIER), ("site", site, LIMIT_IDENTIFIER)):
@@ -97,7 +100,7 @@ def identity_region(
         raise LocalWireError(Status.FIELD_RANGE, f"link {link!r}, keep-alive {keep_alive_s} s")
     if key is None and cell_key is not None:
         raise LocalWireError(Status.ARGUMENT, "a cell key without a key: the board could not prove itself to the coordinator")
-    keys = {number: one for number, one in ((8, key), (9, cell_key)) if one is not None}
+    keys = {number: one for number, one in ((8, key), (9, cell_key), (10, verify_key)) if one is not None}
     for one in keys.values():
         if len(one) != KEY_BYTES:
             raise LocalWireError(Status.FIELD_RANGE, f"a key has {len(one)} bytes; {KEY_BYTES} expected")
@@ -116,12 +119,12 @@ def read_identity_region(region: bytes) -> Identity:
     try:
         texts = [_text(items[key]) for key in (1, 2, 4, 5)]
         link, is_sending, keep_alive = (_number(items[key]) for key in (3, 6, 7))
-        key, cell_key = (_key(items[number]) if number in items else None for number in (8, 9))
+        keys = [_key(items[number]) if number in items else None for number in (8, 9, 10)]
     except KeyError as error:
         raise RemoteWireError(Status.MISSING_FIELD, f"key {error} of an identity") from error
     if link >= len(_LINKS) or is_sending > 1:
         raise RemoteWireError(Status.FIELD_RANGE, f"link {link}, is_sending_samples {is_sending}")
-    return Identity(texts[0], texts[1], _LINKS[link], texts[2], texts[3], bool(is_sending), keep_alive, key, cell_key)
+    return Identity(texts[0], texts[1], _LINKS[link], texts[2], texts[3], bool(is_sending), keep_alive, *keys)
 
 
 def _unpack(head: struct.Struct, region: bytes) -> tuple[bytes, list[int]]:

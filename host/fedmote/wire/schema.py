@@ -66,9 +66,11 @@ class Status(IntEnum):
     DIFFERENCE = 36
     DIFFERENCE_BASE = 37
     PACKAGE_TRIAL = 38
+    PACKAGE_SIGNATURE = 39
     LINK = 40
     LINK_REFUSED = 41
     TIMEOUT = 42
+    PACKAGE_OLD = 43
     STALE_ROUND = 50
     UNKNOWN_RUN = 51
     WRONG_MODEL = 52
@@ -247,11 +249,14 @@ NumberField = Literal[
     "difference_format",
     "difference_handle",
     "difference_size",
+    "serial",
+    "operators",
 ]
 BytesField = Literal[
     "data",
     "run",
     "model_hash",
+    "signature",
 ]
 TextField = Literal[
     "device",
@@ -324,6 +329,9 @@ FIELDS: Final[dict[str, FieldRule]] = {
     "difference_format": FieldRule(61, int, 1, 255),
     "difference_handle": FieldRule(62, int, 0, 4294967295),
     "difference_size": FieldRule(63, int, 0, 4294967295),
+    "serial": FieldRule(64, int, 0, 4294967295),
+    "operators": FieldRule(65, int, 0, 4294967295),
+    "signature": FieldRule(66, bytes, 64, 64),
 }
 
 # Fields of a kind, True where the field is required.
@@ -381,6 +389,9 @@ MESSAGES: Final[dict[Kind, dict[str, bool]]] = {
         "is_bias_only": False,
         "difference_handle": False,
         "difference_size": False,
+        "serial": False,
+        "operators": False,
+        "signature": False,
     },
     Kind.GET: {
         "handle": True,

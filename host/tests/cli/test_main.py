@@ -14,7 +14,7 @@ import pytest
 import fedmote
 from fedmote import cli
 from fedmote.cli.table import write_json, write_table
-from fedmote.errors import ConfigError, RoundError, TransportError
+from fedmote.errors import ConfigError, DiskFullError, RoundError, TransportError
 
 CODE = """
 import sys
@@ -106,7 +106,8 @@ def test_result_of_the_verb_is_the_exit_code(verb):
         (RoundError("c"), 1),
         (TransportError("d"), 3),
         (KeyboardInterrupt(), 130),
-        (OSError(errno.ENOSPC, "full"), 3),
+        (OSError(errno.ENOSPC, "full"), 5),
+        (DiskFullError("f"), 5),
         (OSError(errno.EIO, "e"), 4),
         (ValueError("e"), 4),
     ],

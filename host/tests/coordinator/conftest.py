@@ -224,6 +224,7 @@ class Site:
     config: CoordinatorConfig
     actors: dict
     talk: list = field(default_factory=list)
+    statuses: list = field(default_factory=list)
     partition: TinyPartition = field(default_factory=TinyPartition)
     keys: "TestKeys | None" = None
     epoch: int = 0
@@ -235,9 +236,15 @@ class Site:
         security = self._security()
         network = MemoryNetwork(seals=None if security is None else security.seals)
         self.coordinator = Coordinator(
-            self.config, [network.coordinator], self.partition, is_fresh=is_fresh, talk=self.talk.append, passing=passing,
+            self.config,
+            [network.coordinator],
+            self.partition,
+            is_fresh=is_fresh,
+            talk=self.talk.append,
+            tell=self.statuses.append,
+            passing=passing,
             security=security,
-        )  # fmt: skip
+        )
         self.network = network
         self.tasks = {
             id: asyncio.create_task(actor.run(network)) for id, actor in self.actors.items() if only is None or id in only
@@ -273,7 +280,7 @@ class Site:
 @pytest.fixture
 def site(tmp_path):
     def make(name="state", rounds=2, cells=CELLS, strategy=None, **windows):
-        values = {"selection_s": 5.0, "report_s": 20.0, "min_fraction": 0.5, "wait_ms": 10} | windows
+        values = {"selection_s": 5.0, "report_s": 20.0, "min_fraction": 0.5, "wait_ms": 10, "after_failures": "end"} | windows
         config = CoordinatorConfig(
             run=RunConfig("site", "run", tmp_path / name, tmp_path, rounds=rounds, seed=7),
             cells=cells,

@@ -2,6 +2,8 @@
 """Whole runs over memory: rounds, forms of the model, hostile participants, stops."""
 
 import asyncio
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -326,6 +328,35 @@ def test_stop_ends_the_run_and_a_second_start_goes_on(site):
     assert again.is_complete
     assert again.run == result.run
     assert again.version == 4
+
+
+def test_stop_does_not_wait_for_a_merge_that_takes_long_and_the_next_start_merges(site):
+    quiet = site("quiet", rounds=1)
+    quiet.serve()
+    one = site(rounds=1)
+    began, times = threading.Event(), []
+
+    class Slow(type(one.partition)):
+        def evaluate(self, tensors, ranges, version):
+            if version == 1:
+                began.set()
+                time.sleep(5)
+            return super().evaluate(tensors, ranges, version)
+
+    fast, one.partition = one.partition, Slow()
+
+    async def stop(site):
+        while not began.is_set():
+            await asyncio.sleep(0.001)
+        times.append(time.monotonic())
+        site.coordinator.stop()
+
+    result = one.serve(while_running=stop)
+    assert time.monotonic() - times[0] <= 2.0
+    assert (result.is_complete, result.version, result.rounds[0].state) == (False, 0, "closed")
+    one.partition = fast
+    assert one.serve(only=()).is_complete
+    assert one.checkpoint_bytes() == quiet.checkpoint_bytes()
 
 
 def test_fresh_start_begins_another_run(site):

@@ -6,35 +6,13 @@ from collections import Counter
 import pytest
 
 from fedmote.config import StrategyConfig
+from fedmote.coordinator.crash import ALL_PLACES, PLACES, die_at
+from fedmote.errors import ConfigError
 from fedmote.store import Ledger
 
 from .conftest import Killed
 
 FORMS = {"alternating": 3, "simultaneous": 2}
-PLACES = [
-    "first-checkpoint-written",
-    "run-begun",
-    "blob-stored",
-    "round-closed",
-    "merge-computed",
-    "checkpoint-written",
-    "round-committed",
-    *(
-        f"{when} {action}"
-        for action in (
-            "OpenRound",
-            "JournalPlan",
-            "SendPlan",
-            "SendWait",
-            "Pull",
-            "JournalUpdate",
-            "SendAck",
-            "CloseRound",
-            "Stop",
-        )
-        for when in ("before", "after")
-    ),
-]
 
 
 def make(site, name, form):
@@ -81,8 +59,8 @@ def assert_sound(one, result, expected):
 @pytest.mark.parametrize("form", FORMS)
 def test_kill_at_every_place_leaves_the_final_checkpoint_byte_identical(site, quiet, form):
     expected, passed = quiet(form)
-    assert set(PLACES) <= set(passed), "every place is reached in a quiet run"
-    for place in PLACES:
+    assert set(ALL_PLACES) <= set(passed), "every place is reached in a quiet run"
+    for place in ALL_PLACES:
         occurrences = {1} if "SendWait" in place else {1, max(1, passed[place] // 2)}  # waits vary in number
         for occurrence in sorted(occurrences):
             one = make(site, f"{form}-{place.replace(' ', '-')}-{occurrence}", form)
@@ -117,3 +95,20 @@ def test_participants_that_were_reset_while_the_coordinator_was_away_count_once(
     for actor in one.actors.values():
         actor.boot, actor.plan, actor.update, actor.sinks = 77, None, None, []
     assert_sound(one, one.serve(), expected)
+
+
+def test_places_are_many_and_in_every_part_of_a_round():
+    assert len(ALL_PLACES) == len(set(ALL_PLACES)) >= 25
+    assert set(PLACES) == {"beginning", "selection", "configuration", "reporting", "merging", "committing"}
+
+
+def test_a_process_is_told_by_its_environment_where_to_die(monkeypatch):
+    died = []
+    monkeypatch.setattr("os.kill", lambda process, number: died.append(number))
+    assert die_at({}) is None
+    passing = die_at({"FEDMOTE_DIE_AT": "round-closed#2"})
+    for place in ("round-closed", "merge-computed", "round-closed", "round-closed"):
+        passing(place)
+    assert died == [9]
+    with pytest.raises(ConfigError, match="expected PLACE#N"):
+        die_at({"FEDMOTE_DIE_AT": "nowhere"})

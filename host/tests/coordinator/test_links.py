@@ -2,6 +2,7 @@
 """Runs over real links and in a real process: broker and direct links at once, kill -9, SIGTERM, the verbs afterwards."""
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -12,7 +13,6 @@ import time
 
 import pytest
 
-from fedmote.cli import serve
 from fedmote.config import CellConfig, CoordinatorConfig, RunConfig, WindowsConfig
 from fedmote.coordinator import Coordinator, DeployedPartition
 from fedmote.fleet.registry import Registry
@@ -122,16 +122,16 @@ class Served:
     def __init__(self, path, url, keys=None):
         self.path, self.url, self.keys = path, url, keys
 
-    def start(self, *arguments):
+    def start(self, *arguments, program=MAIN):
         return subprocess.Popen(
-            [sys.executable, "-c", MAIN, "serve", str(self.path), "--json", *arguments],
+            [sys.executable, "-c", program, "serve", str(self.path), "--json", *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             bufsize=1,
         )
 
-    async def run(self, on_line):
+    async def run(self, on_line, actors=None):
         """Participants meet the process; `on_line(process, line)` sees its talk and returns the process to go on with."""
         process = self.start()
         loop = asyncio.get_running_loop()
@@ -143,7 +143,8 @@ class Served:
                 if not line:
                     break
                 if "listening" in line and not tasks:
-                    tasks = [asyncio.create_task(actor.run(lines)) for actor in real_actors(NAMES, keys=self.keys).values()]
+                    made = (actors or real_actors(NAMES, keys=self.keys)).values()
+                    tasks = [asyncio.create_task(actor.run(lines)) for actor in made]
                 process = on_line(process, line)
             return await loop.run_in_executor(None, process.communicate), process.returncode
         finally:
@@ -154,8 +155,8 @@ class Served:
             for end in lines.ends:
                 await end.close()
 
-    def serve(self, on_line=lambda process, line: process):
-        (out, _), code = asyncio.run(asyncio.wait_for(self.run(on_line), 120))
+    def serve(self, on_line=lambda process, line: process, actors=None):
+        (out, _), code = asyncio.run(asyncio.wait_for(self.run(on_line, actors), 120))
         return (json.loads(out) if out else None), code
 
 
@@ -241,42 +242,56 @@ def test_sigterm_stops_quickly_with_code_0_and_the_next_start_goes_on(tmp_path):
     assert (tmp_path / "m.safetensors").exists()
 
 
-def test_sigterm_while_nobody_is_there_ends_the_process_with_code_0(tmp_path):
+@contextlib.contextmanager
+def waiting_process(tmp_path, program=MAIN):
+    """A coordinator that listens, and nobody comes."""
     write_conversion(tmp_path / "tiny")
     served = Served(*write_config(tmp_path, "state", 2))
-    process = served.start()
+    process = served.start(program=program)
     try:
         while "listening" not in process.stderr.readline():
             pass
-        process.send_signal(signal.SIGTERM)
-        out, _ = process.communicate(timeout=30)
+        yield process
     finally:
         process.kill()
-    assert process.returncode == 0
-    assert json.loads(out)["version"] == 0
+        process.communicate()
 
 
-def test_second_signal_forces_the_end(monkeypatch):
-    ended = []
-    monkeypatch.setattr(os, "_exit", ended.append)
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_a_signal_ends_the_process_within_two_seconds_with_its_code(tmp_path, number, code):
+    with waiting_process(tmp_path) as process:
+        began = time.monotonic()
+        process.send_signal(number)
+        out, _ = process.communicate(timeout=30)
+        assert time.monotonic() - began <= 2.0
+        assert process.returncode == code
+        assert json.loads(out)["version"] == 0
 
-    class Slow:
-        is_stopping = False
 
-        def stop(self):
-            self.is_stopping = True
-
-    slow = Slow()
-    serve._on_signal(slow)
-    assert ended == []
-    serve._on_signal(slow)
-    assert ended == [130]
+def test_a_second_interrupt_forces_the_end_although_everything_is_stuck(tmp_path):
+    stuck = "import time; from fedmote.coordinator import Coordinator; Coordinator.stop = lambda self: time.sleep(60); "
+    with waiting_process(tmp_path, stuck + MAIN) as process:
+        process.send_signal(signal.SIGINT)
+        assert "once more to force" in process.stderr.readline()
+        began = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=30) == 130
+        assert time.monotonic() - began <= 2.0
 
 
 def test_run_that_is_given_up_ends_with_code_1_and_one_line(tmp_path):
     write_conversion(tmp_path / "tiny")
     path, _ = write_config(tmp_path, "state", 2)
-    short = ["--set", "windows.selection_s=0", "--set", "windows.report_s=0.1", "--set", "windows.max_failed_rounds=2"]
+    short = [
+        "--set",
+        "windows.selection_s=0",
+        "--set",
+        "windows.report_s=0.1",
+        "--set",
+        "windows.max_failed_rounds=2",
+        "--set",
+        "windows.after_failures=end",
+    ]
     done = verb("serve", str(path), "--json", *short)
     assert done.returncode == 1
     assert json.loads(done.stdout)["complaint"]

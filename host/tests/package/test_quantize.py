@@ -19,6 +19,7 @@ from fedmote.package.quantize import (
     quantize,
     quantize_input,
     quantize_values,
+    significant,
 )
 from fedmote.package.tflite_writer import write
 
@@ -352,16 +353,48 @@ def test_means_of_another_length_are_refused():
 @pytest.mark.parametrize("kind", WEIGHTED)
 def test_a_host_manifest_keeps_factors_and_means_exactly(kind):
     template, _, _ = equalised_graph(np.random.default_rng(9), kind)
-    template = replace(template, ops=(replace(template.ops[0], has_one_scale=True),))
+    template = replace(template, ops=(replace(template.ops[0], has_one_scale=True, scale_bits=16),))
     manifest = HostManifest("m", 1, "posix", "nf", (), template, {"x": (-1.0, 1.0)})
     read = HostManifest.from_bytes(manifest.to_bytes())
     before, after = template.ops[0], read.template.ops[0]
     assert read.to_bytes() == manifest.to_bytes()
     assert after.has_one_scale
+    assert after.scale_bits == 16
     for owner, names in (("", ("float_means", "int8_means")), ("source", ("output_factors", "input_factors"))):
         for name in names:
             one, two = ((getattr(op, owner) if owner else op) for op in (before, after))
             np.testing.assert_array_equal(getattr(one, name), getattr(two, name), strict=True)
+
+
+def test_significant_bits_are_kept_by_rounding_as_it_is_asked_for():
+    values = np.array([0.0, 1.0, -3.0, 1 + 2**-12, 4095.5, 2**-140 * (1 + 2**-12), np.inf])
+
+    np.testing.assert_array_equal(significant(values, 12), [0, 1, -3, 1, 4096, 2**-140, np.inf])
+    np.testing.assert_array_equal(significant(values, 12, np.ceil), [0, 1, -3, 1 + 2**-11, 4096, 2**-140 * (1 + 2**-11), np.inf])
+
+
+@pytest.mark.parametrize("has_one_scale", [False, True])
+@pytest.mark.parametrize("kind", WEIGHTED)
+def test_weight_scales_of_few_bits_are_the_next_larger_ones(kind, has_one_scale):
+    template, tensors, _ = equalised_graph(np.random.default_rng(11), kind)
+    ranges = {"x": (-3.0, 3.0), "y": (-50.0, 50.0)}
+    scales = []
+    for bits in (24, 10):
+        op = replace(template.ops[0], scale_bits=bits, has_one_scale=has_one_scale)
+        scales.append(quantize(bind(replace(template, ops=(op,)), tensors), ranges).ops[0].weight_quantization.scale)
+
+    assert (scales[1] > scales[0]).all()
+    assert (scales[1] <= scales[0] * (1 + 2.0**-9)).all()
+    np.testing.assert_array_equal(significant(scales[1], 10), scales[1])
+
+
+@pytest.mark.parametrize("bits", [0, 1, 25])
+def test_weight_scales_of_impossible_bits_are_refused(bits):
+    template, tensors, _ = equalised_graph(np.random.default_rng(12), OpKind.CONV_2D)
+    graph = bind(replace(template, ops=(replace(template.ops[0], scale_bits=bits),)), tensors)
+
+    with pytest.raises(ConversionError, match=f"op: weight scales of {bits} bits; expected 2 to 24"):
+        quantize(graph, {"x": (-3.0, 3.0), "y": (-50.0, 50.0)})
 
 
 def test_a_damaged_vector_of_a_host_manifest_is_refused():

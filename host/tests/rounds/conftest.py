@@ -76,6 +76,7 @@ class Fleet:
 def fleet():
     def make(cells=CELLS, goal=3, strategy=None, standing=None, **windows):
         values = {"selection_s": 10.0, "report_s": 60.0, "min_fraction": 0.5, "wait_ms": 500} | windows
+        values = {"grace_s": 0.0, "after_failures": "end"} | values
         rules = Rules(
             RUN, goal, 42, cells, WindowsConfig(**values), load_strategy(strategy or StrategyConfig(), cells), lambda role: 1000
         )

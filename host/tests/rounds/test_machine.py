@@ -163,7 +163,7 @@ def test_plan_says_how_much_time_is_left(fleet):
 
 
 def test_device_that_browns_out_again_and_again_is_left_out_of_the_round(fleet):
-    one = fleet()
+    one = fleet(max_rejoins_per_minute=100)
     one.join(*DEVICES)
     for boot in range(2, MAX_ATTEMPTS + 1):
         assert one.hello("board-1", boot=boot)[-1].attempt == boot

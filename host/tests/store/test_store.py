@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """The store: what was written is there, whole, once, after every accident."""
 
+import contextlib
 import errno
 import os
+import re
 import shutil
 import sqlite3
 import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -194,14 +198,51 @@ def test_update_of_somebody_unexpected_is_refused(tmp_path):
             ledger.add_update(1, update("mallory"))
 
 
-def test_ledger_of_the_first_version_is_upgraded(tmp_path):
-    with sqlite3.connect(tmp_path / "l") as connection:
-        connection.executescript(f"{SCRIPTS[0]} PRAGMA user_version = 1;")
+def write_former_ledger(path, version):
+    """A ledger of a former version with a run, a round, a plan, an update, a refusal."""
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        for script in SCRIPTS[:version]:
+            connection.executescript(script)
+        connection.execute(f"PRAGMA user_version = {version}")
+        base = () if version == 1 else (bytes(32),)
+        for statement, values in (
+            ("INSERT INTO run VALUES (1, ?, 42, '{}', 'then')", (b"run-0001",)),
+            ("INSERT INTO checkpoint VALUES (0, 0, 'h0', 0, 0.5)", ()),
+            ("INSERT INTO round VALUES (1, 1, 0, 7, 'open', NULL, NULL, NULL, 'then')", ()),
+            ("INSERT INTO member VALUES (1, 'board-1', 1, 'a', NULL)", ()),
+            (f"INSERT INTO plan VALUES (1, 'board-1', 2, 77, 'posix', 144{', ?' * len(base)})", base),
+            ("INSERT INTO \"update\" VALUES (1, 'board-1', 2, 9, 5, 'c', '{}')", ()),
+            ("INSERT INTO refusal VALUES (1, 'board-1', 'coordinator', 50, 'late', 3)", ()),
+        ):
+            connection.execute(statement, values)
+        connection.commit()
+
+
+@pytest.mark.parametrize("version", range(1, len(SCRIPTS)))
+def test_ledger_of_a_former_version_is_read_as_it_is_and_upgraded_with_all_that_it_holds(tmp_path, version):
+    write_former_ledger(tmp_path / "l", version)
+
+    def check(ledger):
+        assert ledger.run() == RunEntry(b"run-0001", 42, "{}")
+        assert [one.accuracy for one in ledger.checkpoints()] == [0.5]
+        (entry,) = ledger.rounds()
+        assert (entry.state, entry.plan.seed, entry.opened_at, entry.report_s) == ("open", 7, "then", None)
+        assert [one.participant for one in ledger.updates(1)] == ["board-1"]
+        assert ledger.refusals()[0].count == 3
+
+    with Ledger.open(tmp_path / "l", is_read_only=True) as ledger:
+        check(ledger)
+        assert ledger.version == version
     with Ledger.open(tmp_path / "l") as ledger:
-        ledger.begin_run(RunEntry(b"run-0001", 42, "{}"), CheckpointEntry(0, 0, "h0", 0, None))
-        ledger.open_round(PLAN)
-        ledger.add_plan(1, PlanEntry("board-1", 1, 77, "posix", 144, bytes(32)))
-        assert ledger.plans(1)["board-1"].base == bytes(32)
+        check(ledger)
+        assert ledger.version == len(SCRIPTS)
+        assert ledger.plans(1)["board-1"] == PlanEntry("board-1", 2, 77, "posix", 144, None if version == 1 else bytes(32))
+        ledger.close_round(1, {})
+        ledger.commit_round(1, CheckpointEntry(1, 1, "h1", 0, None), 2.0)
+        second = RoundPlan(2, Phase.DEVICE, 1, 8, (Member("board-1", Role.DEVICE, "a"),))
+        ledger.open_round(second, 60.0)
+        ledger.add_plan(2, PlanEntry("board-1", 1, 78, "posix", 144, bytes(32)))
+        assert ledger.rounds(2)[0].report_s == 60.0
 
 
 def test_newer_ledger_is_refused(tmp_path):
@@ -231,9 +272,17 @@ def test_full_disk_is_one_clear_message_and_the_journal_stays_sound(tmp_path):
         assert ledger.updates(1) == [update()]
 
 
-def test_journal_cut_at_any_byte_of_its_log_falls_back_to_whole_entries(tmp_path):
+@pytest.fixture
+def memory_path():
+    """A directory in memory where there is one: thousands of ledgers are opened, and each forces its files to the medium."""
+    shm = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=shm if os.access(shm, os.W_OK) else None) as directory:
+        yield Path(directory)
+
+
+def test_journal_cut_at_any_byte_of_its_log_falls_back_to_whole_entries(memory_path):
     """A power cut leaves a prefix of the write-ahead log: what is read is a prefix of the entries."""
-    source = tmp_path / "source"
+    source = memory_path / "source"
     source.mkdir()
     ledger = begun(source / "l")
     ledger.open_round(PLAN)
@@ -242,7 +291,7 @@ def test_journal_cut_at_any_byte_of_its_log_falls_back_to_whole_entries(tmp_path
     whole = (source / "l-wal").read_bytes()
     seen = set()
     for length in range(0, len(whole) + 1, 509):
-        target = tmp_path / "cut"
+        target = memory_path / "cut"
         target.mkdir()
         shutil.copy(source / "l", target / "l")
         (target / "l-wal").write_bytes(whole[:length])
@@ -253,6 +302,74 @@ def test_journal_cut_at_any_byte_of_its_log_falls_back_to_whole_entries(tmp_path
         shutil.rmtree(target)
     ledger.close()
     assert 0 in seen
+
+
+def last_entry(directory):
+    """A ledger with small pages whose process was killed, and where its last entry, the update of phone-1, lies in the log."""
+    directory.mkdir()
+    with contextlib.closing(sqlite3.connect(directory / "l")) as connection:
+        connection.executescript("PRAGMA page_size = 512; VACUUM;")
+    ledger = begun(directory / "l")
+    ledger.open_round(PLAN)
+    ledger.add_update(1, update())
+    log = directory / "l-wal"
+    start = log.stat().st_size
+    ledger.add_update(1, update("phone-1", role=Role.PARTNER))
+    files = {path.name: path.read_bytes() for path in directory.iterdir() if path.name != "l-shm"}
+    ledger.close()
+    return files, start
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut"])
+def test_damage_at_any_byte_of_the_last_entry_falls_back_to_the_one_before_and_is_said(memory_path, damage):
+    files, start = last_entry(memory_path / "source")
+    whole = files["l-wal"]
+    assert len(whole) > start
+    for position in range(start, len(whole)):
+        directory = memory_path / "damaged"
+        directory.mkdir()
+        hurt = bytearray(whole[:position] if damage == "cut" else whole)
+        if damage == "flipped":
+            hurt[position] ^= 0x10
+        (directory / "l").write_bytes(files["l"])
+        (directory / "l-wal").write_bytes(hurt)
+        with Ledger.open(directory / "l") as ledger:
+            assert [one.participant for one in ledger.updates(1)] == ["board-1"], position
+            is_clean_cut = damage == "cut" and position == start
+            assert (ledger.damage is None) == is_clean_cut, position
+            if not is_clean_cut:
+                assert str(directory / "l-wal") in ledger.damage
+        if position % 100 == 0:
+            with Ledger.open(directory / "l") as ledger:
+                assert ledger.damage is None  # said once
+        shutil.rmtree(directory)
+
+
+def test_a_whole_log_is_no_damage_also_where_an_earlier_turn_left_frames_behind(tmp_path):
+    ledger = begun(tmp_path / "l")
+    ledger.open_round(PLAN)
+    ledger._connection.execute("PRAGMA wal_checkpoint(PASSIVE)")  # the next entry begins a new turn of the log
+    ledger.add_update(1, update())
+    (tmp_path / "copy").mkdir()
+    for name in ("l", "l-wal"):
+        shutil.copy(tmp_path / name, tmp_path / "copy" / name)
+    ledger.close()
+    with Ledger.open(tmp_path / "copy" / "l") as ledger:
+        assert ledger.damage is None
+        assert ledger.updates(1) == [update()]
+
+
+@pytest.mark.parametrize("position", range(32))
+def test_a_damaged_head_of_the_log_is_said_as_well(tmp_path, position):
+    files, _ = last_entry(tmp_path / "source")
+    hurt = bytearray(files["l-wal"])
+    hurt[position] ^= 0x10
+    (tmp_path / "l").write_bytes(files["l"])
+    (tmp_path / "l-wal").write_bytes(hurt)
+    with Ledger.open(tmp_path / "l") as ledger:
+        # Some bits of it, such as those of a counter that nobody reads, are covered by its checksum all the same.
+        assert ledger.damage is not None
+        assert ledger.run() is None
 
 
 # ---- directory -------------------------------------------------------------------------------------------------------
@@ -285,3 +402,33 @@ def test_state_directory_that_cannot_be_made_is_refused_by_path(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match="file"):
         State.open(tmp_path / "file" / "state")
+
+
+@pytest.mark.parametrize("what", ["", "ledger.sqlite", "checkpoints", "blobs"])
+def test_what_may_not_be_written_is_refused_by_name_before_anything_is(tmp_path, what):
+    State.open(tmp_path / "state").close()
+    path = tmp_path / "state" / what
+    mode = path.stat().st_mode
+    path.chmod(mode & ~0o222)
+    began = time.monotonic()
+    with pytest.raises(StoreError, match=rf"{re.escape(str(path))}: cannot be written"):
+        State.open(tmp_path / "state")
+    assert time.monotonic() - began <= 1.0
+    path.chmod(mode)
+    State.open(tmp_path / "state").close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+@pytest.mark.parametrize("what", ["", "ledger.sqlite", "blobs"])
+def test_a_directory_of_somebody_else_is_refused_by_name(tmp_path, what):
+    State.open(tmp_path / "state").close()
+    path = tmp_path / "state" / what
+    os.chown(path, 12345, -1)
+    with pytest.raises(StoreError, match=rf"{re.escape(str(path))}: belongs to user 12345"):
+        State.open(tmp_path / "state")
+
+
+def test_a_directory_whose_medium_is_not_there_is_refused_and_not_made(tmp_path):
+    with pytest.raises(StoreError, match=r"usb is not there"):
+        State.open(tmp_path / "usb" / "state")
+    assert not (tmp_path / "usb").exists()

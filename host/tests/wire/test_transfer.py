@@ -82,10 +82,20 @@ def test_only_what_did_not_come_is_asked_for_again():
     for index, data in enumerate(answers):
         if index not in (3, 7):
             assert sink.accept(data, 0.1) == []
-    assert sink.poll(1.0) == []
-    (again,) = sink.poll(1.1)
+    assert sink.poll(0.15) == []
+    (again,) = sink.poll(0.21)  # all that was asked for has been sent: waiting longer would bring nothing
     assert again["mask"] == (1 << 3) | (1 << 7)
     assert [data["offset"] for data in source.answer(again, LIMIT_BODY_FLOOR)] == [3 * CHUNK, 7 * CHUNK]
+
+
+def test_a_window_whose_end_did_not_come_is_asked_for_again_after_a_second():
+    source, sink = pair(bytes(range(256)) * 8, LIMIT_BODY_FLOOR)
+    (get,) = sink.start(0.0)
+    *answers, _last = source.answer(get, LIMIT_BODY_FLOOR)
+    for data in answers:
+        assert sink.accept(data, 0.1) == []
+    assert sink.poll(1.0) == []
+    assert [again["mask"] for again in sink.poll(1.1)] == [1 << len(answers)]
 
 
 def test_a_transfer_goes_on_where_an_interruption_left_it():

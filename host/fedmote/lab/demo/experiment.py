@@ -252,6 +252,12 @@ def coordinator_tables(
         **{key: value for key, value in way_in.items() if isinstance(value, Mapping)},
         "strategy": strategy,
         # Everybody is expected in every round: a demonstration that quietly went on with two of three would not be one.
-        "windows": {"selection_s": settings.report_s, "report_s": settings.report_s, "min_fraction": 1.0, "wait_ms": 200},
+        "windows": {
+            "selection_s": settings.report_s,
+            "report_s": settings.report_s,
+            "min_fraction": 1.0,
+            "wait_ms": 200,
+            "after_failures": "end",
+        },
         "cells": cells,
     }

@@ -3,6 +3,10 @@
 
 Scikit-learn's digits come with its wheel; the others are `.npz` files of `places.shared_directory()`, each with a README of its
 own there. Test sets are whole, or at most `MAX_TEST` samples in an order that is seeded.
+
+There are three uses. Networks are trained on training samples, and converters calibrate with the first 200 of them. Recipes of
+quantization are chosen on further ones, at most `MAX_CHOICE`: no quantizer has seen them, though the network has. Test samples
+judge what was chosen, and choose nothing.
 """
 
 from __future__ import annotations
@@ -20,7 +24,8 @@ from fedmote.errors import ConfigError
 from fedmote.lab.demo.data import load_digits
 from fedmote.places import shared_directory
 
-MAX_TEST = 1000
+MAX_TEST = 2000
+MAX_CHOICE = 1000
 NUM_CALIBRATION = 200
 _SEED = 0
 # Frames of the autoencoder: five of 256 samples in a window of 1024, 128 frequencies each.
@@ -38,6 +43,7 @@ class Data:
         x_train, y_train: to train on.
         x_calibration: what a converter may look at: training samples, unless the loader says otherwise.
         x_test, y_test: held out.
+        x_choice: what recipes are chosen on: neither calibration nor test.
     """
 
     x_train: Samples
@@ -45,6 +51,7 @@ class Data:
     x_calibration: Samples
     x_test: Samples
     y_test: Labels
+    x_choice: Samples
 
 
 class AbsentError(ConfigError):
@@ -78,7 +85,7 @@ def keywords() -> Data:
 
 
 def images(size: int = 32) -> Data:
-    """CIFAR-10 images (3, size, size) in [-1, 1), enlarged bilinearly where size is not 32; 8000 to train on; 10 classes."""
+    """CIFAR-10 images (3, size, size) in [-1, 1), enlarged bilinearly where size is not 32: 8000 and 2000; 10 classes."""
     train = _load("images_cifar10_10k/train.npz", ("x", "y"))
     test = _load("images_cifar10_10k/test.npz", ("x", "y"))
     count = len(train["y"])
@@ -93,7 +100,7 @@ def vibration() -> Data:
 
     Trained on the first two thirds of the normal recording, which exists at load 0 only; held out are its rest, one window of
     overlap left out, and the faults at load 0. Calibration sees the training windows and faults at other loads: what lies
-    beyond the ranges of normal operation is what the model is for.
+    beyond the ranges of normal operation is what the model is for. Recipes are chosen on more of these faults.
     """
     keys = ("x", "y", "scale_g", "load_hp", "class_names")
     content = _load("vibration_cwru_drive_end/windows.npz", keys)
@@ -103,10 +110,11 @@ def vibration() -> Data:
     train = normal[: 2 * len(normal) // 3]
     x = _standardised(x, train, axes=(0, 1))
     generator = np.random.default_rng(_SEED)
-    other_loads = generator.permutation(np.flatnonzero(~is_normal & (content["load_hp"] != 0)))[: NUM_CALIBRATION - len(train)]
+    other_loads = generator.permutation(np.flatnonzero(~is_normal & (content["load_hp"] != 0)))
+    known, others = np.split(other_loads, [NUM_CALIBRATION - len(train)])
     test = np.concatenate([normal[len(train) + 1 :], np.flatnonzero(~is_normal & (content["load_hp"] == 0))])
     y = (~is_normal).astype(np.int64)
-    return Data(x[train], y[train], x[np.concatenate([train, other_loads])], x[test], y[test])
+    return Data(x[train], y[train], x[np.concatenate([train, known])], x[test], y[test], x[others[:MAX_CHOICE]])
 
 
 def _load(name: str, keys: Sequence[str]) -> dict[str, NDArray[np.generic]]:
@@ -117,12 +125,13 @@ def _load(name: str, keys: Sequence[str]) -> dict[str, NDArray[np.generic]]:
 
 
 def _cut(x: Samples, y: NDArray[np.generic], train: NDArray[np.int64], test: NDArray[np.int64]) -> Data:
-    """Parts of samples by index, the training part shuffled; calibration takes its first ones."""
+    """Parts of samples by index, the training part shuffled; calibration takes its first ones, choices of recipes the next."""
     generator = np.random.default_rng(_SEED)
     train, test = generator.permutation(train), generator.permutation(test)[:MAX_TEST]
     labels = y.astype(np.int64)
     x_train = np.ascontiguousarray(x[train])
-    return Data(x_train, labels[train], x_train[:NUM_CALIBRATION], np.ascontiguousarray(x[test]), labels[test])
+    calibration, choice = x_train[:NUM_CALIBRATION], x_train[NUM_CALIBRATION : NUM_CALIBRATION + MAX_CHOICE]
+    return Data(x_train, labels[train], calibration, np.ascontiguousarray(x[test]), labels[test], choice)
 
 
 def _standardised(x: Samples, known: NDArray[np.int64], axes: tuple[int, ...]) -> Samples:

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Updates that are well formed and meant to harm; sums that must hide single updates and survive losses."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import itertools
+import statistics
+from collections.abc import Callable
+
+import numpy as np
+
+from fedmote.errors import RoundError
+from fedmote.privacy.secure_sum import Group, Member, run
+from fedmote.store import Checkpoint, Ledger
+from fedmote.wire.blobs import decode_head_update, encode_head_update
+from fedmote.wire.codec import Message
+from fedmote_hil.faults import member as member_module
+from fedmote_hil.faults.crowd import Background, member
+from fedmote_hil.faults.matrix import Bench, NotRunError, row
+from fedmote_hil.faults.member import Conduct
+from fedmote_hil.faults.site import Site
+
+_PATIENCE_S = 120.0
+_MOST_POINTS = 2.0
+
+
+@row(
+    25,
+    fault="x1000 update, sign flip, label flip",
+    injected="a fleet of 50 devices on the bundled digits, 40 rounds, 10 seeds: 10 % sign flips of five times the norm under "
+    "the default rule, 20 % under MultiKrum, 10 % x1000, 20 % flipped labels; one x1000 update among 9 native devices "
+    "at a coordinator process",
+    required="clipped or filtered",
+    target="2 points of accuracy at most with 10 % sign flips (default) and 20 % (MultiKrum)",
+)
+def attackers(bench: Bench) -> None:
+    """Row 25."""
+    _one_liar(bench)
+    if importlib.util.find_spec("sklearn") is None:
+        raise NotRunError("scikit-learn is not installed: its digits are what the fleet learns")
+    from fedmote.lab.attacks.experiment import run_attack  # needs scikit-learn
+
+    seeds = range(bench.sized(10, 2))
+    for rule, attack, share in (
+        ("clipped_mean", "sign-flip", 0.1),
+        ("multi_krum", "sign-flip", 0.2),
+        ("clipped_mean", "x1000", 0.1),
+        ("clipped_mean", "label-flip", 0.2),
+    ):
+        lost = [run_attack(rule, share, attack, seed) for seed in seeds]
+        words = f"{share:.0%} {attack} under {rule}: {statistics.mean(lost):+.2f} points lost"
+        bench.facts.must(statistics.mean(lost) <= _MOST_POINTS, words) if attack == "sign-flip" else bench.facts.note(words)
+
+
+def _one_liar(bench: Bench) -> None:
+    """A participant whose update is a thousand times too large must not move the model further than the others do."""
+    site = bench.hold(Site(bench.directory, 10))
+    background = bench.hold(Background())
+    liar = member(site, 0)
+    liar.conduct = Conduct(blob=lambda plan: _thousandfold(liar, plan))
+    background.begin(liar.run())
+    site.fleet(range(1, 10)).start()
+    site.serve(site.configure("liar", 1, windows={"report_s": 20.0, "min_fraction": 0.5})).finish(_PATIENCE_S)
+    before, after = (Checkpoint.from_bytes(site.checkpoint("liar", version)).tensors for version in (0, 1))
+    moved = float(np.sqrt(sum(((after[name] - before[name]) ** 2).sum() for name in ("head.weight", "head.bias"))))
+    norms = []
+    with Ledger.open(site.state("liar") / "ledger.sqlite", is_read_only=True) as ledger:
+        for entry in ledger.updates(1):
+            blob = (site.state("liar") / "blobs" / entry.content).read_bytes()
+            norms.append((float(np.linalg.norm(decode_head_update(blob))), entry.participant))
+    honest = [norm for norm, who in norms if who != liar.id]
+    largest = max((norm for norm, who in norms if who == liar.id), default=0.0)
+    median = statistics.median(honest)
+    words = f"an update of norm {largest:.1f} among {len(honest)} of {median:.2f}: the model moved by {moved:.2f}"
+    bench.facts.must(moved <= 1.05 * median, words)
+
+
+def _thousandfold(liar: member_module.Member, plan: Message) -> bytes:
+    delta = decode_head_update(liar.learn(plan))
+    return encode_head_update(np.asarray(1000 * 10 * delta, np.float32))
+
+
+@row(
+    40,
+    fault="masked group dropouts",
+    injected="groups of 4 to 8 members whose updates are masked: every subset of members lost, at each of the 4 steps",
+    required="exact sum or abandon",
+    target="the masked sum equals the plain one for every set up to the threshold, exhaustively for 8 members; nothing beyond it",
+)
+def masked_dropouts(bench: Bench) -> None:
+    """Row 40."""
+    exact = abandoned = wrong = 0
+    for count in range(4, bench.sized(8, 5) + 1):
+        names = tuple(f"member-{index}" for index in range(count))
+        near = count - 1
+        group = Group(b"run/round/group", names, near, near // 2 + 1, 16, 1)
+        for step in (1, 2, 3, 4):
+            for size in range(count + 1):
+                for lost in itertools.combinations(names, size):
+                    outcome = _sum(group, dict.fromkeys(lost, step))
+                    exact, abandoned, wrong = exact + (outcome == 1), abandoned + (outcome == 0), wrong + (outcome == -1)
+                    # Where every member that is left has enough neighbours that are left, there must be a sum.
+                    wrong += outcome != 1 and count - size - 1 >= group.threshold
+    bench.facts.must(
+        wrong == 0 and exact > 0, f"{exact + abandoned} sets of losses: {exact} exact, {abandoned} abandoned, {wrong} wrong"
+    )
+
+
+def _sum(group: Group, lost: dict[str, int]) -> int:
+    """1 where the masked sum is the plain one of those that it says it sums, 0 where it is refused, -1 where it is another."""
+    generator = np.random.default_rng(40)
+    members = {who: Member(group, who, _entropy(who)) for who in group.members}
+    words = {who: generator.integers(0, 2**32, group.size, dtype=np.uint32) for who in group.members}
+    try:
+        total, summed = run(group, members, words, lost)
+    except RoundError:
+        return 0
+    plain = sum((words[who].astype(np.uint64) for who in summed), np.zeros(group.size, np.uint64)) % 2**32
+    return 1 if bool((total == plain.astype(np.uint32)).all()) and summed else -1
+
+
+def _entropy(name: str) -> Callable[[int], bytes]:
+    """Bytes that look random and are the same in every run."""
+    counter = itertools.count()
+    return lambda count: hashlib.shake_256(f"{name}/{next(counter)}".encode()).digest(count)

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How long each member of a round may take, and so when the round ends at the latest.
+
+Everybody has the run's deadline, slow boards a later one. Whoever is visibly at work when its deadline comes, pulling its model
+or sending its update, has a lease: it is renewed by every chunk, and ends for good when the grace does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Set
+
+from fedmote.config import WindowsConfig
+
+
+class Leases:
+    """The deadlines of one round.
+
+    Attributes:
+        opened_at: when the round began, or went on after a restart.
+    """
+
+    def __init__(self, windows: WindowsConfig, opened_at: float) -> None:
+        self.opened_at = opened_at
+        self._windows = windows
+        self._report_s = {board: deadline.report_s for deadline in windows.deadlines for board in deadline.boards}
+        self._deadlines: dict[str, float] = {}
+        self._leases: dict[str, float] = {}
+
+    def joined(self, who: str, board: str) -> None:
+        """A member said what board it is."""
+        if board in self._report_s:
+            self._deadlines[who] = self.opened_at + self._report_s[board]
+
+    def progressed(self, who: str, now: float) -> None:
+        """A chunk came from a member, or was asked for."""
+        end = min(now + self._windows.lease_s, self.deadline(who) + self._windows.grace_s)
+        if end > self.deadline(who):
+            self._leases[who] = end
+
+    def deadline(self, who: str) -> float:
+        """Of a member that shows no sign of work."""
+        return self._deadlines.get(who, self.opened_at + self._windows.report_s)
+
+    def latest(self, who: str) -> float:
+        """When a member is waited for no longer, however hard it works."""
+        return self.deadline(who) + self._windows.grace_s
+
+    def end(self, unsettled: Set[str]) -> float:
+        """When the round is over if nothing more is heard of these members."""
+        # Nearly all have the common deadline: only the others are looked at.
+        later = [end for ends in (self._deadlines, self._leases) for who, end in ends.items() if who in unsettled]
+        return max([self.opened_at + self._windows.report_s, *later])
