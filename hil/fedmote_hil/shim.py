@@ -203,8 +203,9 @@ class Pieces:
 
 # Pieces that are held to be swapped go on after this time without another one: the last of a burst must not wait for ever.
 HOLD_S = 0.05
-# The bucket of a paced line: a UART's queue. More would let a whole frame come at once.
-BUCKET_BYTES = 64
+# The bucket of a paced line: a UART's queue. More would let a whole frame come at once, less would lose the line's rate to the
+# lateness of timers on a busy machine.
+BUCKET_BYTES = 128
 # What may wait in front of a paced line. Beyond it the sender is held back by its own stream, as by a full driver queue.
 QUEUE_BYTES = 64 * 1024
 

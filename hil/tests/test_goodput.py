@@ -24,6 +24,7 @@ def test_a_clean_line_carries_more_than_85_percent_payload_in_both_directions():
         assert transfer.carried_bytes >= transfer.payload_bytes
 
 
+@pytest.mark.slow
 def test_an_outage_costs_its_time_and_less_than_a_window_of_bytes_that_come_again():
     rate_bytes_s, outages = 46_080, ((0.5, 1.0), (1.9, 2.2), (3.6, 3.9))
     line = Impairment(outages=outages)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -82,6 +83,80 @@ def load_safetensors(source: Path | str | bytes) -> Tensors:
     return dict(sorted(tensors.items()))
 
 
+def read_expected(blob: bytes, shapes: Mapping[str, tuple[int, ...]], max_header_bytes: int) -> Tensors:
+    """Read a safetensors file from a stranger: everything is checked against what is expected before memory is taken for it.
+
+    Args:
+        blob: the file.
+        shapes: of every tensor that may be there; the file may lack some.
+        max_header_bytes: the header is not read where it is longer.
+
+    Returns:
+        Read-only views of the file's values, by name.
+
+    Raises:
+        ConfigError: not a safetensors file, or a tensor is unknown, of another type or shape, or not where it should be.
+    """
+    start, entries = _entries_of(blob, max_header_bytes)
+    if len(entries) > len(shapes):
+        raise ConfigError(f"{len(entries)} tensors, {len(shapes)} at most are expected")
+    found: Tensors = {}
+    end = 0
+    for name, entry in sorted(entries.items(), key=lambda item: _offset(item[1])):
+        size = _check_entry(name, entry, shapes, end)
+        if start + end + size > len(blob):
+            raise ConfigError(f"tensor {name} ends at {end + size}, the file has {len(blob) - start} bytes of values")
+        values = np.frombuffer(blob, "<f4", size // 4, start + end)
+        found[name] = values.reshape(shapes[name])
+        end += size
+    if start + end != len(blob):
+        raise ConfigError(f"{len(blob) - start} bytes of values, {end} are named by the header")
+    return dict(sorted(found.items()))
+
+
+def _entries_of(blob: bytes, max_header_bytes: int) -> tuple[int, dict[str, object]]:
+    """Where the values begin, and the header's entries; nothing in them is checked yet."""
+    length = int.from_bytes(blob[:_LENGTH_BYTES], "little")
+    if length > max_header_bytes or _LENGTH_BYTES + length > len(blob):
+        raise ConfigError(f"not a safetensors file (header of {length} bytes, {max_header_bytes} at most, file of {len(blob)})")
+    try:
+        header = json.loads(blob[_LENGTH_BYTES : _LENGTH_BYTES + length], object_pairs_hook=_without_doubles)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"not a safetensors file ({type(error).__name__} in the header)") from error
+    if not isinstance(header, dict):
+        raise ConfigError("not a safetensors file (the header is no object)")
+    header.pop("__metadata__", None)
+    return _LENGTH_BYTES + length, header
+
+
+def _without_doubles(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    if len({name for name, _ in pairs}) != len(pairs):
+        raise ValueError("a name stands twice")
+    return dict(pairs)
+
+
+def _offset(entry: object) -> int:
+    offsets = entry.get("data_offsets") if isinstance(entry, dict) else None
+    if isinstance(offsets, list) and len(offsets) == 2 and all(type(one) is int and one >= 0 for one in offsets):
+        return int(offsets[0])
+    raise ConfigError("a tensor of the header has no offsets")
+
+
+def _check_entry(name: str, entry: object, shapes: Mapping[str, tuple[int, ...]], start: int) -> int:
+    """Bytes of a tensor that is as expected and begins at `start`."""
+    assert isinstance(entry, dict)  # it has offsets
+    if name not in shapes:
+        raise ConfigError(f"tensor {name[:64]} is unknown")
+    shape, size = shapes[name], 4 * math.prod(shapes[name])
+    if entry.get("dtype") != "F32":
+        raise ConfigError(f"tensor {name} is {str(entry.get('dtype'))[:16]}, expected F32")
+    if entry.get("shape") != list(shape):
+        raise ConfigError(f"tensor {name} has shape {str(entry.get('shape'))[:64]}, expected {shape}")
+    if entry["data_offsets"] != [start, start + size]:
+        raise ConfigError(f"tensor {name} stands at {str(entry['data_offsets'])[:64]}, expected {[start, start + size]}")
+    return size
+
+
 def load_metadata(source: Path | str | bytes) -> dict[str, str]:
     """Read the metadata of a safetensors file or of its bytes; empty where there is none.
 
@@ -94,7 +169,7 @@ def load_metadata(source: Path | str | bytes) -> dict[str, str]:
         raise ConfigError(f"{where}: not a safetensors file (header of {length} bytes, file of {len(blob)})")
     try:
         header = json.loads(blob[_LENGTH_BYTES : _LENGTH_BYTES + length])
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # JSON is followed as deep as its brackets go
         raise ConfigError(f"{where}: not a safetensors file ({error})") from error
     found = header.get("__metadata__", {}) if isinstance(header, dict) else {}
     return {str(key): str(value) for key, value in found.items()} if isinstance(found, dict) else {}

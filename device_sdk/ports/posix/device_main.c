@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "arena.h"
 #include "fedmote/fedmote.h"
 #include "fedmote_board.h"
 #include "monocypher_port.h"
@@ -21,7 +22,8 @@
 #define LONGEST_WAIT_MS 1000U
 
 static const char usage[] =
-    "usage: fedmote-device --identity FILE --samples FILE [--flash FILE] [--cache BYTES] [--clock-ms START] "
+    "usage: fedmote-device --identity FILE --samples FILE [--flash FILE] [--cache BYTES] [--arena BYTES] [--clock-ms "
+    "START] "
     "[--events]\n"
     "                      (--connect HOST:PORT | --serial PATH | --pty)\n"
     "  --identity  identity region; its link says whether the stream speaks MQTT or serial frames\n"
@@ -30,6 +32,7 @@ static const char usage[] =
     "in\n"
     "              memory and there is no journal; needed where the identity has keys\n"
     "  --cache     room for the embeddings that the arena does not hold; without it they are computed again\n"
+    "  --arena     bytes of memory for everything; without it all that the board has\n"
     "  --clock-ms  what the clock shows at the start; it wraps at 2^32\n"
     "  --power-cut ends the process as a power cut does, after so many steps that did something\n"
     "  --connect   TCP stream: a broker, or a peer that speaks serial frames\n"
@@ -38,13 +41,14 @@ static const char usage[] =
     "  --events    writes what happens to standard error, one line each: event value\n";
 
 struct options {
-    const char *identity, *samples, *flash, *cache, *clock_ms, *power_cut, *target;
+    const char *identity, *samples, *flash, *cache, *arena, *clock_ms, *power_cut, *target;
     enum stream_kind kind;
     bool has_stream;
     bool is_telling;
 };
 
 struct board {
+    const struct fedmote *device; /* for what an event leaves out */
     struct stream stream;
     struct flash flash;
     struct cache cache;
@@ -107,8 +111,13 @@ static int32_t port_cache_write(void *context, uint32_t offset, const uint8_t *b
 }
 
 static void port_event(void *context, int32_t event, int32_t value) {
-    (void)context;
     (void)fprintf(stderr, "%d %d\n", (int)event, (int)value);
+    if (event == (int32_t)FEDMOTE_EVENT_ERROR && value == FEDMOTE_ERR_ARENA) {
+        struct fedmote_info info;
+        fedmote_status(((const struct board *)context)->device, &info);
+        (void)fprintf(stderr, "the package needs an arena of %u bytes, %u are there\n", (unsigned)info.arena_required,
+                      (unsigned)info.arena_bytes);
+    }
 }
 
 /* Where a value option is stored; NULL for an unknown one. */
@@ -124,6 +133,9 @@ static const char **value_of(struct options *options, const char *name) {
     }
     if (strcmp(name, "--cache") == 0) {
         return &options->cache;
+    }
+    if (strcmp(name, "--arena") == 0) {
+        return &options->arena;
     }
     if (strcmp(name, "--clock-ms") == 0) {
         return &options->clock_ms;
@@ -276,14 +288,19 @@ int main(int count, char **arguments) {
     static uint8_t arena[FEDMOTE_BOARD_ARENA_BYTES] __attribute__((aligned(16)));
     struct fedmote_identity identity;
     struct options options;
-    uint32_t steps_left = 0;
+    uint32_t steps_left = 0, arena_bytes = sizeof arena;
 
     if (count == 2 && strcmp(arguments[1], "--help") == 0) {
         (void)fputs(usage, stdout);
         return EXIT_SUCCESS;
     }
     if (!parse(&options, count, arguments) ||
-        (options.power_cut != NULL && !read_number(&steps_left, options.power_cut))) {
+        (options.power_cut != NULL && !read_number(&steps_left, options.power_cut)) ||
+        (options.arena != NULL && !read_number(&arena_bytes, options.arena))) {
+        return EXIT_USAGE;
+    }
+    if (arena_bytes > sizeof arena) {
+        (void)complain(options.arena, "more bytes of arena than this board has");
         return EXIT_USAGE;
     }
     (void)signal(SIGPIPE, SIG_IGN); /* a broken stream is told by write() */
@@ -330,7 +347,13 @@ int main(int count, char **arguments) {
                                              : "has keys; then boots are counted, which needs --flash");
         return EXIT_USAGE;
     }
-    const int32_t status = fedmote_init(&device, &port, &identity, arena, sizeof arena);
+    board.device = &device;
+    const int32_t status = fedmote_init(&device, &port, &identity, arena, arena_bytes);
+    if (status == FEDMOTE_ERR_ARENA) {
+        (void)fprintf(stderr, "fedmote-device: an arena of %u bytes; the link alone needs %u\n", (unsigned)arena_bytes,
+                      (unsigned)fedmote_link_bytes());
+        return EXIT_BOARD;
+    }
     if (status != FEDMOTE_OK) {
         (void)complain_status(options.identity, status);
         return EXIT_BOARD;

@@ -62,14 +62,14 @@ class _Sum:
     def __post_init__(self) -> None:
         self.is_covered = np.zeros(self.deltas.shape, dtype=np.bool_)
 
-    def add(self, delta: NDArray[np.float32], mask: NDArray[np.bool_] | None, weight: float) -> None:
+    def add(self, delta: NDArray[np.float32], mask: NDArray[np.bool_] | None, weight: float, scale: float) -> None:
         if mask is None:
-            self.deltas += weight * delta.astype(np.float64)
+            self.deltas += (weight * scale) * delta.astype(np.float64)
             self.weight += weight
             self.is_covered[...] = True
         else:
             # Values outside the mask may be anything, even not finite: they were never meant to count.
-            self.deltas[mask] += weight * delta[mask].astype(np.float64)
+            self.deltas[mask] += (weight * scale) * delta[mask].astype(np.float64)
             self.weight[mask] += weight
             self.is_covered |= mask
 
@@ -92,8 +92,14 @@ class MergeRun:
         self._total = 0.0
         self._last: str | None = None
 
-    def add(self, update: Update) -> None:
+    def add(self, update: Update, weight: float | None = None, scales: Mapping[str, float] | None = None) -> None:
         """Add one update.
+
+        Args:
+            update: what a participant learned.
+            weight: what it counts for, instead of `weights`; None: by `weights`.
+            scales: factor of its deltas by tensor, in [0, 1]; it counts for no less than an update that is not scaled. None, or
+                no entry for a tensor: as it is.
 
         Raises:
             RoundError: the participant is not later in order than the one before, or the update does not fit the model.
@@ -102,11 +108,10 @@ class MergeRun:
             raise RoundError(
                 f"update of {update.participant} after {self._last}: merge in ascending order, each participant once"
             )
-        complaint = _complaint(update, self._old)
-        if complaint:
-            raise RoundError(f"update of {update.participant}: {complaint}")
+        check_update(update, self._old)
         self._last = update.participant
-        weight = float(update.num_examples) if self._weights == "examples" else 1.0
+        if weight is None:
+            weight = float(update.num_examples) if self._weights == "examples" else 1.0
         self._total += weight
         if weight == 0.0:
             return
@@ -114,7 +119,7 @@ class MergeRun:
             if name not in self._sums:
                 shape = self._old[name].shape
                 self._sums[name] = _Sum(np.zeros(shape), np.zeros(shape))
-            self._sums[name].add(delta, (update.coverage or {}).get(name), weight)
+            self._sums[name].add(delta, (update.coverage or {}).get(name), weight, (scales or {}).get(name, 1.0))
 
     def result(self) -> Tensors:
         """Return the merged model: the old model's names and shapes, float32, memory of its own.
@@ -140,6 +145,13 @@ class MergeRun:
             step += (total.weight / safe - 1.0) * wide
         with np.errstate(over="ignore"):  # an overflow becomes an infinity, which `result` refuses by name
             return np.where(total.is_covered, wide + step, wide).astype(np.float32)
+
+
+def check_update(update: Update, old: Mapping[str, NDArray[np.float32]]) -> None:
+    """Refuse what cannot be merged: RoundError names the participant and the reason."""
+    complaint = _complaint(update, old)
+    if complaint:
+        raise RoundError(f"update of {update.participant}: {complaint}")
 
 
 def _complaint(update: Update, old: Mapping[str, NDArray[np.float32]]) -> str | None:

@@ -10,6 +10,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+from fedmote.cli.table import say
 from fedmote.config import (
     CoordinatorConfig,
     Credentials,
@@ -20,6 +21,7 @@ from fedmote.config import (
     load_with_origins,
 )
 from fedmote.errors import ConfigError
+from fedmote.strategies import leakage_warning
 
 SUMMARY = "show the effective values of a configuration file and their origin, or check it"
 EXAMPLES = """examples:
@@ -77,12 +79,21 @@ def _load(file: Path, options: argparse.Namespace) -> tuple[str, Loaded[Table]]:
 
 
 def _print_checked(loaded: list[tuple[Path, tuple[str, Loaded[Table]]]], is_json: bool) -> None:
+    for file, (_, values) in loaded:
+        for warning in _warnings(values.config):
+            say(f"{file}: warning: {warning}")
     if is_json:
-        files = [{"file": str(file), "kind": kind} for file, (kind, _) in loaded]
+        files = [{"file": str(file), "kind": kind, "warnings": _warnings(values.config)} for file, (kind, values) in loaded]
         sys.stdout.write(json.dumps({"is_sound": True, "files": files}) + "\n")
         return
     for file, (kind, _) in loaded:
         sys.stdout.write(f"{file}: a sound {kind} file\n")
+
+
+def _warnings(config: Table) -> list[str]:
+    """What a sound configuration lets happen that its owner may not want."""
+    warning = leakage_warning(config.strategy) if isinstance(config, CoordinatorConfig) else None
+    return [] if warning is None else [warning]
 
 
 def _print_values(file: Path, loaded: tuple[str, Loaded[Table]], is_json: bool) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 
 from fedmote.cli.state import add_state_arguments, ledger_of, state_directory
 from fedmote.cli.table import say, write_json, write_table
-from fedmote.coordinator.results import SERVED, RoundResult, refusals, round_result
+from fedmote.coordinator.claim import claims
+from fedmote.coordinator.results import SERVED, RoundResult, refusals, round_result, round_results
 from fedmote.errors import ConfigError
 from fedmote.store import Ledger
 
@@ -19,7 +20,7 @@ EXAMPLES = """examples:
   fedmote rounds show 3 --state state --json            one round, of the run in the directory state
 """
 
-_COLUMNS = ("round", "phase", "state", "reported", "expected", "checkpoint", "accuracy", "seconds", "missing")
+_COLUMNS = ("round", "phase", "state", "reported", "expected", "checkpoint", "accuracy", "seconds", "missing", "quarantined")
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -45,32 +46,39 @@ def run(options: Namespace) -> int:
 
 
 def _list(ledger: Ledger, is_json: bool) -> None:
-    results = [round_result(ledger, entry) for entry in ledger.rounds()]
+    results = round_results(ledger)
     if is_json:
         write_json({"rounds": [one.to_json() for one in results]})
         return
-    write_table(_COLUMNS, [_row(one) for one in results])
+    has_noise = any(one.privacy is not None for one in results)
+    write_table((*_COLUMNS, "epsilon") if has_noise else _COLUMNS, [_row(one, has_noise) for one in results])
+    last = next((one.privacy for one in reversed(results) if one.privacy is not None), None)
+    if last is not None:
+        say(last.words())
 
 
-def _row(one: RoundResult) -> tuple[object, ...]:
-    missing = ", ".join(one.missing) or None
-    return (
-        one.round, one.phase, one.state, one.reported, one.expected, one.version, one.accuracy, one.seconds, missing,
+def _row(one: RoundResult, has_noise: bool) -> tuple[object, ...]:
+    row = (
+        one.round, one.phase, one.state, one.reported, one.expected, one.version, one.accuracy, one.seconds,
+        ", ".join(one.missing) or None, ", ".join(one.quarantined) or None,
     )  # fmt: skip
+    return (*row, None if one.privacy is None else one.privacy.epsilon) if has_noise else row
 
 
 def _show(ledger: Ledger, number: int, directory: Path, is_json: bool) -> None:
     entries = ledger.rounds(number)
     if not entries:
         raise ConfigError(f"{directory}: there is no round {number}; `fedmote rounds list` says which there are")
-    result, noes = round_result(ledger, entries[0]), refusals(ledger, number)
+    result, noes = round_result(ledger, entries[0], claims(ledger).get(number)), refusals(ledger, number)
     if is_json:
         write_json({**result.to_json(), "refusals": list(noes)})
         return
     say(result.words())
-    names = ("participant", "role", "attempt", "num_examples", "trained", "sent", "discarded", *SERVED)
+    names = ("participant", "role", "attempt", "num_examples", "trained", "sent", "discarded", *SERVED, "finding", "times_median")
     write_table(names, [[update.get(name) for name in names] for update in result.updates])
     for who, why in result.missing.items():
         say(f"missing: {who} ({why})")
+    for who, why in result.quarantined.items():
+        say(f"quarantined: {who} {why}")
     for no in noes:
         say(f"refused by the {no['side']}: {no['participant']}, {no['status']}, {no['count']} times: {no['reason']}")

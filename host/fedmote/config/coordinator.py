@@ -37,6 +37,23 @@ class RunConfig(Table):
 
 
 @dataclass(frozen=True)
+class PrivacyConfig(Table):
+    """Central differential privacy of the devices' head updates (DP-FedAvg, arXiv 1710.06963).
+
+    Attributes:
+        clip_norm: each device's head update is cut to this norm: what one device can change.
+        noise_multiplier: standard deviation of the noise in the sum of the updates, in units of clip_norm.
+        sampling: "none": the accountant takes a device's participation for known, which anybody who sees the network's traffic
+            knows. "cells": it counts on an even and secret draw of `cells_per_round` out of all cells; no claim is made for a run
+            in which fewer than all of them were there to be drawn.
+    """
+
+    clip_norm: Annotated[float, Bounds(0, 4294, is_low_open=True)]
+    noise_multiplier: Annotated[float, Bounds(0, 10_000, is_low_open=True)]
+    sampling: Literal["none", "cells"] = "none"
+
+
+@dataclass(frozen=True)
 class StrategyConfig(Table):
     """Who trains what, how, and how it is merged.
 
@@ -70,6 +87,16 @@ class StrategyConfig(Table):
         is_sending_samples: devices may send selected samples to their own cell's partner. Off unless written.
         max_send: at most this many samples per device and round; none: as many as are selected.
         cells_per_round: so many cells are drawn for a round; none: all that are there.
+        aggregation: how hostile updates are kept from the model. "clipped_mean" cuts every update to the median norm of the round
+            (head, encoder and batch statistics each by their own); "multi_krum" first leaves out those that are farthest from the
+            others; "trimmed_mean" drops the extremes of every coordinate; "mean" trusts everybody.
+        clip_factor: of clipped_mean and multi_krum: an update may be this many times as long as the median one.
+        weight_cap: an update weighs at most this many times the median num_examples of the round; not with "mean".
+        trim_share: of trimmed_mean: share that is dropped at either end.
+        hostile_share: of multi_krum: share of the participants that may be hostile.
+        min_examples: an update learned from fewer samples is refused before it is sent, because single samples can be read out
+            of it; one that was learned from none is empty, and is taken.
+        privacy: differential privacy of the devices' head updates; none: no noise.
     """
 
     preset: Literal["centaur", "fedavg"] = "centaur"
@@ -102,6 +129,29 @@ class StrategyConfig(Table):
     is_sending_samples: bool = False
     max_send: Annotated[int, U32] | None = None
     cells_per_round: Annotated[int, Bounds(1, 1_000_000)] | None = None
+    aggregation: Literal["clipped_mean", "trimmed_mean", "multi_krum", "mean"] = "clipped_mean"
+    clip_factor: Annotated[float, Bounds(0, 1_000_000, is_low_open=True)] = 1.0
+    weight_cap: Annotated[float, Bounds(1, 1_000_000)] = 3.0
+    trim_share: Annotated[float, Bounds(0, 0.5, is_low_open=True, is_high_open=True)] = 0.2
+    hostile_share: Annotated[float, Bounds(0, 0.5, is_low_open=True, is_high_open=True)] = 0.3
+    min_examples: Annotated[int, U32] = 16
+    privacy: PrivacyConfig | None = None
+
+
+@dataclass(frozen=True)
+class QuarantineConfig(Table):
+    """When a participant is left out. Not part of the strategy: an operator may change it between two starts of a run.
+
+    Attributes:
+        factor: an update is far when its norm, or its distance from its neighbours where multi_krum left it out, is this many
+            times the median of the round.
+        unsound_updates: so many far or invalid updates in a row, and the participant is left out.
+        rounds: for so many rounds; 0: nobody is ever left out.
+    """
+
+    factor: Annotated[float, Bounds(1, 1_000_000)] = 4.0
+    unsound_updates: Annotated[int, Bounds(1, 1000)] = 3
+    rounds: Annotated[int, Bounds(0, 1_000_000)] = 10
 
 
 @dataclass(frozen=True)
@@ -135,7 +185,8 @@ class WindowsConfig(Table):
         after_failures: which of both.
         pause_s, max_pause_s: the first pause, and the longest one: each is twice the one before.
         wait_ms: a participant with nothing to do is told to come back after about this time.
-        max_hellos_per_s: large fleets are told longer times, so that no more than so many come back in a second.
+        max_hellos_per_s: large fleets are told longer times, so that about so many come back in a second; up to a quarter of
+            report_s.
         max_rejoins_per_minute: a participant that was reset more often is made to wait.
     """
 
@@ -226,6 +277,7 @@ class CoordinatorConfig(Table):
         listen: `tcp://host:port` for direct links, instead of a broker or beside it; port 0 takes a free one.
         strategy: the choice of policies.
         windows: the waits.
+        quarantine: when a participant is left out.
         security: the keys.
     """
 
@@ -235,6 +287,7 @@ class CoordinatorConfig(Table):
     listen: TcpUrl | None = None
     strategy: StrategyConfig = field(default_factory=StrategyConfig)
     windows: WindowsConfig = field(default_factory=WindowsConfig)
+    quarantine: QuarantineConfig = field(default_factory=QuarantineConfig)
     security: SecurityConfig = field(default_factory=SecurityConfig)
 
     def check(self) -> None:

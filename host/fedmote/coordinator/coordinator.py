@@ -51,7 +51,7 @@ log = logging.getLogger(__name__)
 # Between two words for the operator while nothing ends.
 TALK_S = 10.0
 # A merge under way when the run is stopped may take so long; one that is not done is done at the next start.
-STOP_S = 1.0
+STOP_S = 0.5
 # Messages that wait for us; transports stop reading when it is full.
 INBOX_MESSAGES = 1024
 # A no to these says that the plan cannot be done, even if it does not name the round.
@@ -299,9 +299,12 @@ class Coordinator:
         if isinstance(blob, RemoteWireError):
             return BlobSpoiled(who, sink.handle, blob.status, str(blob))
         try:
-            run.merging.strategy.codec.decode(run.machine.role_of(who), blob, run.merging.model)
+            decoded = run.merging.strategy.codec.decode(run.machine.role_of(who), blob, run.merging.model)
         except RemoteWireError as error:
             return BlobSpoiled(who, sink.handle, error.status, str(error))
+        is_empty = not decoded.tensors and not decoded.ranges
+        if is_empty and run.machine.claimed_examples(who) > 0:  # that of a partner without samples is empty
+            return BlobSpoiled(who, sink.handle, Status.UPDATE_SHAPE, "examples, and nothing that was learned from them")
         self._passing("update-decoded")
         content = run.state.blobs.put(blob)
         self._passing("blob-stored")

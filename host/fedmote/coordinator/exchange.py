@@ -137,7 +137,7 @@ class Exchange:
     async def pull(self, who: str, handle: int, size: int, crc: int, now: float) -> None:
         """Begin to pull an update; the size was checked by the round machine."""
         peer = self.peers.get(who, Peer())
-        sink = BlobSink(handle, size, crc, min(MAX_BODY, peer.max_body))
+        sink = BlobSink(handle, size, crc, min(MAX_BODY, peer.max_body), max_size=size)
         self._sinks[who] = sink
         await self.send_all(who, sink.start(now))
 

@@ -13,16 +13,17 @@ so a restart forgets none, and offers the same bytes under the same handle.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import hashlib
 import logging
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Protocol
 
 from fedmote.aggregation.ranges import Ranges
+from fedmote.background import in_background
 from fedmote.errors import ConversionError, FedmoteError, PackageError
 from fedmote.package.difference import make_difference
 from fedmote.package.graph import HeadLayer
@@ -179,7 +180,7 @@ class Forms:
             base = self._earlier_package(board, base_hash)
             if base is None:
                 return planned
-            self._differences[key] = await asyncio.to_thread(make_difference, base, planned.model)
+            self._differences[key] = await in_background(partial(make_difference, base, planned.model))
         difference = self._differences[key]
         return replace(planned, difference=difference) if len(difference) < len(planned.model) else planned
 

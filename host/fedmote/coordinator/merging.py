@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from fedmote.aggregation import Update
+from fedmote.aggregation import Finding, Update
 from fedmote.aggregation.ranges import Ranges
 from fedmote.errors import StoreError
 from fedmote.store import Blobs, Checkpoint, CheckpointEntry, State, UpdateEntry
-from fedmote.strategies import ModelShape, Strategy
+from fedmote.strategies import MergeContext, ModelShape, Strategy
 from fedmote.wire.schema import Role
 
 
@@ -22,19 +22,24 @@ class Merging:
         strategy: codec and aggregation.
         model: names and shapes; the values do not matter.
         blobs: the updates as they came.
+        noise_key: secret of the run, from which noise is drawn; empty where there is none.
     """
 
     strategy: Strategy
     model: ModelShape
     blobs: Blobs
+    noise_key: bytes = field(default=b"", repr=False)
 
-    def merge(self, base: Checkpoint, number: int, updates: Sequence[UpdateEntry]) -> Checkpoint:
+    def merge(self, base: Checkpoint, number: int, updates: Sequence[UpdateEntry]) -> tuple[Checkpoint, tuple[Finding, ...]]:
         """Merge a round.
 
         Args:
             base: the checkpoint that its updates are measured against.
             number: of the round.
             updates: as journaled, in ascending order of participants.
+
+        Returns:
+            The checkpoint, and what the merge says about the updates.
 
         Raises:
             RoundError: the result is not finite.
@@ -46,8 +51,9 @@ class Merging:
                 decoded = self.strategy.codec.decode(entry.role, self.blobs.get(entry.content), self.model)
                 yield entry.role, Update(entry.participant, entry.num_examples, decoded.tensors), decoded.ranges
 
-        tensors, ranges = self.strategy.aggregation.merge(base.tensors, base.ranges, read)
-        return Checkpoint(base.version + 1, number, tensors, ranges)
+        context = MergeContext(self.model, number, self.noise_key)
+        merged = self.strategy.aggregation.merge(base.tensors, base.ranges, read, context)
+        return Checkpoint(base.version + 1, number, merged.tensors, merged.ranges), merged.findings
 
 
 def has_same_encoder(one: Checkpoint, other: Checkpoint, head: Sequence[str]) -> bool:
@@ -74,7 +80,7 @@ def load_or_replay(state: State, merging: Merging, entry: CheckpointEntry) -> tu
             raise
         entries = {one.version: one for one in state.ledger.checkpoints()}
         base, _ = load_or_replay(state, merging, entries[entry.version - 1])
-        checkpoint = merging.merge(base, entry.round, state.ledger.updates(entry.round))
+        checkpoint, _ = merging.merge(base, entry.round, state.ledger.updates(entry.round))
         if state.checkpoints.save(checkpoint) != entry.hash:
             raise StoreError(f"{damage}; computed again from the journal it differs: blobs or program were changed") from damage
         return checkpoint, True

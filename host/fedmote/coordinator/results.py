@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from fedmote.store import Ledger, RoundEntry
+from fedmote.coordinator.claim import Claim, claims
+from fedmote.store import ConductEntry, Ledger, RoundEntry
 
 # Numbers of an update that the coordinator adds: bytes of chunks that its participant was sent in the round, of a package, of a
 # difference in its place, of a newer head, or of a partner's checkpoint. What was asked for twice counts twice.
@@ -25,7 +26,9 @@ class RoundResult:
         reported, expected: updates that count, participants that were expected.
         missing: why, by participant; in an open round, what each one is at.
         reason: of an abandoned round.
-        updates: per participant what its report said.
+        updates: per participant what its report said, and what the merge found.
+        quarantined: why, by participant that was left out of the round, or is from the next one on.
+        privacy: what the run may claim after this round; None without noise.
         opened_at: UTC.
         report_s: deadline of an open round, seconds after it was opened or taken up again; None where it is not known.
     """
@@ -43,22 +46,28 @@ class RoundResult:
     updates: tuple[dict[str, Any], ...]
     opened_at: str = ""
     report_s: float | None = None
+    quarantined: dict[str, str] = field(default_factory=dict)
+    privacy: Claim | None = None
 
     def to_json(self) -> dict[str, Any]:
         """For `--json`."""
-        return {**vars(self), "updates": list(self.updates)}
+        privacy = None if self.privacy is None else self.privacy.to_json()
+        return {**vars(self), "updates": list(self.updates), "privacy": privacy}
 
     def words(self) -> str:
         """One line for the operator."""
         head = f"round {self.round} ({self.phase}): {self.reported} of {self.expected} reported"
         if self.missing:
             head += "; missing " + ", ".join(f"{who} ({why})" for who, why in self.missing.items())
+        if self.quarantined:
+            head += "; quarantined " + ", ".join(f"{who} ({why})" for who, why in self.quarantined.items())
         if self.state in ("open", "closed"):
             deadline = "" if self.report_s is None else f"; its deadline is {self.report_s:g} s after that, or after a restart"
             return f"{head}; {self.state}, opened at {self.opened_at}{deadline}"
         if self.state == "abandoned":
             return f"{head}; abandoned: {self.reason}; the model stays"
         tail = "" if self.accuracy is None else f"; accuracy {self.accuracy:.4f}"
+        tail += "" if self.privacy is None else f"; {self.privacy.words()}"
         return f"{head}; checkpoint {self.version}{tail}; {self.seconds or 0.0:.1f} s"
 
 
@@ -76,6 +85,7 @@ class RunResult:
         first_accuracy: before the first round.
         rounds: all of them.
         refusals: every no, with its count.
+        privacy: what the run may claim; None without noise.
     """
 
     run: str
@@ -87,15 +97,20 @@ class RunResult:
     first_accuracy: float | None
     rounds: tuple[RoundResult, ...]
     refusals: tuple[dict[str, Any], ...]
+    privacy: Claim | None = None
 
     def to_json(self) -> dict[str, Any]:
         """For `--json`."""
-        return {**vars(self), "rounds": [one.to_json() for one in self.rounds], "refusals": list(self.refusals)}
+        privacy = None if self.privacy is None else self.privacy.to_json()
+        rounds = [one.to_json() for one in self.rounds]
+        return {**vars(self), "rounds": rounds, "refusals": list(self.refusals), "privacy": privacy}
 
 
-def round_result(ledger: Ledger, entry: RoundEntry) -> RoundResult:
-    """The result of a round as the ledger has it."""
-    updates = ledger.updates(entry.plan.round)
+def round_result(ledger: Ledger, entry: RoundEntry, privacy: Claim | None = None) -> RoundResult:
+    """The result of a round as the ledger has it; `privacy` is its entry of `claims`."""
+    number = entry.plan.round
+    updates = ledger.updates(number)
+    conduct = {one.participant: one for one in ledger.conduct(number)}
     accuracies = {one.version: one.accuracy for one in ledger.checkpoints()}
     return RoundResult(
         round=entry.plan.round,
@@ -115,12 +130,32 @@ def round_result(ledger: Ledger, entry: RoundEntry) -> RoundResult:
                 "attempt": one.attempt,
                 "num_examples": one.num_examples,
                 **one.numbers,
+                **_found(conduct.get(one.participant)),
             }
             for one in updates
         ),
+        quarantined={
+            one.participant: f"until round {one.until}: {one.reason}"
+            for one in ledger.quarantines()
+            if one.since <= number <= one.until
+        },
+        privacy=privacy,
         opened_at=entry.opened_at,
         report_s=entry.report_s,
     )
+
+
+def _found(conduct: ConductEntry | None) -> dict[str, Any]:
+    """What the merge found of an update: how far it was, and whether it was left out."""
+    if conduct is None or conduct.ratio is None:
+        return {}
+    return {"finding": conduct.finding, "times_median": round(conduct.ratio, 3), "is_filtered": conduct.is_filtered}
+
+
+def round_results(ledger: Ledger) -> list[RoundResult]:
+    """All rounds in order, each with what the run may claim after it."""
+    privacy = claims(ledger)
+    return [round_result(ledger, entry, privacy.get(entry.plan.round)) for entry in ledger.rounds()]
 
 
 def _awaited(ledger: Ledger, entry: RoundEntry) -> dict[str, str]:

@@ -21,6 +21,8 @@ def standing_of(ledger: Ledger) -> Standing:
         previous=_previous(ended),
         open=None if open_round is None else _open(ledger, open_round),
         last_counted=ledger.last_updates(),
+        streaks=ledger.streaks(),
+        quarantined={entry.participant: (entry.until, entry.reason) for entry in ledger.quarantines()},
     )
 
 

@@ -12,17 +12,21 @@ import asyncio
 import contextlib
 import json
 import os
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
+from fedmote.aggregation import Finding
+from fedmote.background import in_background
 from fedmote.config import CoordinatorConfig
+from fedmote.coordinator.claim import claims
+from fedmote.coordinator.conduct import journaled
 from fedmote.coordinator.exchange import Exchange, clip, refuse
 from fedmote.coordinator.forms import Forms, Partition, Sign
 from fedmote.coordinator.merging import Merging, has_same_encoder, load_or_replay
-from fedmote.coordinator.results import RunResult, refusals, round_result
+from fedmote.coordinator.results import RunResult, refusals, round_result, round_results
 from fedmote.coordinator.resume import standing_of
 from fedmote.errors import ConfigError, ConversionError, FedmoteError, PackageError, RoundError
+from fedmote.privacy.accountant import load_library
 from fedmote.rounds import RoundMachine, Rules
 from fedmote.rounds.events import (
     AbandonRound,
@@ -31,6 +35,7 @@ from fedmote.rounds.events import (
     DropPull,
     JournalPlan,
     JournalUpdate,
+    JournalVerdict,
     NoteRefusal,
     OpenRound,
     Pause,
@@ -42,9 +47,9 @@ from fedmote.rounds.events import (
     SendWait,
     Stop,
 )
-from fedmote.store import Checkpoint, CheckpointEntry, PlanEntry, RunEntry, State, UpdateEntry
+from fedmote.store import Checkpoint, CheckpointEntry, PlanEntry, PrivacyEntry, RunEntry, State, UpdateEntry
 from fedmote.store.checkpoints import file_hash
-from fedmote.strategies import cells_of, load_strategy
+from fedmote.strategies import cells_of, leakage_warning, load_strategy
 from fedmote.wire.codec import Message
 from fedmote.wire.schema import Kind, Role, Status
 
@@ -52,7 +57,7 @@ from fedmote.wire.schema import Kind, Role, Status
 _PROGRESS_LINES = 10
 
 Talk = Callable[[str], None]
-Merged = tuple[Checkpoint, float | None] | FedmoteError
+Merged = tuple[Checkpoint, float | None, tuple[Finding, ...]] | FedmoteError
 
 
 class Run:
@@ -90,6 +95,9 @@ class Run:
         self._opened_at = clock()
         if state.ledger.damage is not None:
             talk(state.ledger.damage)
+        warning = leakage_warning(config.strategy)
+        if warning is not None:
+            talk(f"warning: {warning}")
         entry = self._begin_or_resume()
         self.name = entry.name
         self.checkpoint = Checkpoint(0, 0, *partition.first_model())
@@ -97,6 +105,7 @@ class Run:
             load_strategy(config.strategy, cells_of(config.cells)),
             partition.shape(self.checkpoint.tensors, self.checkpoint.ranges),
             state.blobs,
+            self._noise_key(),
         )
         self._refuse_another_model()
         self._show_newest()
@@ -125,6 +134,24 @@ class Run:
         self.state.ledger.begin_run(run, CheckpointEntry(0, 0, digest, 0, self._partition.evaluate(tensors, ranges, 0)))
         self._passing("run-begun")
         return run
+
+    def _noise_key(self) -> bytes:
+        """The run's secret for noise, drawn once; empty in a run without noise.
+
+        Raises:
+            ConfigError: noise is asked for, and the accountant that would say what it is worth is not installed.
+        """
+        if self.config.strategy.privacy is None:
+            return b""
+        load_library()
+        found = self.state.ledger.privacy()
+        if found is None:
+            cells = [cell for cell in self.config.cells if cell.devices]
+            sizes = [len(cell.devices) for cell in cells]
+            found = PrivacyEntry(os.urandom(32), sum(sizes), len(cells), max(sizes))
+            self.state.ledger.begin_privacy(found)
+            self._passing("privacy-begun")
+        return found.noise_key
 
     def _refuse_another_model(self) -> None:
         """By the hash of the first checkpoint: another conversion of the same module reads samples in other ranges."""
@@ -164,6 +191,8 @@ class Run:
             self.config.windows,
             self.merging.strategy,
             lambda role: codec.max_bytes(role, model),
+            self.config.quarantine,
+            self.config.strategy.min_examples,
         )
 
     def _recall_peers(self) -> None:
@@ -215,7 +244,7 @@ class Run:
 
     async def _do(self, action: Action) -> None:
         match action:
-            case OpenRound() | JournalPlan() | JournalUpdate() | NoteRefusal():
+            case OpenRound() | JournalPlan() | JournalUpdate() | JournalVerdict() | NoteRefusal():
                 self._journal(action)
             case SendPlan() | SendWait() | SendAck() | SendRefuse():
                 await self._tell(action)
@@ -236,7 +265,7 @@ class Run:
             case Stop():
                 self.is_over, self.complaint = True, action.complaint
 
-    def _journal(self, action: OpenRound | JournalPlan | JournalUpdate | NoteRefusal) -> None:
+    def _journal(self, action: OpenRound | JournalPlan | JournalUpdate | JournalVerdict | NoteRefusal) -> None:
         ledger = self.state.ledger
         match action:
             case OpenRound():
@@ -258,6 +287,8 @@ class Run:
                 ledger.add_update(action.round, update)
                 if self.machine.num_counted % max(1, self.machine.num_expected // _PROGRESS_LINES) == 0:
                     self._talk(self.machine.words(self._clock()))
+            case JournalVerdict():
+                ledger.add_conduct(*journaled(action.round, [action.verdict]))
             case NoteRefusal():
                 ledger.add_refusal(action.round, action.id, "participant", action.status, clip(action.reason))
                 self._talk(f"{action.id} refused: {action.status.name.lower().replace('_', '-')} {action.reason}".rstrip())
@@ -317,12 +348,13 @@ class Run:
 
         def merge() -> Merged:
             try:
-                checkpoint = self.merging.merge(self.checkpoint, number, entries)
-                return checkpoint, self._partition.evaluate(checkpoint.tensors, checkpoint.ranges, checkpoint.version)
+                checkpoint, findings = self.merging.merge(self.checkpoint, number, entries)
+                accuracy = self._partition.evaluate(checkpoint.tensors, checkpoint.ranges, checkpoint.version)
+                return checkpoint, accuracy, findings
             except FedmoteError as error:
                 return error
 
-        self.merge_task = _beside(merge)
+        self.merge_task = in_background(merge)
 
     async def merged(self, outcome: Merged) -> None:
         """Commit a merge that is done, or abandon its round where the result is refused.
@@ -339,13 +371,14 @@ class Run:
         if isinstance(outcome, FedmoteError):
             raise outcome
         self._passing("merge-computed")
-        checkpoint, accuracy = outcome
+        checkpoint, accuracy, findings = outcome
         digest = self.state.checkpoints.save(checkpoint)
         self._passing("checkpoint-written")
         is_same = has_same_encoder(self.checkpoint, checkpoint, self.merging.model.head)
         self._encoder_version = self._encoder_version if is_same else checkpoint.version
         entry = CheckpointEntry(checkpoint.version, plan.round, digest, self._encoder_version, accuracy)
-        self.state.ledger.commit_round(plan.round, entry, self._clock() - self._opened_at)
+        conduct, quarantines = journaled(plan.round, self.machine.judged(findings))
+        self.state.ledger.commit_round(plan.round, entry, self._clock() - self._opened_at, conduct, quarantines)
         self._passing("round-committed")
         self.checkpoint = checkpoint
         self._forms.show(checkpoint, self._encoder_versions())
@@ -360,7 +393,8 @@ class Run:
         self._say_round(number)
 
     def _say_round(self, number: int) -> None:
-        self._talk(round_result(self.state.ledger, self.state.ledger.rounds(number)[0]).words())
+        ledger = self.state.ledger
+        self._talk(round_result(ledger, ledger.rounds(number)[0], claims(ledger).get(number)).words())
 
     # ---- the end --------------------------------------------------------------------------------------------------------
 
@@ -369,6 +403,7 @@ class Run:
         ledger = self.state.ledger
         entries = ledger.checkpoints()
         newest = entries[-1]
+        privacy = claims(ledger)
         return RunResult(
             run=self.name.hex(),
             is_complete=self.is_over and self.complaint is None,
@@ -377,32 +412,7 @@ class Run:
             checkpoint=str(self.state.checkpoints.path(newest.version)),
             accuracy=newest.accuracy,
             first_accuracy=entries[0].accuracy,
-            rounds=tuple(round_result(ledger, entry) for entry in ledger.rounds()),
+            rounds=tuple(round_results(ledger)),
             refusals=refusals(ledger),
+            privacy=privacy[max(privacy)] if privacy else None,
         )
-
-
-def _beside(work: Callable[[], Merged]) -> asyncio.Future[Merged]:
-    """Start work in a thread that does not hold the process back: what it would have written, the next start writes."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[Merged] = loop.create_future()
-
-    def hand_over(outcome: Merged | None, error: Exception | None) -> None:
-        if future.cancelled():
-            return
-        if error is not None:
-            future.set_exception(error)
-        elif outcome is not None:
-            future.set_result(outcome)
-
-    def run() -> None:
-        outcome, failure = None, None
-        try:
-            outcome = work()
-        except Exception as error:  # our bug: it surfaces where the outcome is awaited
-            failure = error
-        with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
-            loop.call_soon_threadsafe(hand_over, outcome, failure)
-
-    threading.Thread(target=run, name="merge", daemon=True).start()
-    return future

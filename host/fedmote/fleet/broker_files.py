@@ -299,7 +299,7 @@ def write_configuration(files: BrokerFiles, binding: Binding) -> None:
         f"user {pwd.getpwuid(os.geteuid()).pw_name}",  # a broker started as root would leave for a user who may not read this
         "persistence false",  # the protocol survives a broker that forgets
         "max_packet_size 70000",  # the largest body in the longest topic, and room
-        "max_queued_messages 1000",
+        "max_queued_messages 20000",  # small ones, so that a thousand participants may come at once; the bytes are the bound
         "max_queued_bytes 16777216",
         "max_inflight_messages 100",
         "max_keepalive 600",  # of MQTT 5; 3.1.1 has no word for it

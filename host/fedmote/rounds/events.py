@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from fedmote.rounds.quarantine import Verdict
 from fedmote.strategies import RoundPlan
 from fedmote.wire.schema import Role, Status
 
@@ -218,6 +219,14 @@ class JournalUpdate:
 
 
 @dataclass(frozen=True)
+class JournalVerdict:
+    """Journal what is said about an update that is not merged."""
+
+    round: int
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
 class CloseRound:
     """Merge what the journal holds for this round, and answer with `committed` or `spoiled`.
 
@@ -275,6 +284,7 @@ Action = (
     | Pull
     | DropPull
     | JournalUpdate
+    | JournalVerdict
     | CloseRound
     | AbandonRound
     | Pause

@@ -25,17 +25,20 @@ class Leases:
         self._report_s = {board: deadline.report_s for deadline in windows.deadlines for board in deadline.boards}
         self._deadlines: dict[str, float] = {}
         self._leases: dict[str, float] = {}
+        self._known_end: tuple[int, float] | None = None
 
     def joined(self, who: str, board: str) -> None:
         """A member said what board it is."""
         if board in self._report_s:
             self._deadlines[who] = self.opened_at + self._report_s[board]
+            self._known_end = None
 
     def progressed(self, who: str, now: float) -> None:
         """A chunk came from a member, or was asked for."""
         end = min(now + self._windows.lease_s, self.deadline(who) + self._windows.grace_s)
         if end > self.deadline(who):
             self._leases[who] = end
+            self._known_end = None
 
     def deadline(self, who: str) -> float:
         """Of a member that shows no sign of work."""
@@ -46,7 +49,13 @@ class Leases:
         return self.deadline(who) + self._windows.grace_s
 
     def end(self, unsettled: Set[str]) -> float:
-        """When the round is over if nothing more is heard of these members."""
-        # Nearly all have the common deadline: only the others are looked at.
-        later = [end for ends in (self._deadlines, self._leases) for who, end in ends.items() if who in unsettled]
-        return max([self.opened_at + self._windows.report_s, *later])
+        """When the round is over if nothing more is heard of these members.
+
+        Args:
+            unsettled: only ever fewer of them from call to call, so that their number tells whether the last answer still holds:
+                with a thousand members this is asked a hundred thousand times.
+        """
+        if self._known_end is None or self._known_end[0] != len(unsettled):
+            later = [end for ends in (self._deadlines, self._leases) for who, end in ends.items() if who in unsettled]
+            self._known_end = (len(unsettled), max([self.opened_at + self._windows.report_s, *later]))
+        return self._known_end[1]

@@ -21,6 +21,7 @@ Rules that hold whatever arrives, and in whichever order:
   twice as long as the one before, and after it a round opens only if as many are there as it needs.
 * Whoever was reset too often waits; nobody else waits for it.
 * Whoever is not expected is refused with a status, and changes nothing.
+* Whoever is in quarantine is not asked for: its hellos are answered with `wait` and the reason.
 
 A participant speaks first. Plans are given in answer to a hello, again under the same attempt where the boot nonce is the
 same (the plan was lost), under the next attempt where it changed (the device was reset). Members that are being waited for
@@ -32,6 +33,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
+from fedmote.aggregation import Finding
 from fedmote.rounds.events import (
     AbandonRound,
     Action,
@@ -43,6 +45,7 @@ from fedmote.rounds.events import (
     Event,
     JournalPlan,
     JournalUpdate,
+    JournalVerdict,
     NoteRefusal,
     OpenRound,
     Pause,
@@ -63,6 +66,7 @@ from fedmote.rounds.events import (
 from fedmote.rounds.leases import Leases
 from fedmote.rounds.pace import Pace, Resets
 from fedmote.rounds.progress import MAX_ATTEMPTS, MAX_CRC_FAILURES, MAX_OLD_HELLOS, Progress, Step
+from fedmote.rounds.quarantine import Quarantine, Verdict
 from fedmote.rounds.selection import Selection
 from fedmote.rounds.standing import OpenRoundStanding, Rules, Standing
 from fedmote.rounds.status import RunStatus, Stage
@@ -93,6 +97,7 @@ class RoundMachine:
         self._num_failed = standing.num_failed
         self._previous = standing.previous
         self._last_counted = dict(standing.last_counted)
+        self._quarantine = Quarantine(rules.quarantine, standing.streaks, standing.quarantined)
         self._members = {member.id: member for cell in rules.cells for member in cell.members()}
         self._progress: dict[str, Progress]
         self._unsettled: set[str]
@@ -137,6 +142,11 @@ class RoundMachine:
     def role_of(self, who: str) -> Role:
         """Role of a participant of this fleet."""
         return self._members[who].role
+
+    def claimed_examples(self, who: str) -> int:
+        """Weight of the update that a participant is sending; 0 where it sends none."""
+        progress = self._progress.get(who)
+        return 0 if progress is None or progress.report is None else progress.report.num_examples
 
     @property
     def num_expected(self) -> int:
@@ -220,6 +230,11 @@ class RoundMachine:
             return self._wake_up(now) if self._paused_until is not None else self._select(now)
         return self._close_if_over(now)
 
+    def judged(self, findings: Iterable[Finding]) -> list[Verdict]:
+        """What the merge of the closed round says about its updates; to be journaled with the commit."""
+        assert self.plan is not None  # called after CloseRound only
+        return [self._quarantine.judge(self.plan.round, finding) for finding in findings]
+
     def committed(self, version: int, now: float) -> list[Action]:
         """The merge of the closed round is durable as checkpoint `version`."""
         assert self.plan is not None  # called after CloseRound only
@@ -244,7 +259,8 @@ class RoundMachine:
         self._unsettled = set()
         self.num_counted = 0
         self._is_closing = self._is_merging = False
-        self._selection = Selection(self.rules, self._previous, now)
+        self._left_out = self._quarantine.left_out(self._num_rounds + 1)
+        self._selection = Selection(self.rules, self._previous, now, self._left_out)
 
     def _select(self, now: float) -> list[Action]:
         """Open a round if enough participants are there, or the window is over."""
@@ -284,7 +300,14 @@ class RoundMachine:
 
     def _open(self, seed: int, members: Iterable[Member], now: float) -> list[Action]:
         self._num_rounds += 1
-        self.plan = RoundPlan(self._num_rounds, self._selection.phase, self.version, seed, tuple(sorted(members)))
+        self.plan = RoundPlan(
+            self._num_rounds,
+            self._selection.phase,
+            self.version,
+            seed,
+            tuple(sorted(members)),
+            self._selection.num_candidates,
+        )
         self._follow(self.plan, now)
         return [OpenRound(self.plan)]
 
@@ -328,7 +351,9 @@ class RoundMachine:
         if self._paused_until is not None:
             return [self._wait(hello.id, "the run is paused", self._paused_until - now)]
         actions = self._select(now) if self._selection.came(self._members[hello.id], now) else []
-        return actions + (self._answer(hello, now) if self.plan is not None else [self._wait(hello.id, "round not open yet")])
+        if self.plan is not None:
+            return actions + self._answer(hello, now)
+        return [*actions, self._wait(hello.id, self._left_out.get(hello.id, "round not open yet"))]
 
     def _quarantine_s(self, hello: SaidHello, now: float) -> float:
         """A late hello from before the last reset is no reset."""
@@ -341,7 +366,7 @@ class RoundMachine:
         if self._is_done:
             return [self._wait(hello.id, "the run is complete")]
         if progress is None:
-            return [self._wait(hello.id, "not in this round", self._time_to_next(now))]
+            return [self._wait(hello.id, self._left_out.get(hello.id, "not in this round"), self._time_to_next(now))]
         if self._is_closing or progress.is_settled:
             return [self._wait(hello.id, progress.reason or "this round has your update", self._time_to_next(now))]
         self._leases.joined(hello.id, hello.board)
@@ -415,10 +440,17 @@ class RoundMachine:
         complaint = self._complaint(report)
         if complaint is not None:
             status, reason = complaint
+            refuse = SendRefuse(report.id, status, reason, report.handle, report.round)
             if status in (Status.UPDATE_SHAPE, Status.FIELD_RANGE):
                 self._progress[report.id].fail(f"update refused: {_word(status)}")  # it would only say the same again
-            return [SendRefuse(report.id, status, reason, report.handle, report.round)]
+                return [self._invalid(report.round, report.id, f"{_word(status)}: {reason}"), refuse]
+            return [refuse]
         progress = self._progress[report.id]
+        if 0 < report.num_examples < self.rules.min_examples:
+            # Before a byte of it is pulled: what is never here cannot be read out. It may have more samples in another round.
+            reason = f"{report.num_examples} examples, at least {self.rules.min_examples}"
+            progress.fail(f"update refused: {reason}")
+            return [SendRefuse(report.id, Status.NO_SAMPLES, reason, report.handle, report.round)]
         running = progress.report
         if running is not None and (running.handle, running.crc, running.size) == (report.handle, report.crc, report.size):
             return []  # repeated while it is being pulled
@@ -479,7 +511,13 @@ class RoundMachine:
             return []
         # Whoever trained garbage would train it again: it is left out until the next round.
         progress.fail(f"update refused: {_word(event.status)}")
-        return [SendRefuse(event.id, event.status, event.reason, event.handle, self.plan.round)]
+        refuse = SendRefuse(event.id, event.status, event.reason, event.handle, self.plan.round)
+        if event.status is Status.CRC:
+            return [refuse]  # the link's fault as likely as the participant's
+        return [self._invalid(self.plan.round, event.id, f"{_word(event.status)}: {event.reason}"), refuse]
+
+    def _invalid(self, number: int, who: str, reason: str) -> JournalVerdict:
+        return JournalVerdict(number, self._quarantine.invalid(number, who, reason))
 
     def _refused(self, event: Refused) -> list[Action]:
         progress = self._progress.get(event.id)

@@ -29,7 +29,9 @@ class Pace:
     def __init__(self, windows: WindowsConfig, seed: int, population: int) -> None:
         self._seed = seed
         self._told: Counter[str] = Counter()
-        self.spread_s = max(windows.wait_ms / 1000, population / windows.max_hellos_per_s)
+        # Whoever waits for a round to open has its plan only afterwards: the wait must leave time for the round.
+        crowd_s = min(population / windows.max_hellos_per_s, windows.report_s / 4)
+        self.spread_s = max(windows.wait_ms / 1000, crowd_s)
 
     def wait_ms(self, who: str, not_before_s: float = 0.0) -> int:
         """Milliseconds until a participant shall say hello again: `not_before_s`, and half of the spread to one and a half."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from fedmote.rounds.standing import Rules
 from fedmote.strategies import Cell, Member, Previous
@@ -20,14 +20,21 @@ class Selection:
 
     Attributes:
         phase: of the round to come.
+        num_candidates: cells that the draw had to choose from, once it is made.
     """
 
-    def __init__(self, rules: Rules, previous: Previous | None, now: float) -> None:
+    def __init__(self, rules: Rules, previous: Previous | None, now: float, left_out: Collection[str] = ()) -> None:
+        """`left_out` are ids that are not asked for, whatever the policies say."""
         policy = rules.strategy.plan
         self.phase = policy.next_phase(rules.cells, previous)
+        self.num_candidates = 0
         self._rules = rules
-        self._population = policy.population(rules.cells, previous)
-        self._members = {cell.name: policy.members(cell, self.phase) for cell in self._population}
+        members = {
+            cell.name: tuple(member for member in policy.members(cell, self.phase) if member.id not in left_out)
+            for cell in policy.population(rules.cells, previous)
+        }
+        self._population = tuple(cell for cell in policy.population(rules.cells, previous) if members[cell.name])
+        self._members = {cell.name: members[cell.name] for cell in self._population}
         self._absent = {name: {member.id for member in members} for name, members in self._members.items()}
         self._present: set[str] = set()
         self._num_complete = 0
@@ -62,7 +69,9 @@ class Selection:
         policy = self._rules.strategy.participants
         if not is_window_over and not policy.is_enough(self._num_complete, len(self._population)):
             return []
-        cells = policy.choose([cell for cell in self._population if self._present_of(cell)], seed)
+        present = [cell for cell in self._population if self._present_of(cell)]
+        self.num_candidates = len(present)
+        cells = policy.choose(present, seed)
         return [member for cell in self._invited(cells, seed) for member in self._present_of(cell)]
 
     @property

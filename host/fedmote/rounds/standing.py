@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from fedmote.config import WindowsConfig
+from fedmote.config import QuarantineConfig, WindowsConfig
 from fedmote.strategies import Cell, Previous, RoundPlan, Strategy
 from fedmote.wire.schema import Role
 
@@ -24,6 +24,8 @@ class Rules:
         windows: the waits.
         strategy: the four policies.
         max_update_bytes: largest update blob of a role.
+        quarantine: when a participant is left out.
+        min_examples: fewest samples behind an update that is not empty.
     """
 
     run: bytes
@@ -33,6 +35,8 @@ class Rules:
     windows: WindowsConfig
     strategy: Strategy
     max_update_bytes: Callable[[Role], int]
+    quarantine: QuarantineConfig = field(default_factory=QuarantineConfig)
+    min_examples: int = 0
 
     def round_seed(self, number: int) -> int:
         """Seed of a round, u32: a hash, so that neighbouring rounds have unrelated draws."""
@@ -71,6 +75,8 @@ class Standing:
         previous: the last round that ended, or None.
         open: the round that had not ended, or None.
         last_counted: (round, CRC) of the last counted update by participant, so that a lost ack can be repeated.
+        streaks: unsound updates in a row by participant.
+        quarantined: last round that a participant is left out of, and why.
     """
 
     version: int = 0
@@ -80,3 +86,5 @@ class Standing:
     previous: Previous | None = None
     open: OpenRoundStanding | None = None
     last_counted: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    streaks: Mapping[str, int] = field(default_factory=dict)
+    quarantined: Mapping[str, tuple[int, str]] = field(default_factory=dict)

@@ -3,7 +3,18 @@
 
 from fedmote.store.blobs import Blobs, content_name
 from fedmote.store.checkpoints import Checkpoint, Checkpoints, parse_ranges
-from fedmote.store.ledger import CheckpointEntry, Ledger, PlanEntry, RefusalEntry, RoundEntry, RunEntry, UpdateEntry
+from fedmote.store.ledger import (
+    CheckpointEntry,
+    ConductEntry,
+    Ledger,
+    PlanEntry,
+    PrivacyEntry,
+    QuarantineEntry,
+    RefusalEntry,
+    RoundEntry,
+    RunEntry,
+    UpdateEntry,
+)
 from fedmote.store.state import LEDGER, State, set_aside
 
 __all__ = [
@@ -12,8 +23,11 @@ __all__ = [
     "Checkpoint",
     "CheckpointEntry",
     "Checkpoints",
+    "ConductEntry",
     "Ledger",
     "PlanEntry",
+    "PrivacyEntry",
+    "QuarantineEntry",
     "RefusalEntry",
     "RoundEntry",
     "RunEntry",

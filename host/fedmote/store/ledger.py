@@ -15,7 +15,7 @@ import json
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from fedmote.wire.schema import Phase, Role, Status
 # The reasons of strangers are theirs to choose: a bound keeps them from filling the disk with new rows.
 _MAX_REFUSAL_ROWS = 10_000
 _VERSION_WITH_DEADLINE = 3
+_VERSION_WITH_CONDUCT = 4
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,48 @@ class RefusalEntry:
     count: int
 
 
+@dataclass(frozen=True)
+class ConductEntry:
+    """What a round says about an update; the columns of table `conduct`.
+
+    Attributes:
+        round, participant: which update.
+        finding: "sound", "far" or "invalid".
+        ratio: of its norm or distance to the round's median; None of an update that was never merged.
+        is_filtered: left out of the merge, at least in part.
+        streak: updates of the participant in a row that were not sound, this one included.
+        reason: in words; empty where it is sound.
+    """
+
+    round: int
+    participant: str
+    finding: str
+    ratio: float | None
+    is_filtered: bool
+    streak: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class QuarantineEntry:
+    """A participant is left out of the rounds after `since`, up to and with `until`."""
+
+    participant: str
+    since: int
+    until: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class PrivacyEntry:
+    """What a privacy claim depends on; see table `privacy`."""
+
+    noise_key: bytes = field(repr=False)
+    num_devices: int
+    num_cells: int
+    devices_per_cell: int
+
+
 class Ledger:
     """The journal of one run. Use `Ledger.open`, and `close` or a `with` block.
 
@@ -197,6 +240,7 @@ class Ledger:
             )
             for member in plan.members:
                 self._write("INSERT INTO member VALUES (?, ?, ?, ?, NULL)", plan.round, member.id, int(member.role), member.cell)
+            self._write("INSERT INTO draw VALUES (?, ?)", plan.round, plan.num_candidates)
 
     def add_plan(self, number: int, plan: PlanEntry) -> None:
         """Journal that a participant begins an attempt."""
@@ -256,15 +300,39 @@ class Ledger:
             self._write("UPDATE round SET state = 'closed' WHERE round = ? AND state = 'open'", number)
             self._note_missing(number, missing)
 
-    def commit_round(self, number: int, checkpoint: CheckpointEntry, seconds: float) -> None:
-        """Journal the merge of a closed round as a checkpoint, whose file is written already."""
+    def commit_round(
+        self,
+        number: int,
+        checkpoint: CheckpointEntry,
+        seconds: float,
+        conduct: Iterable[ConductEntry] = (),
+        quarantines: Iterable[QuarantineEntry] = (),
+    ) -> None:
+        """Journal the merge of a closed round as a checkpoint, whose file is written already, and what it says of its updates."""
         with self._transaction():
             self._add_checkpoint(checkpoint)
+            self._add_conduct(conduct, quarantines)
             self._write(
                 "UPDATE round SET state = 'committed', version = ?, seconds = ? WHERE round = ? AND state = 'closed'",
                 checkpoint.version,
                 seconds,
                 number,
+            )
+
+    def add_conduct(self, conduct: Iterable[ConductEntry], quarantines: Iterable[QuarantineEntry] = ()) -> None:
+        """Journal what is said about updates, and who is left out for it."""
+        with self._transaction():
+            self._add_conduct(conduct, quarantines)
+
+    def begin_privacy(self, entry: PrivacyEntry) -> None:
+        """Journal the noise key of the run, once."""
+        with self._transaction():
+            self._write(
+                "INSERT INTO privacy VALUES (1, ?, ?, ?, ?)",
+                entry.noise_key,
+                entry.num_devices,
+                entry.num_cells,
+                entry.devices_per_cell,
             )
 
     def abandon_round(self, number: int, reason: str, seconds: float, missing: Mapping[str, str]) -> None:
@@ -282,6 +350,21 @@ class Ledger:
             entry.encoder_version,
             entry.accuracy,
         )
+
+    def _add_conduct(self, conduct: Iterable[ConductEntry], quarantines: Iterable[QuarantineEntry]) -> None:
+        for one in conduct:
+            self._write(
+                "INSERT INTO conduct VALUES (?, ?, ?, ?, ?, ?, ?)",
+                one.round,
+                one.participant,
+                one.finding,
+                one.ratio,
+                one.is_filtered,
+                one.streak,
+                one.reason,
+            )
+        for out in quarantines:
+            self._write("INSERT INTO quarantine VALUES (?, ?, ?, ?)", out.participant, out.since, out.until, out.reason)
 
     def _note_missing(self, number: int, missing: Mapping[str, str]) -> None:
         for participant, reason in missing.items():
@@ -313,14 +396,16 @@ class Ledger:
                 missing.setdefault(row[0], {})[row[1]] = row[4]
         # A ledger that is only looked at keeps its version: the column may not be there.
         report_s = "report_s" if self.version >= _VERSION_WITH_DEADLINE else "NULL"
+        has_draws = self.version >= _VERSION_WITH_CONDUCT
+        drawn, join = ("coalesce(num_candidates, 0)", "LEFT JOIN draw USING (round)") if has_draws else ("0", "")
         rows = self._all(
-            f"SELECT round, phase, base_version, seed, state, version, reason, seconds, opened_at, {report_s} FROM round {where} "
-            "ORDER BY round",
+            f"SELECT round, phase, base_version, seed, state, version, reason, seconds, opened_at, {report_s}, {drawn} "
+            f"FROM round {join} {where} ORDER BY round",
             *arguments,
         )
         return [
             RoundEntry(
-                RoundPlan(row[0], Phase(row[1]), row[2], row[3], tuple(members.get(row[0], ()))),
+                RoundPlan(row[0], Phase(row[1]), row[2], row[3], tuple(members.get(row[0], ())), row[10]),
                 row[4],
                 row[5],
                 row[6],
@@ -352,6 +437,36 @@ class Ledger:
             "SELECT participant, max(attempt), boot, board, max_body, base FROM plan WHERE round = ? GROUP BY participant", number
         )
         return {row[0]: PlanEntry(*row) for row in rows}
+
+    def conduct(self, number: int) -> list[ConductEntry]:
+        """What is said about the updates of a round, in ascending order of participants."""
+        if self.version < _VERSION_WITH_CONDUCT:
+            return []
+        rows = self._all(
+            "SELECT round, participant, finding, ratio, is_filtered, streak, reason FROM conduct WHERE round = ? "
+            "ORDER BY participant",
+            number,
+        )
+        return [ConductEntry(row[0], row[1], row[2], row[3], bool(row[4]), row[5], row[6]) for row in rows]
+
+    def streaks(self) -> dict[str, int]:
+        """Updates in a row that were not sound, by participant."""
+        rows = self._all("SELECT participant, max(round), streak FROM conduct GROUP BY participant")
+        return {row[0]: row[2] for row in rows}
+
+    def quarantines(self) -> list[QuarantineEntry]:
+        """Who was or is left out, in order of rounds and participants."""
+        if self.version < _VERSION_WITH_CONDUCT:
+            return []
+        rows = self._all("SELECT participant, since, until, reason FROM quarantine ORDER BY since, participant")
+        return [QuarantineEntry(*row) for row in rows]
+
+    def privacy(self) -> PrivacyEntry | None:
+        """What the run's privacy claim depends on; None in a run without noise."""
+        if self.version < _VERSION_WITH_CONDUCT:
+            return None
+        row = self._one("SELECT noise_key, num_devices, num_cells, devices_per_cell FROM privacy")
+        return None if row is None else PrivacyEntry(*row)
 
     def refusals(self, number: int | None = None) -> list[RefusalEntry]:
         """Every no, or those of one round."""

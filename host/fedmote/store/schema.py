@@ -78,5 +78,37 @@ VERSION_3 = """
 ALTER TABLE round ADD COLUMN report_s REAL;     -- its deadline, seconds after it was opened or taken up again
 """
 
+VERSION_4 = """
+CREATE TABLE conduct (                          -- what a round says about an update
+    round INTEGER NOT NULL,
+    participant TEXT NOT NULL,
+    finding TEXT NOT NULL CHECK (finding IN ('sound', 'far', 'invalid')),
+    ratio REAL,                                 -- of norm or distance to the round's median; null of what was never read
+    is_filtered INTEGER NOT NULL,               -- left out of the merge, at least in part
+    streak INTEGER NOT NULL,                    -- updates in a row that were not sound, this one included
+    reason TEXT NOT NULL,
+    PRIMARY KEY (round, participant),
+    FOREIGN KEY (round, participant) REFERENCES member (round, participant)
+);
+CREATE TABLE quarantine (
+    participant TEXT NOT NULL,
+    since INTEGER NOT NULL,                     -- round whose update was one too many
+    until INTEGER NOT NULL,                     -- last round that the participant is left out of
+    reason TEXT NOT NULL,
+    PRIMARY KEY (participant, since)
+);
+CREATE TABLE privacy (                          -- what a privacy claim depends on, of a run with noise
+    id INTEGER PRIMARY KEY CHECK (id = 1),
+    noise_key BLOB NOT NULL,                    -- secret: whoever has it can take the noise off the model
+    num_devices INTEGER NOT NULL,
+    num_cells INTEGER NOT NULL,
+    devices_per_cell INTEGER NOT NULL           -- the most that a cell has
+);
+CREATE TABLE draw (
+    round INTEGER PRIMARY KEY REFERENCES round (round),
+    num_candidates INTEGER NOT NULL             -- cells that were there to be drawn
+);
+"""
+
 # Script of version n at index n - 1.
-SCRIPTS = (VERSION_1, VERSION_2, VERSION_3)
+SCRIPTS = (VERSION_1, VERSION_2, VERSION_3, VERSION_4)

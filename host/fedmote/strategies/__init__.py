@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from fedmote.config import CellConfig, StrategyConfig
 from fedmote.strategies.centaur import centaur
 from fedmote.strategies.fedavg import fedavg
-from fedmote.strategies.seams import Cell, Member, ModelShape, Previous, RoundPlan, Strategy, Training
+from fedmote.strategies.leakage import leakage_warning
+from fedmote.strategies.seams import Cell, Member, MergeContext, ModelShape, Previous, RoundPlan, Strategy, Training
 
 PRESETS: Mapping[str, Callable[[StrategyConfig, Sequence[Cell]], Strategy]] = {"centaur": centaur, "fedavg": fedavg}
 
@@ -35,11 +36,13 @@ __all__ = [
     "PRESETS",
     "Cell",
     "Member",
+    "MergeContext",
     "ModelShape",
     "Previous",
     "RoundPlan",
     "Strategy",
     "Training",
     "cells_of",
+    "leakage_warning",
     "load_strategy",
 ]

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 
 from fedmote.config import StrategyConfig
 from fedmote.errors import ConfigError
+from fedmote.strategies.aggregations import aggregation_of
 from fedmote.strategies.all_cells import AllCells
-from fedmote.strategies.covered_mean import CoveredMean
 from fedmote.strategies.f32 import Float32
 from fedmote.strategies.random_cells import RandomCells
 from fedmote.strategies.seams import Cell, Participants, Strategy, Training
@@ -32,7 +32,7 @@ def centaur(config: StrategyConfig, cells: Sequence[Cell]) -> Strategy:
     """
     _refuse_nonsense(config, cells)
     plan = SelectedSamples(config.form, device_training(config), partner_training(config))
-    aggregation = CoveredMean(config.uncovered, config.weights, config.server_learning_rate, _IGNORED[config.ignore])
+    aggregation = aggregation_of(config, cells, _IGNORED[config.ignore])
     return Strategy(f"centaur/{config.form}", participants(config, cells), plan, Float32(plan.device), aggregation)
 
 

@@ -1,23 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Aggregation: the weighted mean over those who trained a coordinate, once per round."""
+"""Aggregation: the weighted mean over those who trained a coordinate, once per round. It trusts everybody.
+
+Source: FedAvg (McMahan et al., arXiv 1602.05629). One participant that lies can move the model wherever it likes.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmote.aggregation import MergeRun, Uncovered, Update, Weights, merge_ranges
+from fedmote.aggregation import MergeRun, Uncovered, Weights, merge_ranges
+from fedmote.aggregation.groups import is_statistic
 from fedmote.aggregation.ranges import Ranges
 from fedmote.errors import RoundError
+from fedmote.strategies.seams import Aggregate, MergeContext, Updates
 from fedmote.tensors import Tensors, finite_complaint
 from fedmote.wire.schema import Role
 
-# Batch statistics are observations, not steps: a server learning rate above one could make a variance negative.
-_STATISTICS = (".running_mean", ".running_var")
+Ignored = Literal[Role.DEVICE, Role.PARTNER] | None
 
 
 @dataclass(frozen=True)
@@ -34,11 +37,9 @@ class CoveredMean:
     uncovered: Uncovered = "ignore"
     weights: Weights = "examples"
     server_learning_rate: float = 1.0
-    ignored: Literal[Role.DEVICE, Role.PARTNER] | None = None
+    ignored: Ignored = None
 
-    def merge(
-        self, old: Tensors, ranges: Ranges, updates: Callable[[], Iterator[tuple[Role, Update, Ranges]]]
-    ) -> tuple[Tensors, Ranges]:
+    def merge(self, old: Tensors, ranges: Ranges, updates: Updates, context: MergeContext) -> Aggregate:
         """One pass over the updates; RoundError where the result is not finite."""
         run = MergeRun(old, self.uncovered, self.weights)
         seen: list[Ranges] = []
@@ -46,17 +47,26 @@ class CoveredMean:
             if role is not self.ignored:
                 run.add(update)
                 seen.append(found)
-        merged = run.result()
-        if self.server_learning_rate != 1.0:
-            merged = {name: self._scaled(name, old[name], values) for name, values in merged.items()}
-            complaint = finite_complaint(merged)
-            if complaint:
-                raise RoundError(f"the merged model is refused: {complaint} after the server's learning rate")
-        return merged, merge_ranges(ranges, seen)
+        return Aggregate(server_step(old, run.result(), self.server_learning_rate), merge_ranges(ranges, seen))
 
-    def _scaled(self, name: str, old: NDArray[np.float32], new: NDArray[np.float32]) -> NDArray[np.float32]:
-        if name.endswith(_STATISTICS):
-            return new
-        wide = old.astype(np.float64)
-        with np.errstate(over="ignore"):
-            return (wide + self.server_learning_rate * (new.astype(np.float64) - wide)).astype(np.float32)
+
+def server_step(old: Tensors, merged: Tensors, learning_rate: float) -> Tensors:
+    """Scale the merged delta; RoundError where the result is not finite.
+
+    Batch statistics are observations, not steps: a learning rate above one could make a variance negative.
+    """
+    if learning_rate == 1.0:
+        return merged
+    scaled = {
+        name: values if is_statistic(name) else _scaled(old[name], values, learning_rate) for name, values in merged.items()
+    }
+    complaint = finite_complaint(scaled)
+    if complaint:
+        raise RoundError(f"the merged model is refused: {complaint} after the server's learning rate")
+    return scaled
+
+
+def _scaled(old: NDArray[np.float32], new: NDArray[np.float32], learning_rate: float) -> NDArray[np.float32]:
+    wide = old.astype(np.float64)
+    with np.errstate(over="ignore"):
+        return (wide + learning_rate * (new.astype(np.float64) - wide)).astype(np.float32)

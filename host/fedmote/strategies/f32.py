@@ -11,13 +11,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from fedmote.aggregation.ranges import Ranges, range_complaint
 from fedmote.errors import ConfigError, RemoteWireError
 from fedmote.package.head import head_tensors
 from fedmote.strategies.seams import Decoded, ModelShape, Training
-from fedmote.tensors import Tensors, finite_complaint, load_safetensors, shape_complaint
+from fedmote.tensors import Tensors, finite_complaint, read_expected
 from fedmote.wire.blobs import decode_head_update
 from fedmote.wire.schema import Role, Status
 
@@ -44,17 +42,12 @@ class Float32:
         """Exact for a device but for the CBOR heads; generous in the JSON header of a partner."""
         if role is Role.DEVICE:
             return 4 * model.num_head_parameters + _HEAD_OVERHEAD_BYTES
-        names = [*model.tensors, *(RANGE_PREFIX + name for name in model.ranges)]
         values = sum(int(tensor.size) for tensor in model.tensors.values()) + 2 * len(model.ranges)
-        return 4 * values + sum(_ENTRY_BYTES + 6 * len(name) for name in names) + _FILE_OVERHEAD_BYTES
+        return 4 * values + _max_header_bytes(model)
 
     def decode(self, role: Role, blob: bytes, model: ModelShape) -> Decoded:
         """Read an update of either role and check names, shapes and values."""
-        decoded = self._decode_head(blob, model) if role is Role.DEVICE else _decode_full(blob, model)
-        complaint = finite_complaint(decoded.tensors)
-        if complaint:
-            raise RemoteWireError(Status.UPDATE_NOT_FINITE, complaint)
-        return decoded
+        return self._decode_head(blob, model) if role is Role.DEVICE else _decode_full(blob, model)
 
     def _decode_head(self, blob: bytes, model: ModelShape) -> Decoded:
         tensors = head_tensors(model.layers, decode_head_update(blob, model.num_head_parameters))
@@ -63,27 +56,31 @@ class Float32:
 
 
 def _decode_full(blob: bytes, model: ModelShape) -> Decoded:
+    shapes = {name: values.shape for name, values in model.tensors.items()}
+    shapes |= {RANGE_PREFIX + name: (2,) for name in model.ranges}
     try:
-        found = load_safetensors(blob)
+        found = read_expected(blob, shapes, _max_header_bytes(model))
     except ConfigError as error:
         raise RemoteWireError(Status.UPDATE_SHAPE, str(error)) from error
     tensors = {name: values for name, values in found.items() if not name.startswith(RANGE_PREFIX)}
-    complaint = shape_complaint(tensors, model.tensors) if tensors else "no tensor at all"
+    complaint = finite_complaint(found)
     if complaint:
-        raise RemoteWireError(Status.UPDATE_SHAPE, complaint)
+        raise RemoteWireError(Status.UPDATE_NOT_FINITE, complaint)
     return Decoded(tensors, _ranges(found, model))
 
 
+def _max_header_bytes(model: ModelShape) -> int:
+    """Of an honest partner's file, generously."""
+    names = [*model.tensors, *(RANGE_PREFIX + name for name in model.ranges)]
+    return sum(_ENTRY_BYTES + 6 * len(name) for name in names) + _FILE_OVERHEAD_BYTES
+
+
 def _ranges(found: Tensors, model: ModelShape) -> Ranges:
-    ranges: Ranges = {}
-    for name, values in found.items():
-        if not name.startswith(RANGE_PREFIX):
-            continue
-        if values.shape != (2,):
-            raise RemoteWireError(Status.UPDATE_SHAPE, f"{name} has shape {values.shape}, expected (2,)")
-        if not np.isfinite(values).all():
-            raise RemoteWireError(Status.UPDATE_NOT_FINITE, f"{name} is not finite")
-        ranges[name.removeprefix(RANGE_PREFIX)] = (float(values[0]), float(values[1]))
+    ranges = {
+        name.removeprefix(RANGE_PREFIX): (float(values[0]), float(values[1]))
+        for name, values in found.items()
+        if name.startswith(RANGE_PREFIX)
+    }
     complaint = range_complaint(model.ranges, ranges)
     if complaint:
         raise RemoteWireError(Status.UPDATE_SHAPE, complaint)

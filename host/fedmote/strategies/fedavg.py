@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 from fedmote.config import StrategyConfig
 from fedmote.errors import ConfigError
+from fedmote.strategies.aggregations import aggregation_of
 from fedmote.strategies.centaur import participants, partner_training
-from fedmote.strategies.covered_mean import CoveredMean
 from fedmote.strategies.f32 import Float32
 from fedmote.strategies.seams import Cell, Strategy
 from fedmote.strategies.whole_model import WholeModel
@@ -33,5 +33,5 @@ def fedavg(config: StrategyConfig, cells: Sequence[Cell]) -> Strategy:
     if config.ignore != "none":
         raise ConfigError(f'strategy: ignore = "{config.ignore}" with preset "fedavg", which has partners alone')
     plan = WholeModel(partner_training(config))
-    aggregation = CoveredMean(config.uncovered, config.weights, config.server_learning_rate)
+    aggregation = aggregation_of(config, cells)
     return Strategy("fedavg", participants(config, cells), plan, Float32(), aggregation)

@@ -13,13 +13,13 @@ so a coordinator that was killed goes on from its journal alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmote.aggregation import Update
+from fedmote.aggregation import Finding, Update
 from fedmote.aggregation.ranges import Ranges
 from fedmote.package.graph import HeadLayer
 from fedmote.package.head import parameter_count
@@ -66,6 +66,7 @@ class RoundPlan:
         version: of the checkpoint that everybody starts from.
         seed: of all draws of the round.
         members: everybody who is expected to report, in ascending order of ids.
+        num_candidates: cells that were there to be drawn from; 0 where the journal does not say.
     """
 
     round: int
@@ -73,6 +74,7 @@ class RoundPlan:
     version: int
     seed: int
     members: tuple[Member, ...]
+    num_candidates: int = 0
 
     @property
     def cells(self) -> frozenset[str]:
@@ -233,18 +235,50 @@ class Codec(Protocol):
         ...
 
 
+# Gives the updates of a round in ascending order of ids, one in memory at a time, as often as it is called.
+Updates = Callable[[], Iterator[tuple[Role, Update, Ranges]]]
+
+
+@dataclass(frozen=True)
+class MergeContext:
+    """What a merge may depend on beside the base model and the updates; all of it is journaled.
+
+    Attributes:
+        model: which tensors are the head.
+        round: number of the round.
+        noise_key: secret of the run, from which noise is drawn; empty where there is none.
+    """
+
+    model: ModelShape
+    round: int = 0
+    noise_key: bytes = field(default=b"", repr=False)
+
+
+@dataclass(frozen=True)
+class Aggregate:
+    """What a round came to.
+
+    Attributes:
+        tensors, ranges: the new model and its activation ranges.
+        findings: what the rule saw of each update; empty where it does not look.
+    """
+
+    tensors: Tensors
+    ranges: Ranges
+    findings: tuple[Finding, ...] = ()
+
+
 class Aggregation(Protocol):
     """How updates become a checkpoint."""
 
-    def merge(
-        self, old: Tensors, ranges: Ranges, updates: Callable[[], Iterator[tuple[Role, Update, Ranges]]]
-    ) -> tuple[Tensors, Ranges]:
-        """Merge the updates of a round.
+    def merge(self, old: Tensors, ranges: Ranges, updates: Updates, context: MergeContext) -> Aggregate:
+        """Merge the updates of a round: a pure function of its arguments.
 
         Args:
             old: the base model.
             ranges: the base model's activation ranges.
-            updates: gives the updates in ascending order of ids, one in memory at a time, as often as it is called.
+            updates: of the round.
+            context: of the round.
         """
         ...
 

@@ -25,6 +25,7 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
+from fedmote.background import in_background
 from fedmote.errors import ConfigError, LoginError, TransportError
 
 log = logging.getLogger(__name__)
@@ -243,7 +244,7 @@ class MqttConnection:
     async def _connect(self) -> bool:
         """Open the socket and send CONNECT; False where nobody answers."""
         try:
-            await asyncio.to_thread(self._client.connect, self._host, self._port, KEEP_ALIVE_S)
+            await in_background(lambda: self._client.connect(self._host, self._port, KEEP_ALIVE_S))
         except ssl.SSLError as error:
             self._refusal = TransportError(f"broker {self.login}: TLS failed: {error}; is ca_file the broker's?")
         except OSError as error:

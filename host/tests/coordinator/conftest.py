@@ -168,7 +168,7 @@ class Actor:
             return
         blob = (self.blob_of or self.learn)(self)
         plan = self.plan
-        num_examples = 3 + len(self.id) % 5 if self.num_examples is None else self.num_examples
+        num_examples = 20 + len(self.id) % 5 if self.num_examples is None else self.num_examples
         report = Message.of(
             Kind.REPORT, handle=handle_of(blob), run=plan["run"], round=plan["round"], size=len(blob), crc=zlib.crc32(blob),
             num_examples=num_examples, version=plan["version"], attempt=plan["attempt"], trained=9,

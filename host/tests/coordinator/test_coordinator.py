@@ -40,7 +40,7 @@ def test_alternating_run_reaches_its_goal(site):
 
 
 def test_merge_is_that_of_the_merge_core_on_what_devices_sent(site):
-    one = site(rounds=1)
+    one = site(rounds=1, strategy=StrategyConfig(aggregation="mean"))
     sent = {}
 
     def remember(actor):
@@ -53,7 +53,7 @@ def test_merge_is_that_of_the_merge_core_on_what_devices_sent(site):
     updates = []
     for who, blob in sent.items():
         flat = decode_head_update(blob)
-        updates.append(Update(who, 3 + len(who) % 5, {"head.weight": flat[:6].reshape(2, 3), "head.bias": flat[6:]}))
+        updates.append(Update(who, 20 + len(who) % 5, {"head.weight": flat[:6].reshape(2, 3), "head.bias": flat[6:]}))
     expected = merge(TENSORS, updates)
     merged = Checkpoints(one.config.run.state_directory / "checkpoints").load(1)
     for name, values in expected.items():

@@ -143,8 +143,8 @@ class Served:
                 if not line:
                     break
                 if "listening" in line and not tasks:
-                    made = (actors or real_actors(NAMES, keys=self.keys)).values()
-                    tasks = [asyncio.create_task(actor.run(lines)) for actor in made]
+                    met = actors or real_actors(NAMES, keys=self.keys)
+                    tasks = [asyncio.create_task(actor.run(lines)) for actor in met.values()]
                 process = on_line(process, line)
             return await loop.run_in_executor(None, process.communicate), process.returncode
         finally:

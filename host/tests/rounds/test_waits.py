@@ -260,12 +260,18 @@ def test_a_run_that_is_told_to_ends_instead(fleet):
 
 def test_a_thousand_devices_are_spread_so_that_no_second_sees_more_than_a_few_of_them(fleet):
     names = [f"board-{number:04}" for number in range(1000)]
-    one = fleet(cells=(Cell("all", (*names, "late"), None),), max_hellos_per_s=50.0, selection_s=1000.0)
+    one = fleet(cells=(Cell("all", (*names, "late"), None),), max_hellos_per_s=50.0, selection_s=1000.0, report_s=100.0)
     times = [action.wait_ms / 1000 for action in one.hello(*names)]
     assert len(times) == 1000
     assert min(times) >= 10.0 and max(times) <= 30.1
     busiest = max(sum(second <= time < second + 1 for time in times) for second in range(31))
     assert busiest <= 2 * 50
+
+
+def test_a_crowd_waits_no_longer_than_a_quarter_of_the_time_that_a_round_has(fleet):
+    one = fleet(cells=(Cell("all", (*CROWD, "late"), None),), max_hellos_per_s=1.0, selection_s=1000.0, report_s=40.0)
+    times = [action.wait_ms / 1000 for action in one.hello(*CROWD)]
+    assert min(times) >= 5.0 and max(times) <= 15.1
 
 
 def test_the_same_run_tells_the_same_times_and_nobody_the_same_twice(fleet):

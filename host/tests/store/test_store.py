@@ -208,7 +208,7 @@ def write_former_ledger(path, version):
         for statement, values in (
             ("INSERT INTO run VALUES (1, ?, 42, '{}', 'then')", (b"run-0001",)),
             ("INSERT INTO checkpoint VALUES (0, 0, 'h0', 0, 0.5)", ()),
-            ("INSERT INTO round VALUES (1, 1, 0, 7, 'open', NULL, NULL, NULL, 'then')", ()),
+            (f"INSERT INTO round VALUES (1, 1, 0, 7, 'open', NULL, NULL, NULL, 'then'{', NULL' if version >= 3 else ''})", ()),
             ("INSERT INTO member VALUES (1, 'board-1', 1, 'a', NULL)", ()),
             (f"INSERT INTO plan VALUES (1, 'board-1', 2, 77, 'posix', 144{', ?' * len(base)})", base),
             ("INSERT INTO \"update\" VALUES (1, 'board-1', 2, 9, 5, 'c', '{}')", ()),

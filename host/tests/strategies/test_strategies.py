@@ -10,7 +10,7 @@ from fedmote.aggregation import Update, merge
 from fedmote.config import CellConfig, StrategyConfig
 from fedmote.errors import ConfigError, RemoteWireError, RoundError
 from fedmote.package.graph import HeadLayer
-from fedmote.strategies import ModelShape, Previous, cells_of, load_strategy
+from fedmote.strategies import MergeContext, ModelShape, Previous, cells_of, load_strategy
 from fedmote.strategies.covered_mean import CoveredMean
 from fedmote.strategies.f32 import Float32
 from fedmote.tensors import dump_safetensors
@@ -27,6 +27,7 @@ MODEL = ModelShape(
     {"x": (-1.0, 1.0), "f": (0.0, 1.0)},
     "x",
 )
+CONTEXT = MergeContext(MODEL)
 
 
 @pytest.mark.parametrize(
@@ -128,7 +129,7 @@ def test_any_changed_byte_of_a_partner_update_is_read_or_refused(position, value
 def test_server_learning_rate_scales_steps_and_not_statistics():
     old = {"w": np.array([1.0], np.float32), "norm.running_var": np.array([1.0], np.float32)}
     update = Update("p", 1, {"w": np.array([2.0], np.float32), "norm.running_var": np.array([-0.9], np.float32)})
-    merged, _ = CoveredMean(server_learning_rate=2.0).merge(old, {}, lambda: iter([(Role.PARTNER, update, {})]))
+    merged = CoveredMean(server_learning_rate=2.0).merge(old, {}, lambda: iter([(Role.PARTNER, update, {})]), CONTEXT).tensors
     assert merged["w"][0] == 5.0
     assert merged["norm.running_var"][0] == pytest.approx(0.1)
 
@@ -137,4 +138,4 @@ def test_server_learning_rate_that_overflows_is_refused():
     old = {"w": np.array([3e38], np.float32)}
     update = Update("p", 1, {"w": np.array([1e37], np.float32)})
     with pytest.raises(RoundError, match="not finite"):
-        CoveredMean(server_learning_rate=100.0).merge(old, {}, lambda: iter([(Role.PARTNER, update, {})]))
+        CoveredMean(server_learning_rate=100.0).merge(old, {}, lambda: iter([(Role.PARTNER, update, {})]), CONTEXT)
