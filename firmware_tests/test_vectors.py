@@ -183,7 +183,7 @@ BAD_IDENTITIES = {
     "key that is a text": (region(cbor2.dumps(IDENTITY | {8: "k" * 32})), Status.FIELD_TYPE),
     "cell key without a key": (region(cbor2.dumps(IDENTITY | {9: bytes(32)})), Status.MISSING_FIELD),
     "cell key cut": (region(cbor2.dumps(IDENTITY | {8: bytes(32), 9: bytes(32)})[:-1]), Status.TRUNCATED),
-    "more than it can have": (region(cbor2.dumps(IDENTITY | {8: bytes(32), 9: bytes(32), 10: 1})), Status.MISSING_FIELD),
+    "more than it can have": (region(cbor2.dumps(IDENTITY | dict.fromkeys((8, 9, 10, 11), bytes(32)))), Status.MISSING_FIELD),
     "text cut": (region(b"\xa7\x01\x67boa"), Status.TRUNCATED),
     "trailing": (region(cbor2.dumps(IDENTITY) + b"\0"), Status.TRAILING),
 }
