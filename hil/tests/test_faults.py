@@ -3,6 +3,7 @@
 
 import json
 import subprocess
+import sys
 import time
 from argparse import ArgumentParser
 from pathlib import Path
@@ -109,9 +110,35 @@ def test_a_wait_has_an_end():
     assert time.monotonic() - began < 5
 
 
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_a_fleet_ends_with_the_process_that_started_it_even_after_kill_9():
+    program = (
+        "import os, subprocess, sys\n"
+        "from fedmote.supervised import Group\n"
+        "group = Group()\n"
+        "pids = [group.start(['sleep', '60'], subprocess.DEVNULL, subprocess.DEVNULL).pid for _ in range(3)]\n"
+        "os.kill(pids[0], 19)\n"  # one that stands still ends, too
+        "print(*pids, flush=True)\n"
+        "os.kill(os.getpid(), 9)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=False)
+    pids = [int(word) for word in done.stdout.split()]
+    assert done.returncode == -9 and len(pids) == 3, done.stderr
+    deadline = time.monotonic() + 10
+    while any(map(is_alive, pids)):
+        assert time.monotonic() < deadline, "a child outlived the process that started it"
+        time.sleep(0.02)
+
+
 def fedmote_processes() -> set[str]:
     listed = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout
-    return {line.split()[0] for line in listed.splitlines() if "fedmote-fault-" in line}
+    return {line.split()[0] for line in listed.splitlines() if "fedmote-fault-3-" in line or "fedmote-fault-40-" in line}
 
 
 @needs_mosquitto

@@ -11,7 +11,7 @@ import struct
 import time
 from pathlib import Path
 
-from fedmote.errors import StoreError
+from fedmote.errors import DiskFullError, StoreError
 from fedmote.store import Ledger
 from fedmote.store.checkpoints import Checkpoints
 from fedmote_hil.faults.crowd import Background, member
@@ -80,7 +80,7 @@ def disk_full(bench: Bench) -> None:
     codes = ", ".join(f"exit {code}: {often}" for code, often in sorted(failures.items()))
     facts.note(f"{count} sizes up to {pages} pages ({codes})")
     facts.must(failures.get(0, 0) < count, "the disk was full in some")
-    facts.must(set(failures) <= {0, 3}, "exit code 3 whenever it was full")
+    facts.must(set(failures) <= {0, DiskFullError.exit_code}, f"exit code {DiskFullError.exit_code} whenever it was full")
     facts.must(clear == count, f"'the disk is full' said in {clear} of {count}")
     facts.must(damaged == 0, f"{damaged} damaged checkpoints")
     facts.must(exact == count, f"{exact} of {count} went on to the same bytes")
