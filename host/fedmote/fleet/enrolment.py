@@ -61,10 +61,19 @@ class Enrolment:
         site: of the fleet.
         broker: directory of the broker's files; None: they are elsewhere, or there is no broker.
         coordinator: its user name at the broker.
+        verify_key: 32 bytes, public: devices that are let in or get new keys take only packages signed for it; none: all.
     """
 
-    def __init__(self, registry: Registry, site: str, broker: Path | None, coordinator: str = COORDINATOR) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        site: str,
+        broker: Path | None,
+        coordinator: str = COORDINATOR,
+        verify_key: bytes | None = None,
+    ) -> None:
         self.registry = registry
+        self._verify_key = None if verify_key is None else verify_key.hex()
         self._has_broker = broker is not None
         # Without a broker the credentials stand beside the registry.
         self.files = BrokerFiles((broker or registry.path.parent).resolve(), site)
@@ -141,7 +150,9 @@ class Enrolment:
         make_private_directory(self.files.credentials)
         if entry.role is Role.DEVICE:
             key, cell_key, psk = self._key(id).hex(), secrets.token_bytes(KEY_BYTES).hex(), secrets.token_bytes(KEY_BYTES).hex()
-            credentials = Credentials(id, self._site, id, password, key=key, cell_key=cell_key, psk=psk)
+            credentials = Credentials(
+                id, self._site, id, password, key=key, cell_key=cell_key, psk=psk, verify_key=self._verify_key
+            )
             write_credentials(self.files.credentials_file(id), credentials)
             files = [self.files.credentials_file(id)]
         else:
