@@ -436,7 +436,7 @@ def _sections_against(base: bytes, target: bytes) -> list[tuple[int, int]]:
 
 
 def sealed(way: int, channel: int, kind: int, id: str, epoch: int, boot: int, sequence: int, key: bytes, payload: bytes) -> bytes:
-    """A sealed body, after SPEC.md, section 10, alone."""
+    """A sealed body, after SPEC.md, section 11, alone."""
     nonce = bytes([way, channel, 0, 0]) + struct.pack("<3I", epoch, boot, sequence) + bytes(8)
     header = bytes([1, kind, way, channel, len(id)]) + id.encode()
     counters = struct.pack("<2I", epoch if way else boot, sequence)

@@ -8,7 +8,15 @@ from pathlib import Path
 
 import pytest
 
-TESTS = ("test_client.py", "test_client_accidents.py", "test_client_cache.py", "test_client_refusals.py", "test_mqtt.py")
+TESTS = (
+    "test_client.py",
+    "test_client_accidents.py",
+    "test_client_cache.py",
+    "test_client_journal.py",
+    "test_client_refusals.py",
+    "test_client_trial.py",
+    "test_mqtt.py",
+)
 
 
 @pytest.mark.slow

@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import pytest
 
+from fedmote.package.difference import make_difference
 from fedmote.wire.schema import Kind, Status
 from firmware_tests.device_bench import SLOT_BYTES, Device
 from firmware_tests.one_round import MODEL_HANDLE, PACKAGE, bench, build, data, finish, plan_for, refusals
-from firmware_tests.scripted_peers import Peers
+from firmware_tests.scripted_peers import COORDINATOR, Peers
 
 EVENT_REVERTED = 12
+DIFFERENCE_HANDLE = 99
 TRIALS = 3
 MARKS_AT = SLOT_BYTES - 48  # three of trials, one that confirms, the record
 NEWER = build(1)
@@ -155,6 +157,26 @@ def test_the_confirmed_package_stays_when_one_on_trial_gets_a_successor() -> Non
     assert bytes(device.flash.slots[1][: len(third)]) == third
     power_cycle(device)
     assert installed_hash(device, peers_for(PACKAGE)) == PACKAGE[16:48]
+
+
+def test_a_difference_from_a_package_on_trial_is_not_taken() -> None:
+    """Its successor takes its place, so it cannot be read meanwhile."""
+    device = Device(*data(), is_patching=True)
+    finish(device, peers_for(PACKAGE))
+    power_cycle(device)
+    peers = peers_for(NEWER)
+    run_into(device, peers, "train")
+    third = build(2)
+    difference = make_difference(NEWER, third)
+    peers.plan = plan_for(third, difference_handle=DIFFERENCE_HANDLE, difference_size=len(difference))
+    peers.blobs, peers.round, peers.rounds = {MODEL_HANDLE: third, DIFFERENCE_HANDLE: difference}, 2, 2
+    peers.samples.clear()
+    peers.tell(device, peers.plan_packet())
+    peers.run(device, lambda: peers.round > 2)
+    asked = {packet.fields["handle"] for packet in peers.heard if packet.kind == Kind.GET and packet.channel == COORDINATOR}
+    assert asked == {MODEL_HANDLE}
+    assert DIFFERENCE_HANDLE not in {refusal.get("handle") for refusal in refusals(peers)}
+    assert device.info.is_on_trial == 0
 
 
 def test_a_package_that_the_other_slot_still_has_is_not_fetched() -> None:

@@ -153,3 +153,23 @@ def test_a_device_without_a_verify_key_takes_packages_whoever_signed_them():
     board, peers = Device(*data()), Peers(signed(PACKAGE, 100, key_of(8)), {MODEL_HANDLE: PACKAGE})
     finish(board, peers)
     assert peers.updates[1][0] == undisturbed()[0]
+
+
+def power_cycle(board: Device) -> None:
+    board.rx.clear()
+    board.tx.clear()
+    board.boot()
+
+
+def test_a_signed_package_that_gave_way_while_on_trial_is_tried_again_and_the_one_before_does_not_come_back():
+    newer = build(1)
+    board = device()
+    finish(board, Peers(signed(PACKAGE, 5), {MODEL_HANDLE: PACKAGE}))
+    power_cycle(board)
+    peers = Peers(signed(newer, 5), {MODEL_HANDLE: newer})
+    peers.run(board, lambda: board.state == "train")
+    power_cycle(board)
+    assert board.info.generation == 6, "higher than the serial: two packages have the same one"
+    finish(board, Peers(signed(newer, 5), {}))
+    power_cycle(board)
+    assert_refused(board, signed(PACKAGE, 5), PACKAGE, Status.PACKAGE_OLD)  # although the other slot still has it

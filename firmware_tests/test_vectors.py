@@ -149,6 +149,21 @@ def test_an_identity_region_is_read():
     assert (identity.is_sending_samples, identity.keep_alive_s, identity.board) == (1, 20, None)
 
 
+def test_the_keys_of_an_identity_are_read_where_they_are():
+    key, cell_key = bytes(range(1, 33)), bytes(range(33, 65))
+    for more in ({}, {8: key}, {8: key, 9: cell_key}):
+        data = region(cbor2.dumps(IDENTITY | more))
+        buffer = ctypes.create_string_buffer(data, len(data))
+        identity, text = Identity(), ctypes.create_string_buffer(200)
+        status = library().fedmote_identity_read(ctypes.byref(identity), text, buffer, ctypes.c_uint32(len(data)))
+        assert status == 0
+        for name, number in (("key", 8), ("cell_key", 9)):
+            address = ctypes.c_void_p.from_buffer(identity, getattr(Identity, name).offset).value
+            found = None if address is None else ctypes.string_at(address, 32)
+            assert found == more.get(number)
+            assert address is None or ctypes.addressof(buffer) <= address < ctypes.addressof(buffer) + len(data)
+
+
 def test_the_longest_identity_fits_its_buffer():
     status, *_ = read_identity(region(cbor2.dumps({1: "i" * 32, 2: "s" * 32, 3: 0, 4: "u" * 64, 5: "p" * 64, 6: 0, 7: 65535})))
     assert status == 0
@@ -164,6 +179,11 @@ BAD_IDENTITIES = {
     "type": (region(cbor2.dumps(IDENTITY | {1: 5})), Status.FIELD_TYPE),
     "link": (region(cbor2.dumps(IDENTITY | {3: 2})), Status.FIELD_RANGE),
     "id too long": (region(cbor2.dumps(IDENTITY | {1: "i" * 33})), Status.FIELD_RANGE),
+    "key of 31 bytes": (region(cbor2.dumps(IDENTITY | {8: bytes(31)})), Status.FIELD_RANGE),
+    "key that is a text": (region(cbor2.dumps(IDENTITY | {8: "k" * 32})), Status.FIELD_TYPE),
+    "cell key without a key": (region(cbor2.dumps(IDENTITY | {9: bytes(32)})), Status.MISSING_FIELD),
+    "cell key cut": (region(cbor2.dumps(IDENTITY | {8: bytes(32), 9: bytes(32)})[:-1]), Status.TRUNCATED),
+    "more than it can have": (region(cbor2.dumps(IDENTITY | dict.fromkeys((8, 9, 10, 11), bytes(32)))), Status.MISSING_FIELD),
     "text cut": (region(b"\xa7\x01\x67boa"), Status.TRUNCATED),
     "trailing": (region(cbor2.dumps(IDENTITY) + b"\0"), Status.TRAILING),
 }

@@ -3,31 +3,37 @@
 
 from __future__ import annotations
 
-import io
+import contextlib
 import itertools
 import json
 import shutil
 import signal
 import struct
 import threading
+import zlib
 from pathlib import Path
 from typing import Any
 
-import cbor2
 import numpy as np
 import paho.mqtt.client as paho
 import pytest
 
 from fedmote.coordinator.deployed import DeployedPartition
+from fedmote.errors import RemoteWireError
 from fedmote.lab.demo.prepare import Materials, ModelChoice
+from fedmote.package.boards import Board
 from fedmote.package.difference import make_difference
 from fedmote.package.partition import Partition
 from fedmote.transport.broker import find_mosquitto
+from fedmote.wire.codec import decode
 from fedmote.wire.schema import LIMIT_SEAL, Channel, Kind
 from fedmote.wire.seal import Envelope, Way
 from firmware_tests import two_layer_model
+from firmware_tests.gate import Gate
 from firmware_tests.whole_round import PATIENCE_S, Part, Stage, make_materials
 
+EVENT_STATE = 3  # in the log of a process, and the states behind it
+STATE_ENCODE, STATE_REPORT = "2", "5"
 has_emulator = shutil.which("qemu-system-arm") is not None and shutil.which("arm-none-eabi-gcc") is not None
 needs_emulator = pytest.mark.skipif(not has_emulator, reason="qemu-system-arm or arm-none-eabi-gcc is not installed")
 pytestmark = [
@@ -86,28 +92,25 @@ def samples_held_out(materials: Materials) -> tuple[np.ndarray, np.ndarray]:
         return arrays["x"], arrays["y"]
 
 
-def opened_cell_messages(seen: list[tuple[str, bytes]], key: bytes, device: str) -> list[tuple[str, bytes]]:
-    """What a device told its partner, opened by their key; the partner's epoch is that of its first start."""
+def opened_cell_messages(seen: list[tuple[str, bytes]], key: bytes, device: str, epoch: int) -> list[tuple[str, bytes]]:
+    """What a device told its partner in one epoch, opened by their key."""
     opened = []
     for topic, body in seen:
         kind = topic.rsplit("/", 1)[1]
         if f"/{device}/cell/up/" in topic:
             boot, sequence = struct.unpack_from("<II", body, len(body) - LIMIT_SEAL)
-            numbers = (Kind[kind.upper()], 1, boot, sequence)
+            numbers = (Kind[kind.upper()], epoch, boot, sequence)
             payload = Envelope(Way.UP, Channel.CELL, device, *numbers).open(key, body)
             opened += [(topic, payload)] if payload is not None else []
     return opened
 
 
-def is_readable(payload: bytes) -> bool:
-    """Whether a payload, or what stands in front of its seal, is a CBOR map."""
+def is_readable(kind: str, payload: bytes) -> bool:
+    """Whether a payload, or what stands in front of its seal, is a message of its kind."""
     for content in (payload, payload[:-LIMIT_SEAL]):
-        stream = io.BytesIO(content)
-        try:
-            if isinstance(cbor2.load(stream), dict) and not stream.read(1):
-                return True
-        except (cbor2.CBORDecodeError, ValueError):
-            continue
+        with contextlib.suppress(RemoteWireError):
+            decode(Kind[kind.upper()], content)
+            return True
     return False
 
 
@@ -155,15 +158,16 @@ def test_alternating_rounds_on_emulated_boards_keep_the_encoder_then_train_it_an
         assert any(not np.array_equal(after[name], full[name]) for name in set(full) - head)
 
         samples = stage.samples("a")
-        opened = opened_cell_messages(seen["own partner"], stage.cell_keys["device-a"], "device-a")
+        epoch = int((tmp_path / "partner-a" / "starts").read_text())
+        opened = opened_cell_messages(seen["own partner"], stage.cell_keys["device-a"], "device-a", epoch)
         assert holds_samples(opened, samples)  # so that the looking below could find some
         for who in ("coordinator", "another cell", "another device"):
             assert seen[who], f"{who} heard nothing at all, so it proves nothing"
             assert not [topic for topic, _ in seen[who] if "/device-a/cell/" in topic], who
         for who, heard in seen.items():  # the broker, too, and whoever reads its lines, has nothing but this
             assert not holds_samples(heard, samples), who
-            readable = {topic.rsplit("/", 1)[1] for topic, payload in heard if is_readable(payload)}
-            assert readable <= {"state", "hello"}, who
+            kinds = [(topic.rsplit("/", 1)[1], payload) for topic, payload in heard]
+            assert {kind for kind, payload in kinds if is_readable(kind, payload)} <= {"state", "hello"}, who
         assert not [topic for topic, _ in seen["coordinator"] if "/cell/" in topic]
 
 
@@ -194,12 +198,11 @@ def test_the_smallest_board_takes_part_in_sealed_rounds_and_feeds_its_partner(tm
     with Stage(tmp_path, materials, [Part("b", "nrf51822", "mqtt", has_partner=True)], {"form": "alternating"}) as stage:
         stage.start_devices()
         stage.start_partners()
-        result = stage.finish(stage.serve(rounds=2))
-        assert [(one["phase"], one["reported"], one["expected"]) for one in result["rounds"]] == [
-            ("device", 1, 1),
-            ("partner", 1, 1),
-        ]
-        assert all(update["num_examples"] > 0 for update in result["rounds"][1]["updates"])
+        result = stage.finish(stage.serve(rounds=4))
+        phases = [(one["phase"], one["reported"], one["expected"]) for one in result["rounds"]]
+        assert phases == [("device", 1, 1), ("partner", 1, 1)] * 2
+        # Alone it is done before its partner has pulled all: what comes too late for one round is used in the next.
+        assert result["rounds"][3]["updates"][0]["num_examples"] > 0
         assert result["refusals"] == []
 
 
@@ -330,6 +333,80 @@ def test_killed_coordinator_goes_on_from_its_ledger_and_ends_with_the_bytes_of_a
         doubled = 'SELECT round, participant FROM "update" GROUP BY round, participant HAVING count(*) > 1'
         assert not stage.ledger(doubled)
         assert stage.checkpoint_bytes(3) == undisturbed
+
+
+def sealed_updates(flash: bytes, board: Board) -> list[int]:
+    """Where in the flash file of a process whole records of updates begin (SPEC.md, section 10)."""
+    found, at = [], 2 * board.slot_bytes
+    while (at := flash.find(b"FMJU", at)) >= 0:
+        _, _, size, crc = struct.unpack_from("<4sIII", flash, at)
+        end = at + 16 + -(-size // 8) * 8
+        if zlib.crc32(flash[at : at + 12]) == crc and end + 8 <= len(flash):
+            seal, inverse = struct.unpack_from("<II", flash, end)
+            if seal == inverse ^ 0xFFFFFFFF == zlib.crc32(flash[at + 16 : at + 16 + size]):
+                found.append(at)
+        at += 8
+    return found
+
+
+_TWO = [Part("a", "posix"), Part("b", "posix")]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, materials: Materials) -> bytes:
+    """The checkpoint of one round of two devices without accidents."""
+    with Stage(tmp_path_factory.mktemp("calm"), materials, _TWO, {"form": "alternating"}) as stage:
+        stage.start_devices()
+        stage.finish(stage.serve(rounds=1))
+        return stage.checkpoint_bytes(1)
+
+
+@pytest.mark.parametrize("word", [b"/up/report", b"/up/data"])
+def test_killed_device_reports_the_update_that_it_had_made_and_it_counts_once(
+    tmp_path: Path, materials: Materials, undisturbed: bytes, word: bytes
+) -> None:
+    with Stage(tmp_path, materials, _TWO, {"form": "alternating"}) as stage, Gate(stage.broker.url, word) as gate:
+        stage.start_devices({"a": gate.url})
+        coordinator = stage.serve(rounds=1)
+        device, flash = stage.devices["a"], stage.directory / "device-a" / "flash.bin"
+        assert gate.is_closed.wait(PATIENCE_S), f"the device never said {word!r}"
+        stage.wait_for("the update in the journal", lambda: bool(sealed_updates(flash.read_bytes(), device.board)))
+        assert not stage.ledger('SELECT * FROM "update" WHERE participant = ?', "device-a")
+        device.kill()
+        gate.open()
+        device.start()
+        result = stage.finish(coordinator)
+
+        [merged] = result["rounds"]
+        assert (merged["state"], merged["reported"], merged["missing"]) == ("committed", 2, {})
+        counted = 'SELECT count(*) FROM "update" WHERE participant = ?'
+        assert stage.ledger(counted, "device-a") == [(1,)]
+        assert stage.ledger("SELECT attempt FROM plan WHERE participant = 'device-a' ORDER BY attempt DESC LIMIT 1") == [(2,)]
+        states = [line.split()[1] for line in device.log().splitlines() if line.startswith(f"{EVENT_STATE} ")]
+        assert STATE_REPORT in states
+        assert STATE_ENCODE not in states  # nothing was trained again
+        assert stage.checkpoint_bytes(1) == undisturbed
+
+
+def test_a_device_that_is_reset_in_a_round_ends_it_with_the_bytes_of_an_undisturbed_one(
+    tmp_path: Path, materials: Materials
+) -> None:
+    parts = [Part("a", "posix", "mqtt", has_partner=True), Part("c", "posix")]
+    with Stage(tmp_path / "calm", materials, parts, {"form": "alternating"}) as calm:
+        calm.start_devices()
+        calm.start_partners()
+        calm.finish(calm.serve(rounds=1))
+        undisturbed = calm.checkpoint_bytes(1)
+    with Stage(tmp_path / "reset", materials, parts, {"form": "alternating"}) as stage:
+        stage.start_devices()
+        coordinator = stage.serve(rounds=1)
+        planned = "SELECT boot FROM plan WHERE participant = 'device-a'"
+        stage.wait_for("a plan for device-a", lambda: bool(stage.ledger(planned)))
+        stage.devices["a"].restart()
+        stage.start_partners()  # only now: without a word of its partner the device still has its samples to offer
+        result = stage.finish(coordinator)
+        assert [(one["state"], one["reported"]) for one in result["rounds"]] == [("committed", 2)]
+        assert stage.checkpoint_bytes(1) == undisturbed
 
 
 # ---- packages as differences -----------------------------------------------------------------------------------------

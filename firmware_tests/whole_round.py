@@ -107,6 +107,7 @@ class Stage:
             "partner_epochs": 2,
             "partner_learning_rate": 0.02,
             "is_sending_samples": is_sending,
+            "min_examples": 0,  # sets of a few dozen samples, of which partners get a part
             **strategy,
         }
         self.windows = {
@@ -152,7 +153,12 @@ class Stage:
         with np.load(self.materials.devices[cell]) as arrays:
             return arrays["x"].reshape(len(arrays["x"]), -1)
 
-    def start_devices(self) -> None:
+    def start_devices(self, ways: Mapping[str, str] | None = None) -> None:
+        """Start them.
+
+        Args:
+            ways: by cell, where a device finds the broker instead of at its own address.
+        """
         for part in self.parts:
             if part.board is None:
                 continue
@@ -161,7 +167,7 @@ class Stage:
                 samples = samples_region(arrays["x"], arrays["y"])
             keys = self._keys.get(name), self.cell_keys.get(name)
             identity = identity_region(name, SITE, part.link, name, self.broker.password(name), True, 10, *keys)
-            link = self.broker.url if part.link == "mqtt" else "pty"
+            link = (ways or {}).get(part.cell, self.broker.url) if part.link == "mqtt" else "pty"
             device = VirtualDevice(part.board, name, samples, identity, link, directory=self.directory / name)
             device.start()
             self.devices[part.cell] = device

@@ -357,6 +357,9 @@ int32_t fedmote_init(struct fedmote *device, const struct fedmote_port *port, co
     if (port->journal) {
         port->journal->open(client);
     }
+    if (client->store.reverted > 0) {
+        fedmote_client_note(client, FEDMOTE_EVENT_REVERTED, client->store.reverted);
+    }
     if (identity->key) { /* a device that was given a key never speaks without it */
         int32_t status = port->sealing ? port->sealing->begin(client) : FEDMOTE_ERR_ARGUMENT;
         if (status != FEDMOTE_OK) {
@@ -365,9 +368,6 @@ int32_t fedmote_init(struct fedmote *device, const struct fedmote_port *port, co
     }
     if (identity->verify_key && !(port->signing && port->verify)) {
         return FEDMOTE_ERR_ARGUMENT; /* it would take what nobody signed */
-    }
-    if (client->store.reverted > 0) {
-        fedmote_client_note(client, FEDMOTE_EVENT_REVERTED, client->store.reverted);
     }
     client->identity.link->open(&client->line);
     return FEDMOTE_OK;

@@ -55,6 +55,10 @@ struct fedmote_client {
     struct fedmote_offer update;  /* coordinator channel */
     struct fedmote_offer samples; /* cell channel */
 
+    /* The message at hand, composed in the transmit buffer; size 0: none after all. */
+    uint32_t said_size;
+    uint8_t said_channel, said_kind;
+
     struct fedmote_timer hello, deadline;
     uint32_t backoff_ms;
 

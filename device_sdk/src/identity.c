@@ -130,6 +130,9 @@ int32_t fedmote_identity_read(struct fedmote_identity *identity, char text[FEDMO
     if (status != FEDMOTE_OK) {
         return status;
     }
+    if (!values.bytes[KEY_KEY] && values.bytes[KEY_CELL_KEY]) {
+        return FEDMOTE_ERR_MISSING_FIELD; /* it would speak readably, as if it had none */
+    }
     const struct fedmote_link *const links[LINKS] = {&fedmote_serial_link, &fedmote_mqtt_link};
     identity->id = take_text(&values, KEY_ID, &text);
     identity->site = take_text(&values, KEY_SITE, &text);

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Sealed messages (protocol/SPEC.md, section 10): encryption, proof of origin and protection against replay, where the
+ * Sealed messages (protocol/SPEC.md, section 11): encryption, proof of origin and protection against replay, where the
  * identity has keys. Linked where a port names `fedmote_message_sealing`.
  */
 #ifndef FEDMOTE_SEAL_H

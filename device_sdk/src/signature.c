@@ -52,7 +52,8 @@ static int32_t check(const struct fedmote_client *client, const struct fedmote_m
         return FEDMOTE_ERR_PACKAGE_OPERATOR;
     }
     const uint8_t *installed = fedmote_store_hash(&client->store);
-    const bool is_there = installed && memcmp(installed, hash, HASH) == 0;
+    const bool is_there = (installed && memcmp(installed, hash, HASH) == 0) ||
+                          fedmote_store_is_newest(&client->store, hash); /* it may be on trial, and wait for another */
     return !is_there && serial < client->store.generation ? FEDMOTE_ERR_PACKAGE_OLD : FEDMOTE_OK;
 }
 

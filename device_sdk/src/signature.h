@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Signed packages (protocol/SPEC.md, section 11): who may put a package into the flash, and that none is put there
+ * Signed packages (protocol/SPEC.md, section 12): who may put a package into the flash, and that none is put there
  * which is older than the one that is there. Linked where a port names `fedmote_package_signing`.
  */
 #ifndef FEDMOTE_SIGNATURE_H

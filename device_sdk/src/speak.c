@@ -13,25 +13,23 @@ enum { ANNOUNCE_MS = 2000 };
 
 static uint8_t *body(const struct fedmote_client *client) { return client->line.transmit + FEDMOTE_BODY_OFFSET; }
 
-/* Sends the body that was composed. */
-static void send(struct fedmote_client *client, uint8_t channel, uint8_t kind, uint32_t size) {
-    if (client->port->sealing) {
-        size = client->port->sealing->close(client, channel, kind, size);
-    }
-    if (size > 0) {
-        client->identity.link->send(&client->line, channel, kind, size);
-    }
-}
-
-/* Our own messages always fit: FEDMOTE_BODY_MAX has a lower bound and names have an upper one. */
-static int32_t compose(struct fedmote_client *client, const struct fedmote_message *message) {
-    return fedmote_encode(message, body(client), FEDMOTE_BODY_MAX - FEDMOTE_LIMIT_SEAL);
-}
-
+/* Composes a message, which leaves when its struct, the largest thing on the stack here, is gone. Our own always fit:
+ * FEDMOTE_BODY_MAX has a lower bound and names have an upper one. */
 static void say(struct fedmote_client *client, uint8_t channel, const struct fedmote_message *message) {
-    int32_t size = compose(client, message);
+    int32_t size = fedmote_encode(message, body(client), FEDMOTE_BODY_MAX - FEDMOTE_LIMIT_SEAL);
+    client->said_size = size > 0 ? (uint32_t)size : 0;
+    client->said_channel = channel;
+    client->said_kind = message->kind;
+}
+
+/* Sends what was composed. */
+static void send(struct fedmote_client *client) {
+    uint32_t size = client->said_size;
+    if (size > 0 && client->port->sealing) {
+        size = client->port->sealing->close(client, client->said_channel, client->said_kind, size);
+    }
     if (size > 0) {
-        send(client, channel, message->kind, (uint32_t)size);
+        client->identity.link->send(&client->line, client->said_channel, client->said_kind, size);
     }
 }
 
@@ -113,11 +111,11 @@ static bool say_data(struct fedmote_client *client, struct fedmote_offer *offer,
     fedmote_message_number(&message, FEDMOTE_FIELD_HANDLE, offer->handle);
     fedmote_message_number(&message, FEDMOTE_FIELD_OFFSET, offset);
     fedmote_message_string(&message, FEDMOTE_FIELD_DATA, NULL, size); /* the last field: its bytes end the body */
-    int32_t body_size = compose(client, &message);
-    if (body_size < 0) {
+    say(client, channel, &message);
+    if (client->said_size == 0) {
         return false;
     }
-    uint8_t *chunk = body(client) + (uint32_t)body_size - size;
+    uint8_t *chunk = body(client) + client->said_size - size;
     int32_t status = FEDMOTE_OK;
     if (channel == FEDMOTE_CHANNEL_CELL) {
         status = fedmote_samples_read(&client->round, offset, chunk, size);
@@ -126,11 +124,10 @@ static bool say_data(struct fedmote_client *client, struct fedmote_offer *offer,
     }
     if (status != FEDMOTE_OK) { /* the samples cannot be read any more: the offer ends, the training does not */
         offer->is_open = false;
+        client->said_size = 0;
         fedmote_client_note(client, FEDMOTE_EVENT_ERROR, status);
-        return true;
     }
     offer->announce_at = client->now + ANNOUNCE_MS;
-    send(client, channel, FEDMOTE_KIND_DATA, (uint32_t)body_size);
     return true;
 }
 
@@ -191,16 +188,17 @@ bool fedmote_client_speak(struct fedmote_client *client) {
         say_hello(client);
     } else if (is_fetching(client) && fedmote_until(client->receiver.asked_at, client->now) == 0) {
         say_get(client);
-    } else if (say_data(client, &client->update, FEDMOTE_CHANNEL_COORDINATOR) ||
-               say_data(client, &client->samples, FEDMOTE_CHANNEL_CELL)) {
-        return true;
-    } else if (is_announcement_due(&client->update, client->now)) {
-        say_report(client);
-    } else if (is_announcement_due(&client->samples, client->now)) {
-        say_samples(client);
-    } else {
-        return false;
+    } else if (!say_data(client, &client->update, FEDMOTE_CHANNEL_COORDINATOR) &&
+               !say_data(client, &client->samples, FEDMOTE_CHANNEL_CELL)) {
+        if (is_announcement_due(&client->update, client->now)) {
+            say_report(client);
+        } else if (is_announcement_due(&client->samples, client->now)) {
+            say_samples(client);
+        } else {
+            return false;
+        }
     }
+    send(client);
     return true;
 }
 

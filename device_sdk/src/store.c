@@ -138,6 +138,15 @@ int32_t fedmote_store_find(struct fedmote_store *store, const uint8_t hash[32], 
     return FEDMOTE_ERR_NO_PACKAGE;
 }
 
+bool fedmote_store_is_newest(const struct fedmote_store *store, const uint8_t hash[32]) {
+    for (uint32_t slot = 0; slot < SLOTS; slot++) {
+        if (store->generation > 0 && generation_of(store, slot) == store->generation) {
+            return memcmp(base(store, slot) + HASH_AT, hash, HASH_BYTES) == 0;
+        }
+    }
+    return false;
+}
+
 const uint8_t *fedmote_store_package(const struct fedmote_store *store) {
     return store->is_installed && !store->is_on_trial ? base(store, store->slot) : NULL;
 }

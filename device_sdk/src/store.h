@@ -44,6 +44,9 @@ FEDMOTE_MUST_CHECK int32_t fedmote_store_open(struct fedmote_store *store, const
 FEDMOTE_MUST_CHECK int32_t fedmote_store_find(struct fedmote_store *store, const uint8_t hash[32],
                                               struct fedmote_package *package);
 
+/* Whether `hash` is the package that was committed last, also where it gave way to the one before. */
+bool fedmote_store_is_newest(const struct fedmote_store *store, const uint8_t hash[32]);
+
 /* The installed package as the base of its successor; NULL where there is none, or where it is on trial: its successor
  * takes its place. */
 const uint8_t *fedmote_store_package(const struct fedmote_store *store);

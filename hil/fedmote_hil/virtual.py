@@ -110,8 +110,9 @@ class VirtualDevice:
         if child is None:
             return
         try:
-            if isinstance(child, Emulator) and child.is_running:
-                child.save((*(_SLOTS if self._has_flash else ()), *_journal_regions(self.board)), self.directory)
+            kept = (*(_SLOTS if self._has_flash else ()), *_journal_regions(self.board))
+            if kept and isinstance(child, Emulator) and child.is_running:
+                child.save(kept, self.directory)
         except RigError:
             if child.is_running:  # else it ended by itself meanwhile, and its flash with it
                 raise

@@ -20,7 +20,8 @@ from fedmote.transport.mqtt import CoordinatorMqtt
 from fedmote.wire.blobs import decode_head_update
 from fedmote.wire.codec import Message
 from fedmote.wire.regions import identity_region, samples_region
-from fedmote.wire.schema import Channel, Kind, Phase
+from fedmote.wire.schema import Channel, Kind, Phase, Status
+from fedmote.wire.seal import EpochEnd, FixedKeys, Seals
 from fedmote.wire.transfer import BlobSink, BlobSource
 from fedmote_hil.virtual import VirtualDevice
 
@@ -142,12 +143,14 @@ def _check_stack(device):
 
 
 @contextlib.asynccontextmanager
-async def _on_serial_line(board, x, y):
-    """A device on a serial line, and the server at its other end."""
-    server = LinkServer("tcp://127.0.0.1:0")
+async def _on_serial_line(board, x, y, key=None):
+    """A device on a serial line, and the server at its other end; with a key in sealed messages."""
+    keys = FixedKeys({"board-1": key})
+    seals = None if key is None else Seals(EpochEnd(Channel.COORDINATOR, keys, 1, time.monotonic))
+    server = LinkServer("tcp://127.0.0.1:0", seals=seals)
     await server.start()
     try:
-        identity = identity_region("board-1", "lab", "serial")
+        identity = identity_region("board-1", "lab", "serial", key=key)
         with VirtualDevice(board, "board-1", samples_region(x, y), identity, server.url, is_checked=True) as device:
             yield server, device
     finally:
@@ -165,6 +168,25 @@ def test_a_round_over_serial_frames_trains_what_the_reference_trains(board, tmp_
             second = await asyncio.wait_for(_train_once(server, package, 2), _TIMEOUT_S)
             assert device.is_running
             _check_stack(device)
+            return first, second
+
+    (report, delta), (_, again) = asyncio.run(run())
+    _check(board, package, x, y, report, delta)
+    assert np.array_equal(delta, again)
+
+
+@pytest.mark.parametrize("board", [board for board in BOARDS if board == "posix" or board.values[0] != "lm3s6965"])
+def test_sealed_rounds_train_the_same_within_the_reserved_stack_and_survive_a_restart(board):
+    """Of the boards that can count their boots; the emulated lm3s6965 has no memory for it."""
+    package, x, y = _data(board)
+
+    async def run():
+        async with _on_serial_line(board, x, y, bytes(range(32))) as (server, device):
+            first = await asyncio.wait_for(_train_once(server, package, 1), _TIMEOUT_S)
+            _check_stack(device)
+            device.restart()
+            second = await asyncio.wait_for(_train_once(server, package, 2, Board.load(board).name == "stm32f405"), _TIMEOUT_S)
+            assert server.errors.keys() <= {Status.FRAME_COBS, Status.FRAME_LENGTH, Status.FRAME_CRC}
             return first, second
 
     (report, delta), (_, again) = asyncio.run(run())

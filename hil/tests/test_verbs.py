@@ -96,6 +96,15 @@ def test_credentials_of_another_device_are_refused(files):
         device_verb.run(_options(device_verb, *_device_arguments(files, "--serial", "pty")))
 
 
+def test_keys_are_refused_on_a_virtual_board_that_cannot_count_its_boots(files):
+    with (files / "board-1.toml").open("a") as file:
+        file.write(f'key = "{bytes(32).hex()}"\n')
+    arguments = _device_arguments(files, "--serial", "pty")
+    arguments[1] = "lm3s6965"
+    with pytest.raises(ConfigError, match="an emulated lm3s6965 has no memory that outlives a restart"):
+        device_verb.run(_options(device_verb, *arguments))
+
+
 def test_more_samples_than_the_board_takes_are_refused(files):
     np.savez(files / "data.npz", x=np.zeros((5000, 4), np.int8), y=np.zeros(5000, np.int64))
     options = _options(device_verb, *_device_arguments(files, "--serial", "pty"))

@@ -169,7 +169,7 @@ def load_metadata(source: Path | str | bytes) -> dict[str, str]:
         raise ConfigError(f"{where}: not a safetensors file (header of {length} bytes, file of {len(blob)})")
     try:
         header = json.loads(blob[_LENGTH_BYTES : _LENGTH_BYTES + length])
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # JSON is followed as deep as its brackets go
         raise ConfigError(f"{where}: not a safetensors file ({error})") from error
     found = header.get("__metadata__", {}) if isinstance(header, dict) else {}
     return {str(key): str(value) for key, value in found.items()} if isinstance(found, dict) else {}

@@ -214,13 +214,13 @@ def independent_converter(subject: Subject) -> Finding:
     theirs = subject.content(peer)
     if not _is_tied(read_content(plain.encoder_tflite), theirs):
         return _unmeasured("F8", subject, "the scales of the two files are not the same")
-    x, made = subject.inputs(subject.outcomes[0])[:NUM_COMPARED], subject.micro(peer)[:NUM_COMPARED]
-    words = []
+    made, found = subject.micro(peer)[:NUM_COMPARED], []
     for graph, tflite in (from_numbers_of(subject, theirs), (plain.graph, plain.encoder_tflite)):
+        x = subject.inputs_of(read_content(tflite), is_arranged=True)[:NUM_COMPARED]
         own = run_tflite_micro(tflite, x).reshape(made.shape)
-        words.append((largest_difference(own, made), float((own != made).mean()), _other_weights(graph, peer.tflite)))
-    tied, loose = (f"{difference} LSB, {share:.2%} of outputs{weights}" for difference, share, weights in words)
-    difference, share, _ = words[0]
+        found.append((largest_difference(own, made), float((own != made).mean()), _other_weights(graph, peer.tflite)))
+    tied, loose = (f"{difference} LSB, {share:.2%} of outputs{weights}" for difference, share, weights in found)
+    difference, share, _ = found[0]
     return Finding("F8", subject.name, f"{tied}; as they come {loose}", difference <= 1 and share <= TIE_SHARE, share)
 
 

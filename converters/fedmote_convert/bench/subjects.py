@@ -141,8 +141,12 @@ class Subject:
 
     def inputs(self, outcome: Outcome) -> NDArray[np.int8] | NDArray[np.float32]:
         """Held-out samples as a stack's file reads them: order of axes, shape, type, quantization."""
-        entry = self.content(outcome).input
-        x = arranged(self.model.data.x_test, self.layout) if outcome.is_arranged else self.model.data.x_test
+        return self.inputs_of(self.content(outcome), outcome.is_arranged)
+
+    def inputs_of(self, content: Content, is_arranged: bool) -> NDArray[np.int8] | NDArray[np.float32]:
+        """Held-out samples as a file reads them, in the layout of our package or in torch's order of axes."""
+        entry = content.input
+        x = arranged(self.model.data.x_test, self.layout) if is_arranged else self.model.data.x_test
         x = x.reshape(len(x), *(entry.shape or ())[1:])
         return quantize_values(entry.activation, x) if entry.type == "INT8" else x
 

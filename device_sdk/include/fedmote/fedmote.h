@@ -124,13 +124,14 @@ struct fedmote {
     union {
         void *pointer;
         uint64_t word;
-        uint8_t bytes[864 + 41 * sizeof(void *)];
+        uint8_t bytes[872 + 41 * sizeof(void *)];
     } inside;
 };
 
 /* Prepares `device`: keeps `port` and `arena` (borrowed until the device is no longer stepped), copies `identity`,
  * finds the installed package. Also restarts a device that was stepped before; nothing is sent yet. Bound: verifies the
- * packages of both slots once (CRC-32 and, where the port has one, the hash over all their bytes). Errors:
+ * packages of both slots once (CRC-32 and, where the port has one, the hash over all their bytes), reads the journal's
+ * regions and writes to them, where the port has some, with two erases at most. Errors:
  * FEDMOTE_ERR_ARGUMENT for a missing callback, a text outside its bounds or an arena that is not 16-aligned;
  * FEDMOTE_ERR_ARENA for an arena below fedmote_link_bytes() of src/arena.h. No package is no error: it will be fetched.
  */
@@ -141,8 +142,8 @@ FEDMOTE_MUST_CHECK int32_t fedmote_init(struct fedmote *device, const struct fed
  * FEDMOTE_MACS_PER_STEP multiply-accumulates. Call it for ever. Returns FEDMOTE_BUSY or FEDMOTE_IDLE, and never an
  * error: the device goes on by itself from all of them, and fedmote_status() tells. Some pieces exceed the bound, each
  * at most once per round: ranking (2 n log2 n comparisons; equal losses add up to n^2 / 2 reads of a bit), verifying a
- * package (one pass over it) or the signature of a plan, and one sample through a head of more than
- * FEDMOTE_MACS_PER_STEP / 2 parameters. */
+ * package or an update of the journal (one pass over it) or the signature of a plan, and one sample through a head of
+ * more than FEDMOTE_MACS_PER_STEP / 2 parameters. */
 int32_t fedmote_step(struct fedmote *device);
 
 /* After FEDMOTE_IDLE: milliseconds until the next timer of the device; UINT32_MAX where only bytes can wake it. */

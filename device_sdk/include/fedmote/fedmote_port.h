@@ -109,10 +109,10 @@ struct fedmote_port {
      * are NULL and 0. Two regions (0 and 1) of journal_bytes each, a multiple of 8, readable in place at an address
      * that is a multiple of 8; journal_base returns NULL where there are none today. No erasable sector belongs to
      * both, nor to a slot. Erased bytes, writes and errors as of a slot: writes start and end at multiples of 8, each
-     * byte at most once between erases, from RAM. fedmote_init() writes 16 bytes and erases a region where one is full;
-     * a round writes its update, and erases where it finds no room. More than 2 * 4,096 bytes wear less; a region that
-     * holds no update, 180 bytes and 4 for each parameter of the head, keeps the counter alone
-     * (FEDMOTE_EVENT_JOURNAL_LOST). */
+     * byte at most once between erases, from RAM. fedmote_init() writes 16 bytes, and erases a region where the other
+     * one is full; a round writes its update, and erases where it finds no room. Larger regions wear less. An update
+     * takes up to 490 bytes of a region and 4 for each parameter of the head, room for boots included; one that does
+     * not fit is skipped (FEDMOTE_EVENT_JOURNAL_LOST). */
     const struct fedmote_journal *journal;
     uint32_t journal_bytes;
     const uint8_t *(*journal_base)(void *context, uint32_t region);

@@ -7,9 +7,13 @@
 
 #include <string.h>
 
-#define SLOT_BYTES 8192U /* the largest package, plus 16; fedmote_port.h says which multiples writes have */
+#define SLOT_BYTES 8192U /* the largest package, plus 48; fedmote_port.h says which multiples writes have */
+
+#define JOURNAL_BYTES 1024U
 
 static uint8_t slots[2][SLOT_BYTES] __attribute__((aligned(16)));
+static uint8_t journal[2][JOURNAL_BYTES]
+    __attribute__((aligned(8))); /* in RAM it is of no use: name it once it is flash */
 
 /* A free-running millisecond counter: a timer interrupt, an RTOS tick. It may wrap. */
 static uint32_t now_ms(void *context) {
@@ -82,6 +86,24 @@ static int32_t slot_write(void *context, uint32_t slot, uint32_t offset, const u
     return 0;
 }
 
+/* Two regions of a page or more each, of flash that is not of a slot. */
+static const uint8_t *journal_base(void *context, uint32_t region) {
+    (void)context;
+    return journal[region];
+}
+
+static int32_t journal_erase(void *context, uint32_t region) {
+    (void)context;
+    memset(journal[region], 0xFF, JOURNAL_BYTES);
+    return 0;
+}
+
+static int32_t journal_write(void *context, uint32_t region, uint32_t offset, const uint8_t *bytes, uint32_t size) {
+    (void)context;
+    memcpy(journal[region] + offset, bytes, size);
+    return 0;
+}
+
 /* The operators of the encoders that this board is to run: what is not named here takes no flash. */
 static const struct fedmote_operator *const operators[] = {&fedmote_operator_conv_2d,
                                                            &fedmote_operator_depthwise_conv_2d,
@@ -106,4 +128,10 @@ const struct fedmote_port board_port = {
     .operators = operators,
     .arithmetic = &fedmote_int16, /* &fedmote_float32 on a core with an FPU */
     .patching = NULL,             /* &fedmote_difference_patching: new packages may come as differences */
+    .journal = NULL,              /* &fedmote_flash_journal: boots are counted, and finished updates outlive a reset */
+    .journal_bytes = JOURNAL_BYTES,
+    .journal_base = journal_base,
+    .journal_erase = journal_erase,
+    .journal_write = journal_write,
+    .sealing = NULL, /* &fedmote_message_sealing with .crypto and a journal: for devices whose identity has keys */
 };

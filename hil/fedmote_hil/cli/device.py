@@ -14,6 +14,7 @@ from fedmote.package.boards import Board, boards_with
 from fedmote.package.file import Package
 from fedmote.wire.regions import identity_region, samples_region
 from fedmote_hil.build import Program
+from fedmote_hil.crypto import fetch
 from fedmote_hil.samples import board_samples, load_data
 from fedmote_hil.virtual import VirtualDevice
 
@@ -69,6 +70,8 @@ def _device(options: argparse.Namespace) -> VirtualDevice:
     samples = samples_region(board_samples(x, package, options.data), y)
     if len(x) > board.max_samples:
         raise ConfigError(f"{options.data}: {len(x)} samples, board {board.name} takes {board.max_samples}")
+    if credentials.key is not None:
+        _prepare_keys(board, options.credentials)
     identity = identity_region(
         credentials.id,
         credentials.site,
@@ -90,6 +93,16 @@ def _device(options: argparse.Namespace) -> VirtualDevice:
         package=None if package is None else package.device_form(),
         directory=options.state or _own_directory(options.credentials, credentials),
     )
+
+
+def _prepare_keys(board: Board, file: Path) -> None:
+    """A virtual device with keys needs a count of its boots, and cryptography, which is fetched where it is missing."""
+    if not board.can_count_boots:
+        raise ConfigError(
+            f"{file}: has keys, and an emulated {board.name} has no memory that outlives a restart: it cannot count its boots; "
+            "choose another board, or credentials without keys in a fleet without a registry"
+        )
+    fetch()
 
 
 def _own_directory(file: Path, credentials: Credentials) -> Path | None:

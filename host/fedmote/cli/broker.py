@@ -9,7 +9,7 @@ from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from pathlib import Path
 from typing import Any
 
-from fedmote.cli.table import say, write_json
+from fedmote.cli.table import say, shown, write_json
 from fedmote.config.table import require_identifier
 from fedmote.errors import ConfigError, TransportError
 from fedmote.fleet.broker_check import Finding, examine
@@ -101,7 +101,7 @@ def _init(directory: Path, options: Namespace) -> int:
         return 0
     sys.stdout.write(f"hosts      {binding.url}\n")
     if binding.has_tls:
-        sys.stdout.write(f"ca_file    {Certificates(files.tls).ca}\n")
+        sys.stdout.write(f"ca_file    {shown(Certificates(files.tls).ca)}\n")
         sys.stdout.write(f"devices    {binding.names[0]}:{binding.psk_port}, TLS with the psk of their credentials\n")
     sys.stdout.write(f"start it   fedmote broker run {options.directory}\n")
     return 0

@@ -47,6 +47,7 @@ USES = {
     "demo": "the demonstration with its plot",
     "oracle": "checking kernels against TensorFlow Lite Micro",
     "serial": "boards on serial ports",
+    "privacy": "runs with differential privacy, which need an accountant",
 }
 
 
@@ -114,6 +115,7 @@ _PACKAGES = (
     ("onnx", "onnx", ("onnx",), "pip install 'fedmote[onnx]'"),
     ("scikit-learn", "sklearn", ("demo",), "pip install 'fedmote[demo]'"),
     ("matplotlib", "matplotlib", ("demo",), "pip install 'fedmote[demo]'"),
+    ("dp-accounting", "dp_accounting", ("privacy",), "pip install 'fedmote[privacy]'"),
     ("tflite-micro", "tflite_micro", ("oracle",), "pip install 'fedmote[oracle]'"),
 )
 _LOWEST_PYTHON = (3, 11)

@@ -9,13 +9,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fedmote.cli.table import say, write_json, write_table
+from fedmote.cli.table import say, shown, write_json, write_table
 from fedmote.config import CoordinatorConfig, Credentials, load
 from fedmote.errors import ConfigError
 from fedmote.fleet.backup import export_fleet, import_fleet
 from fedmote.fleet.enrolment import Done, Enrolment
 from fedmote.fleet.registry import Entry, Registry
 from fedmote.package.boards import Board
+from fedmote.package.signature import SigningKey
 from fedmote.private_files import write_private
 from fedmote.wire.regions import identity_region
 from fedmote.wire.schema import Role
@@ -44,6 +45,7 @@ class _Fleet:
     site: str
     registry: Path
     broker: Path | None
+    verify_key: bytes | None
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -86,7 +88,7 @@ def run(options: Namespace) -> int:
     """Change the fleet, or say who is in it."""
     fleet = _fleet(options.config)
     with Registry.open(fleet.registry, is_made=options.what in ("add", "import")) as registry:
-        enrolment = Enrolment(registry, fleet.site, fleet.broker)
+        enrolment = Enrolment(registry, fleet.site, fleet.broker, verify_key=fleet.verify_key)
         if options.what == "list":
             _list(registry, options.json)
         elif options.what == "export":
@@ -104,7 +106,9 @@ def _fleet(path: Path) -> _Fleet:
     config = load(CoordinatorConfig, path, (), os.environ)
     if config.security.registry is None:
         raise ConfigError(f"{path}: security.registry is missing: the directory of the fleet's registry is expected there")
-    return _Fleet(config.run.site, config.security.registry, config.security.broker_files)
+    signing = config.security.signing_key
+    verify_key = None if signing is None else SigningKey.read(signing).verify_key
+    return _Fleet(config.run.site, config.security.registry, config.security.broker_files, verify_key)
 
 
 def _change(enrolment: Enrolment, options: Namespace) -> None:
@@ -150,6 +154,7 @@ def _identity(credentials: Credentials, options: Namespace) -> bytes:
         credentials.keep_alive_s,
         credentials.key_bytes,
         credentials.cell_key_bytes,
+        credentials.verify_key_bytes,
     )
 
 
@@ -172,8 +177,6 @@ def _print_file(path: Path, is_json: bool) -> None:
 
 
 def _print(done: Done, files: list[Path], board: Board | None, is_json: bool) -> None:
-    for note in done.notes:
-        say(note)
     address = None if board is None or not board.regions else board.region("identity").address
     if is_json:
         write_json(
@@ -185,11 +188,18 @@ def _print(done: Done, files: list[Path], board: Board | None, is_json: bool) ->
                 "notes": list(done.notes),
             }
         )
+        _say_notes(done)
         return
     write_table(_COLUMNS, [tuple(_described(done.entry).values())])
     for path in files:
-        say(f"secrets: {path} (mode 0600; hand it over, then remove it here)")
+        say(f"secrets: {shown(path)} (mode 0600; hand it over, then remove it here)")
     if address is not None:
         say(f"flash the identity region at 0x{address:08X}")
     if done.broker == "told":
         say("the broker was told; it refuses what is no longer valid now")
+    _say_notes(done)
+
+
+def _say_notes(done: Done) -> None:
+    for note in done.notes:
+        say(note)

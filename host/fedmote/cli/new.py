@@ -17,7 +17,6 @@ from fedmote.fleet.broker_files import Binding, BrokerFiles, write_configuration
 from fedmote.fleet.enrolment import Enrolment
 from fedmote.fleet.registry import Registry
 from fedmote.private_files import make_private_directory
-from fedmote.wire.schema import Role
 
 SUMMARY = "write configurations, credentials, a small model and data for one cell into a new directory"
 EXAMPLES = """examples:
@@ -172,11 +171,7 @@ def _enrol(target: Path, site: str, tcp_port: int) -> BrokerFiles:
     make_private_directory(files.credentials)
     write_configuration(files, binding)
     with Registry.open(target / "fleet", is_made=True) as registry:
-        enrolment = Enrolment(registry, site, files.directory)
-        for device in CELL.devices:
-            enrolment.add(device, Role.DEVICE, CELL.name)
-        if CELL.partner is not None:
-            enrolment.add(CELL.partner, Role.PARTNER, CELL.name)
+        Enrolment(registry, site, files.directory).add_cells([CELL])
     return files
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TextIO
 
 
@@ -26,6 +27,11 @@ def write_table(columns: Sequence[str], rows: Iterable[Sequence[object]], out: T
 def write_json(content: Mapping[str, object], out: TextIO | None = None) -> None:
     """Write one JSON object on one line."""
     (out or sys.stdout).write(json.dumps(content, sort_keys=False) + "\n")
+
+
+def shown(path: Path) -> str:
+    """A path as people like to read it: from the working directory, where it lies below that."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def say(line: str) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Annotated
 
@@ -126,15 +126,23 @@ def require_identifier(key: str, value: str) -> None:
         raise BadValueError(key, value, expected)
 
 
-def hints_of(kind: type[Table]) -> dict[str, object]:
+_HINTS: dict[object, Mapping[str, object]] = {}  # by table
+_RULES: dict[object, Mapping[str, tuple[Rule, ...]]] = {}
+
+
+def hints_of(kind: type[Table]) -> Mapping[str, object]:
     """Type of every field, rules included."""
-    hints = typing.get_type_hints(kind, include_extras=True)
-    return {item.name: hints[item.name] for item in fields(kind)}
+    if kind not in _HINTS:
+        hints = typing.get_type_hints(kind, include_extras=True)
+        _HINTS[kind] = {item.name: hints[item.name] for item in fields(kind)}
+    return _HINTS[kind]
 
 
-def rules_of(kind: type[Table]) -> dict[str, tuple[Rule, ...]]:
+def rules_of(kind: type[Table]) -> Mapping[str, tuple[Rule, ...]]:
     """Rules of every field; those of a list hold for each of its elements."""
-    return {name: tuple(_rules(hint)) for name, hint in hints_of(kind).items()}
+    if kind not in _RULES:
+        _RULES[kind] = {name: tuple(_rules(hint)) for name, hint in hints_of(kind).items()}
+    return _RULES[kind]
 
 
 def is_secret(rules: Sequence[Rule]) -> bool:

@@ -244,7 +244,8 @@ def password_of(files: BrokerFiles, user: str, is_device: bool) -> str:
 def write_credentials(path: Path, credentials: Credentials) -> None:
     """Write a device's credentials file."""
     values = {"id": credentials.id, "site": credentials.site, "username": credentials.username, "password": credentials.password}
-    keys = {"key": credentials.key, "cell_key": credentials.cell_key, "psk": credentials.psk}
+    names = ("key", "cell_key", "psk", "verify_key")
+    keys: dict[str, str | None] = {name: getattr(credentials, name) for name in names}
     write_toml(path, values | {name: key for name, key in keys.items() if key is not None})
 
 

@@ -10,12 +10,12 @@ registry, so that the next action, whichever it is, mends what an interrupted on
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from fedmote.config import CellKey, Credentials, PartnerCredentials, load
+from fedmote.config import CellConfig, CellKey, Credentials, PartnerCredentials, load
 from fedmote.errors import ConfigError
 from fedmote.fleet.broker_files import (
     COORDINATOR,
@@ -61,10 +61,19 @@ class Enrolment:
         site: of the fleet.
         broker: directory of the broker's files; None: they are elsewhere, or there is no broker.
         coordinator: its user name at the broker.
+        verify_key: 32 bytes, public: devices that are let in or get new keys take only packages signed for it; none: all.
     """
 
-    def __init__(self, registry: Registry, site: str, broker: Path | None, coordinator: str = COORDINATOR) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        site: str,
+        broker: Path | None,
+        coordinator: str = COORDINATOR,
+        verify_key: bytes | None = None,
+    ) -> None:
         self.registry = registry
+        self._verify_key = None if verify_key is None else verify_key.hex()
         self._has_broker = broker is not None
         # Without a broker the credentials stand beside the registry.
         self.files = BrokerFiles((broker or registry.path.parent).resolve(), site)
@@ -83,6 +92,12 @@ class Enrolment:
             raise ConfigError(f"{self.files.directory}: there are no broker files; `fedmote broker init` makes them")
         self.registry.add(id, role, cell, is_again=is_again)
         return self._issue(id)
+
+    def add_cells(self, cells: Iterable[CellConfig]) -> None:
+        """Admit everybody of some cells; see `add`."""
+        for cell in cells:
+            for member in cell.participants:
+                self.add(member, Role.PARTNER if member == cell.partner else Role.DEVICE, cell.name)
 
     def rotate(self, id: str) -> Done:
         """New keys and a new password; the old ones are refused at once.
@@ -135,7 +150,9 @@ class Enrolment:
         make_private_directory(self.files.credentials)
         if entry.role is Role.DEVICE:
             key, cell_key, psk = self._key(id).hex(), secrets.token_bytes(KEY_BYTES).hex(), secrets.token_bytes(KEY_BYTES).hex()
-            credentials = Credentials(id, self._site, id, password, key=key, cell_key=cell_key, psk=psk)
+            credentials = Credentials(
+                id, self._site, id, password, key=key, cell_key=cell_key, psk=psk, verify_key=self._verify_key
+            )
             write_credentials(self.files.credentials_file(id), credentials)
             files = [self.files.credentials_file(id)]
         else:

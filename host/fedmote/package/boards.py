@@ -138,6 +138,13 @@ class Board:
         """The order of weights that its kernels want."""
         return OF_KERNELS[self.kernels]
 
+    @property
+    def can_count_boots(self) -> bool:
+        """Whether a virtual one has memory for a journal that outlives a restart; without a count of boots nothing is sealed."""
+        if not self.journal_bytes:
+            return False
+        return "ram_slots" not in self.regions or "ram_journal" in self.regions
+
     def has_operator(self, opcode: Opcode) -> bool:
         """Whether its device image has an operator."""
         return self.operators == ("all",) or opcode.name.lower() in self.operators

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Signatures of packages (device_sdk/protocol/SPEC.md, section 11): what a device checks before it erases anything.
+"""Signatures of packages (device_sdk/protocol/SPEC.md, section 12): what a device checks before it erases anything.
 
 The scheme is EdDSA over Curve25519 (RFC 8032) with BLAKE2b-512 in the place of SHA-512, as Monocypher's `crypto_eddsa_check`
 has it: a device that has BLAKE2b for the packages' hashes needs no second hash function. Group and scalar arithmetic are

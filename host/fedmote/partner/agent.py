@@ -119,8 +119,8 @@ def _relay(config: PartnerConfig, device_id: str, inbox: Inbox, seals: Seals | N
     )
 
 
-def _seals(config: PartnerConfig, credentials: PartnerCredentials, start: int) -> Seals:
-    """Both channels of the start of this number."""
+def _seals(config: PartnerConfig, credentials: PartnerCredentials, start: int, former: int) -> Seals:
+    """Both channels of the start of this number, after another one (0: none)."""
     if credentials.id != config.id:
         raise ConfigError(f"credentials_file {config.credentials_file}: keys of {credentials.id}; those of {config.id} expected")
     keys: dict[str, bytes] = {}
@@ -131,7 +131,7 @@ def _seals(config: PartnerConfig, credentials: PartnerCredentials, start: int) -
         keys[device.id] = key
     return Seals(
         coordinator=BootEnd(config.id, Channel.COORDINATOR, credentials.key_bytes, start),
-        cell=EpochEnd(Channel.CELL, FixedKeys(keys), start, time.monotonic, former=start - 1),
+        cell=EpochEnd(Channel.CELL, FixedKeys(keys), start, time.monotonic, former),
     )
 
 
@@ -169,8 +169,8 @@ class PartnerAgent:
         self._state = PartnerState(config.state_directory)
         boot, seals = secrets.randbits(32), None
         if config.credentials_file is not None:
-            boot = self._state.next_start()
-            seals = _seals(config, load(PartnerCredentials, config.credentials_file), boot)
+            boot, former = self._state.next_start()
+            seals = _seals(config, load(PartnerCredentials, config.credentials_file), boot, former)
         else:
             log.warning("messages are not authenticated, and samples travel readable: there is no credentials_file")
         self._links = Links(config, boot, seals)

@@ -4,7 +4,7 @@
     checkpoint.safetensors     the newest checkpoint; its hash is computed on reading
     update.pending             an update without an ack, with its report
     samples/<device>.offer     selected samples of a device, until the update that used them is settled
-    starts                     number of starts: boot towards the coordinator, epoch towards the cell
+    starts                     number of the last start: boot towards the coordinator, epoch towards the cell
 
 Samples are personal data: the directory is the owner's alone (0700), the files too (0600).
 """
@@ -12,6 +12,8 @@ Samples are personal data: the directory is the owner's alone (0700), the files 
 from __future__ import annotations
 
 import logging
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 from fedmote.errors import ConfigError, RemoteWireError
@@ -23,6 +25,7 @@ from fedmote.wire.schema import Kind
 
 log = logging.getLogger(__name__)
 
+_MAX_START = 2**32 - 1
 _LENGTH_BYTES = 4
 _RUN_BYTES = 8
 _CHECKPOINT, _PENDING, _SAMPLES, _STARTS = "checkpoint.safetensors", "update.pending", "samples", "starts"
@@ -53,21 +56,25 @@ class PartnerState:
             {offer.device: offer for offer in offers if offer is not None}, self._load_checkpoint(), self._load_pending()
         )
 
-    def next_start(self) -> int:
-        """Number of this start, from 1, higher than any before; durable when it is returned.
+    def next_start(self, clock: Callable[[], float] = time.time) -> tuple[int, int]:
+        """Number of this start, durable when it is returned, and of the one before (0: there was none).
+
+        Numbers rise strictly and are at least the Unix time, so that a directory that was lost does not repeat one.
 
         Raises:
-            ConfigError: the file that counts is damaged. Messages of a lower number would be refused as old, so it cannot begin
-                anew by itself.
+            ConfigError: the file that counts is damaged, or the numbers are used up.
         """
         path = self.directory / _STARTS
         try:
-            number = int(path.read_text(encoding="ascii")) if path.exists() else 0
+            former = int(path.read_text(encoding="ascii")) if path.exists() else 0
+            number = max(former + 1, int(clock()))
+            if not 0 <= former < number <= _MAX_START:
+                raise ValueError(f"start {number} after {former}")
         except (OSError, ValueError) as error:
-            words = f"{path}: {error}; expected the number of starts: restore it, or give the partner new keys"
+            words = f"{path}: {error}; expected the number of the last start, 1 to {_MAX_START}: is the clock right?"
             raise ConfigError(words) from error
-        write_durably(path, f"{number + 1}\n".encode())
-        return number + 1
+        write_durably(path, f"{number}\n".encode())
+        return number, former
 
     def keep_checkpoint(self, blob: bytes) -> None:
         """Replace the checkpoint."""

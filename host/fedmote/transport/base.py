@@ -190,11 +190,16 @@ class Post:
         self.inbox.put(Received(id, channel, message, body))
         return message
 
+    def inform(self, id: str, body: bytes) -> None:
+        """Take a state, which a broker keeps and says in its owner's name: it is never sealed, and believed nothing."""
+        try:
+            self.inbox.put(Received(id, Channel.COORDINATOR, decode(Kind.STATE, body), body))
+        except RemoteWireError as error:
+            self.reject(id, error.status, str(error))
+
     def _opened(self, id: str, channel: Channel, kind: int, body: bytes) -> Opened | None:
-        """What was sealed; None where nothing is: without keys, and a state, which is believed nothing."""
-        if self._seals is None or kind == Kind.STATE:
-            return None
-        return self._seals.open(id, channel, kind, body)
+        """What was sealed; None without keys."""
+        return None if self._seals is None else self._seals.open(id, channel, kind, body)
 
     def reject(self, id: str, status: Status, words: str) -> None:
         """Count something that arrived and is dropped."""

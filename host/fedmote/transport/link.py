@@ -24,7 +24,8 @@ from fedmote.wire.seal import Seals
 log = logging.getLogger(__name__)
 
 MAX_PEERS = 1024
-HELLO_TIMEOUT_S = 45.0  # a peer says hello at once, and five times more within 31 s where it is not answered: one that does not is none
+# A peer says hello at once, and five times more within 31 s where it is not answered: one that does not is none.
+HELLO_TIMEOUT_S = 45.0
 REOPEN_S = 0.5  # a port that went away is looked for this often
 
 

@@ -64,8 +64,10 @@ class _MqttEnd:
             if not self._post.is_sealed:
                 reply(Kind.REFUSE, encode(unknown_kind()))
             return
-        if kind is Kind.STATE and not body:
-            return  # a retained state that somebody cleared
+        if kind is Kind.STATE:
+            if body:  # else a retained state that somebody cleared
+                self._post.inform(address.id, body)
+            return
         hello = peek_hello(kind, body)
         if hello is not None and hello["device"] != address.id:
             self._post.reject(address.id, Status.NOT_EXPECTED, f"a hello of {hello['device']} under the topic of {address.id}")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sealed messages: encryption, proof of origin, protection against replay (device_sdk/protocol/SPEC.md, section 10).
+"""Sealed messages: encryption, proof of origin, protection against replay (device_sdk/protocol/SPEC.md, section 11).
 
 Two kinds of ends share a key. One has a *boot* number, which only rises: a device, or a partner towards the coordinator.
 The other has an *epoch*, which only rises: the coordinator, or a partner towards the devices of its cell.

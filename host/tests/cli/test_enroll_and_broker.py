@@ -27,6 +27,7 @@ from fedmote.errors import LoginError, TransportError
 from fedmote.fleet import Registry
 from fedmote.fleet.broker_files import BrokerFiles
 from fedmote.package.boards import Board
+from fedmote.package.signature import SigningKey
 from fedmote.supervised import free_tcp_port
 from fedmote.transport.broker import find_mosquitto
 from fedmote.transport.mqtt_connection import Login, MqttConnection
@@ -555,6 +556,20 @@ def test_an_identity_image_holds_who_the_device_is_and_is_private(here, capsys):
     assert (identity.key, identity.cell_key) == (credentials.key_bytes, credentials.cell_key_bytes)
     assert len(image.read_bytes()) <= Board.load("stm32f405").region("identity").bytes
     assert "0x08010000" in capsys.readouterr().err
+
+
+def test_devices_of_a_fleet_that_signs_packages_get_the_verify_key_and_never_the_signing_key(here):
+    key = SigningKey.make(here.directory / "signing.key")
+    with (here.directory / "coordinator.toml").open("a") as file:
+        file.write('signing_key = "signing.key"\n')  # the last table is [security]
+    image = here.directory / "image.bin"
+    assert run("enroll", "add", "board-8", "--role", "device", "--cell", "desk", "--identity-image", image) == 0
+    assert run("enroll", "rotate", "board-1") == 0
+    assert here.credentials("board-8").verify_key_bytes == here.credentials("board-1").verify_key_bytes == key.verify_key
+    assert read_identity_region(image.read_bytes()).verify_key == key.verify_key
+    assert here.credentials("board-2").verify_key is None
+    for path in here.files.credentials.iterdir():
+        assert key.seed.hex() not in path.read_text()
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,8 @@ def test_broker_coordinator_partner_and_device_start_from_it_and_merge_rounds_un
         data = ["--data", target / "data/device-1.npz", "--send-samples"]
         login = ["--credentials", target / "broker/credentials/device-1.toml", "--broker", f"mqtt://127.0.0.1:{port}"]
         fleet.start("device", "device", "--board", "posix", "--id", "device-1", *data, *login)
-        serve = fleet.start("serve", "serve", target / "coordinator.toml", "--set", "run.rounds=2", "--json")
+        patience = ["--set", "windows.selection_s=100"]  # the first round waits for the slower one
+        serve = fleet.start("serve", "serve", target / "coordinator.toml", "--set", "run.rounds=2", *patience, "--json")
         fleet.watch(serve, 120.0)
         result = json.loads(serve.out.read_text())
         again = fleet.start("again", "serve", target / "coordinator.toml", "--set", "run.rounds=100000")

@@ -84,8 +84,8 @@ def test_deadlines_hold_while_the_wall_clock_jumps_by_an_hour(tmp_path, monkeypa
     assert DEADLINE_S <= result["rounds"][0]["seconds"] <= DEADLINE_S + 1.0
 
 
-# Where times are written down for people.
-ALLOWED = {"store/ledger.py": {"datetime"}}
+# Where times are written down for people; and where a counter that was lost begins high enough, which only ever rises.
+ALLOWED = {"store/ledger.py": {"datetime"}, "partner/state.py": {"time.time"}}
 
 
 @pytest.mark.parametrize("room", ["aggregation", "coordinator", "partner", "rounds", "store", "strategies", "transport", "wire"])

@@ -8,7 +8,7 @@ import stat
 import numpy as np
 import pytest
 
-from fedmote.errors import StoreError
+from fedmote.errors import ConfigError, StoreError
 from fedmote.partner.session import Offer, Pending, blob_hash
 from fedmote.partner.state import PartnerState
 from fedmote.wire.blobs import encode_selected_samples
@@ -92,3 +92,19 @@ def test_full_disk_is_said_in_one_line_and_leaves_the_old_samples(tmp_path, monk
     with pytest.raises(StoreError, match="disk is full"):
         state.keep_offer(Offer("device-a", RUN, 4, SAMPLES))
     assert state.load().offers["device-a"].round == 3
+
+
+def test_starts_rise_by_the_clock_and_without_it_and_outlive_a_lost_directory(tmp_path):
+    state = PartnerState(tmp_path / "one")
+    assert state.next_start(lambda: 1000.0) == (1000, 0)
+    assert state.next_start(lambda: 1000.0) == (1001, 1000)
+    assert PartnerState(tmp_path / "one").next_start(lambda: 5.0) == (1002, 1001)  # a clock that was set back
+    assert PartnerState(tmp_path / "another").next_start(lambda: 2000.0) == (2000, 0)
+
+
+def test_a_damaged_count_of_starts_is_named(tmp_path):
+    state = PartnerState(tmp_path)
+    for text in ("", "x", "-3", str(2**32)):
+        (tmp_path / "starts").write_text(text)
+        with pytest.raises(ConfigError, match=r"starts: .*number of the last start"):
+            state.next_start()

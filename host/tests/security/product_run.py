@@ -106,7 +106,9 @@ def run(directory: Path) -> None:
         data = ["--data", desk / "data/device-1.npz", "--send-samples", "--state", directory / "device-state"]
         login = ["--credentials", desk / "broker/credentials/device-1.toml", "--broker", f"mqtt://127.0.0.1:{port}"]
         fleet.start("device", "device", "--board", "posix", "--id", "device-1", *data, *login)
-        serve = fleet.start("serve", "serve", desk / "coordinator.toml", "--set", "run.rounds=1", "--json")
+        # The round waits for the slower one, however busy this machine is.
+        patience = ["--set", "windows.selection_s=200", "--set", "windows.report_s=200"]
+        serve = fleet.start("serve", "serve", desk / "coordinator.toml", "--set", "run.rounds=1", *patience, "--json")
         fleet.watch(serve, LIMIT_S)
         assert json.loads(serve.out.read_text())["rounds"][0]["reported"] == 2
         files = ("coordinator.toml", "partner.toml", "broker/credentials/device-1.toml", "broker/credentials/partner-1.keys.toml")

@@ -23,7 +23,7 @@ from fedmote.config import Credentials, PartnerCredentials, load
 from fedmote.transport.broker import find_mosquitto
 
 HERE = Path(__file__).parent
-LIMIT_S = 300
+LIMIT_S = 600
 # Where secrets belong: credentials, pre-shared keys of the broker, the registry, a backup, identity regions.
 HOMES = (
     "desk/broker/credentials/",

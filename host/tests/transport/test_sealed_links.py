@@ -12,7 +12,7 @@ from fedmote.transport import link
 from fedmote.transport.link import LinkServer, SerialLink
 from fedmote.transport.mqtt import CoordinatorMqtt, PartnerMqtt
 from fedmote.transport.relay import Relay
-from fedmote.wire.codec import decode, encode
+from fedmote.wire.codec import Message, decode, encode
 from fedmote.wire.frame import Frame, FrameDecoder, encode_frame
 from fedmote.wire.schema import Channel, Kind, Status
 from fedmote.wire.seal import BootEnd, EpochEnd, FixedKeys, Seals
@@ -100,9 +100,10 @@ def test_neither_a_readable_hello_nor_a_copied_one_nor_a_copied_greeting_displac
         foreign = BootEnd("one", UP, KEYS["two"], 9).seal("one", Kind.HELLO, encode(kit.hello("one", boot=9)))
         for body in (encode(kit.hello("one")), hello, greeting, foreign):
             foe.send(Kind.HELLO, body)
+        foe.send(Kind.STATE, encode(Message.of(Kind.STATE, boot=1, is_online=1)))
         challenge = await foe.receive()  # the copied greeting is answered; who has no key learns nothing of it
         assert challenge.kind == Kind.WAIT
-        await kit.until(lambda: server.errors == {Status.AUTH: 2, Status.REPLAY: 1})
+        await kit.until(lambda: server.errors == {Status.AUTH: 3, Status.REPLAY: 1})
         await server.send("one", UP, kit.wait(5))
         answer = await peer.receive()
         assert decode(Kind.WAIT, seals.open("one", UP, Kind.WAIT, answer.body).payload) == kit.wait(5)

@@ -138,6 +138,23 @@ def test_an_identity_survives_the_way_there_and_back_and_hides_its_password():
     assert "canary" not in repr(identity)
 
 
+def test_an_identity_with_keys_survives_the_way_there_and_back_and_hides_them():
+    key, cell_key = bytes(range(32)), bytes(range(32, 64))
+    for keys in ((key, cell_key), (key, None), (None, None)):
+        identity = read_identity_region(identity_region("board-1", "lab", "serial", key=keys[0], cell_key=keys[1]))
+        assert (identity.key, identity.cell_key) == keys
+        assert str(key) not in repr(identity)
+
+
+def test_keys_of_another_length_and_a_cell_key_alone_are_refused():
+    for keys in ((bytes(31), None), (bytes(32), bytes(33)), (None, bytes(32))):
+        with pytest.raises(LocalWireError):
+            identity_region("board-1", "lab", "serial", key=keys[0], cell_key=keys[1])
+    body = cbor2.dumps({1: "a", 2: "b", 3: 0, 4: "", 5: "", 6: 0, 7: 30, 8: bytes(31)})
+    region = b"FMID" + len(body).to_bytes(4, "little") + zlib.crc32(body).to_bytes(4, "little") + body
+    assert status_of(read_identity_region, region) is Status.FIELD_RANGE
+
+
 def test_the_cbor_of_an_identity_has_the_keys_of_the_specification():
     region = identity_region("a", "b", "serial")
     assert cbor2.loads(region[12:]) == {1: "a", 2: "b", 3: 0, 4: "", 5: "", 6: 0, 7: 30}

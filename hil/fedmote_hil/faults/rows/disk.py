@@ -251,7 +251,7 @@ def _damage_journal(bench: Bench, kept: Path, start: int, log: bytes) -> None:
         damaged = bytearray(log)
         damaged[position] ^= 0x55
         good += open_with(bytes(damaged)) == before
-    cuts = range(start, len(log), bench.sized(7, 256))
+    cuts = range(start, len(log), bench.sized(31, 256))
     good_cuts = sum(open_with(log[:cut]) == before for cut in cuts)
     bench.facts.must(good == len(positions), f"{good} of {len(positions)} flipped bytes give the state before the record")
     bench.facts.must(good_cuts == len(cuts), f"{good_cuts} of {len(cuts)} cuts likewise")

@@ -6,6 +6,7 @@
     cell c   device, MQTT by itself                                              no partner
 
 Without a broker the coordinator listens, and so do the partners for their devices: the same frames over TCP on loopback.
+Messages are sealed, but where one of the boards cannot count its boots in the emulator; then it is said.
 """
 
 from __future__ import annotations
@@ -13,16 +14,21 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from fedmote.config import CellConfig
+from fedmote.config import CellConfig, Credentials, load
 from fedmote.config.write import write_toml
+from fedmote.fleet import Registry
+from fedmote.fleet.broker_files import BrokerFiles, write_credentials
+from fedmote.fleet.enrolment import Enrolment
 from fedmote.lab.demo.data import CELLS
 from fedmote.lab.demo.fleet import Fleet, Process
 from fedmote.lab.demo.prepare import Materials
 from fedmote.lab.demo.settings import DemoSettings
+from fedmote.package.boards import Board
+from fedmote.private_files import make_private_directory
 from fedmote.supervised import free_tcp_port
 from fedmote.transport.broker import PrivateBroker
 
@@ -57,6 +63,11 @@ class Scene:
             return "tcp through partner" if HAS_PARTNER[cell] else "tcp"
         return "serial (pty), relayed by partner" if cell == "b" else "mqtt"
 
+    @property
+    def is_sealed(self) -> bool:
+        """Whether every virtual board can have keys."""
+        return all(Board.load(board).can_count_boots for board in self.boards.values())
+
 
 def cells_of_demo() -> tuple[CellConfig, ...]:
     """The three cells."""
@@ -72,22 +83,43 @@ def play(directory: Path, materials: Materials, settings: DemoSettings, scene: S
     directory.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         fleet = stack.enter_context(Fleet(directory, [materials.directory]))
+        files = _enrol(directory, scene)
+        if not scene.is_sealed:
+            talk("messages are not sealed: one of the boards cannot count its boots in the emulator, which keys need")
         if scene.has_broker:
             broker = stack.enter_context(PrivateBroker(directory / "broker", SITE, cells_of_demo()))
-            talk(f"broker at {broker.url}, passwords generated, access lists per participant")
-            stage: _Stage = _BrokerStage(fleet, directory, materials, settings, scene, broker)
+            talk(f"broker at {broker.url}, keys and passwords generated, access lists per participant")
+            stage: _Stage = _BrokerStage(fleet, directory, materials, settings, scene, files, broker)
         else:
-            stage = _DirectStage(fleet, directory, materials, settings, scene)
+            stage = _DirectStage(fleet, directory, materials, settings, scene, files)
         coordinator = stage.start()
         fleet.watch(coordinator, settings.run_s, talk)
         result: dict[str, Any] = json.loads(coordinator.out.read_text(encoding="utf-8"))
         return result
 
 
+def _enrol(directory: Path, scene: Scene) -> BrokerFiles:
+    """Keys and credentials of everybody, in the broker's directory where there is one."""
+    broker = directory / "broker" if scene.has_broker else None
+    if broker is not None:
+        make_private_directory(broker)
+    with Registry.open(directory / "fleet", is_made=True) as registry:
+        enrolment = Enrolment(registry, SITE, broker)
+        if not registry.entries():  # in a directory that was played in before, everybody is there
+            enrolment.add_cells(cells_of_demo())
+    if not scene.is_sealed:
+        for file in (enrolment.files.credentials_file(device) for cell in cells_of_demo() for device in cell.devices):
+            write_credentials(file, replace(load(Credentials, file), key=None, cell_key=None))
+    return enrolment.files
+
+
 class _Stage:
     """Starts the processes of a run; links are the children's matter."""
 
-    def __init__(self, fleet: Fleet, directory: Path, materials: Materials, settings: DemoSettings, scene: Scene) -> None:
+    def __init__(
+        self, fleet: Fleet, directory: Path, materials: Materials, settings: DemoSettings, scene: Scene, files: BrokerFiles
+    ) -> None:
+        self.files = files
         self.fleet = fleet
         self.directory = directory
         self.materials = materials
@@ -100,7 +132,9 @@ class _Stage:
     def serve(self, way_in: Mapping[str, Any]) -> Process:
         """Start the coordinator; `way_in` is its [broker] table or its `listen` key."""
         path = self.directory / "coordinator.toml"
-        write_toml(path, coordinator_tables(self.materials, self.settings, self.scene, self.directory / "state", way_in))
+        security = {"security": {"registry": str(self.directory / "fleet")}} if self.scene.is_sealed else {}
+        ways = {**way_in, **security}
+        write_toml(path, coordinator_tables(self.materials, self.settings, self.scene, self.directory / "state", ways))
         return self.fleet.start("serve", "serve", path, "--json")
 
     def partner(self, cell: str, way_up: Mapping[str, Any], device: Mapping[str, Any]) -> None:
@@ -112,15 +146,17 @@ class _Stage:
             "model": self.materials.model.spec,
             "state_directory": str(self.directory / name),
             "seed": self.settings.seed,
+            **({"credentials_file": str(self.files.keys_file(name))} if self.scene.is_sealed else {}),
             **way_up,
             "devices": [{"id": f"device-{cell}", **device}],
         }
         write_toml(self.directory / f"{name}.toml", tables)
         self.fleet.start(name, "partner", self.directory / f"{name}.toml")
 
-    def device(self, cell: str, credentials: Path, *link: str) -> Process:
+    def device(self, cell: str, *link: str) -> Process:
         """Start the device of a cell."""
         name = f"device-{cell}"
+        credentials = self.files.credentials_file(name)
         arguments: list[str | Path] = ["--board", self.scene.boards[cell], "--id", name, "--data", self.materials.devices[cell]]
         keep: list[str | Path] = ["--state", self.directory / name]
         if HAS_PARTNER[cell]:  # the firmware's policy: without a partner there is nobody to send samples to
@@ -130,22 +166,28 @@ class _Stage:
 
 class _BrokerStage(_Stage):
     def __init__(
-        self, fleet: Fleet, directory: Path, materials: Materials, settings: DemoSettings, scene: Scene, broker: PrivateBroker
+        self,
+        fleet: Fleet,
+        directory: Path,
+        materials: Materials,
+        settings: DemoSettings,
+        scene: Scene,
+        files: BrokerFiles,
+        broker: PrivateBroker,
     ) -> None:
-        super().__init__(fleet, directory, materials, settings, scene)
+        super().__init__(fleet, directory, materials, settings, scene, files)
         self.broker = broker
 
     def start(self) -> Process:
         """Devices, then partners (one needs the name of the pty), then the coordinator."""
-        files = self.broker.files
-        processes = {cell: self.device(cell, files.credentials_file(f"device-{cell}"), *self._link(cell)) for cell in CELLS}
+        processes = {cell: self.device(cell, *self._link(cell)) for cell in CELLS}
         for cell in CELLS:
             if not HAS_PARTNER[cell]:
                 continue
             device: dict[str, Any] = {"link": "mqtt"}
             if cell == "b":
                 port = processes[cell].first_line(_PORT_TIMEOUT_S)
-                device = {"link": "serial", "port": port, "credentials_file": str(files.credentials_file(f"device-{cell}"))}
+                device = {"link": "serial", "port": port, "credentials_file": str(self.files.credentials_file(f"device-{cell}"))}
             self.partner(cell, {"broker": self._broker_table(f"partner-{cell}")}, device)
         return self.serve({"broker": self._broker_table("coordinator")})
 
@@ -153,7 +195,7 @@ class _BrokerStage(_Stage):
         return ("--serial", "pty") if cell == "b" else ("--broker", self.broker.url)
 
     def _broker_table(self, user: str) -> dict[str, Any]:
-        return {"url": self.broker.url, "username": user, "password_file": str(self.broker.files.password_file(user))}
+        return {"url": self.broker.url, "username": user, "password_file": str(self.files.password_file(user))}
 
 
 class _DirectStage(_Stage):
@@ -167,17 +209,14 @@ class _DirectStage(_Stage):
                 device_port = free_tcp_port()
                 device = {"link": "serial", "port": f"listen://127.0.0.1:{device_port}"}
                 self.partner(cell, {"coordinator": f"tcp://127.0.0.1:{port}"}, device)
-            credentials = self.directory / f"device-{cell}.toml"
-            # A direct link asks for no login; the file names the device.
-            write_toml(credentials, {"id": f"device-{cell}", "site": SITE, "username": f"device-{cell}", "password": ""})
-            self.device(cell, credentials, "--serial", f"tcp://127.0.0.1:{device_port}")
+            self.device(cell, "--serial", f"tcp://127.0.0.1:{device_port}")
         return coordinator
 
 
 def coordinator_tables(
     materials: Materials, settings: DemoSettings, scene: Scene, state: Path, way_in: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The content of `coordinator.toml`."""
+    """The content of `coordinator.toml`; `way_in` has [broker] or `listen`, and [security]."""
     learning = settings.federation
     cells = [
         {"name": cell.name, "devices": list(cell.devices), **({"partner": cell.partner} if cell.partner else {})}
