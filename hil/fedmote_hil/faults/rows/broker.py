@@ -32,7 +32,9 @@ def reference(bench: Bench, site: Site, fleet: Fleet, rounds: int) -> bytes:
 
 def must_be_exact(bench: Bench, found: bytes, expected: bytes) -> None:
     """State whether the final checkpoint has the bytes of the undisturbed run."""
-    bench.facts.must(found == expected, "final checkpoint byte-identical" if found == expected else "the final checkpoint differs")
+    bench.facts.must(
+        found == expected, "final checkpoint byte-identical" if found == expected else "the final checkpoint differs"
+    )
 
 
 def _keep_database(site: Site) -> None:

@@ -228,7 +228,7 @@ def _live(wire: _Wire) -> Iterator[tuple[str, bytes]]:
 )
 def forged(bench: Bench) -> None:
     """Row 28."""
-    rounds, facts = bench.sized(6, 2), bench.facts
+    rounds = bench.sized(6, 2)
     site = bench.hold(Site(bench.directory, 5, has_keys=True))
     wire = _Wire(site, bench.hold(Background()))
     fleet = site.fleet()
