@@ -72,6 +72,8 @@ def _device(options: argparse.Namespace) -> VirtualDevice:
         raise ConfigError(f"{options.data}: {len(x)} samples, board {board.name} takes {board.max_samples}")
     if credentials.key is not None:
         _prepare_keys(board, options.credentials)
+    if credentials.verify_key is not None and not board.is_checking_signatures:
+        raise ConfigError(f"{options.credentials}: verify_key: board {board.name} cannot check signatures")
     identity = identity_region(
         credentials.id,
         credentials.site,

@@ -98,7 +98,7 @@ def run(options: Namespace) -> int:
             import_fleet(options.file, enrolment, fleet.site)
             _list(registry, options.json)
         else:
-            _change(enrolment, options)
+            _change(enrolment, options, fleet.verify_key is not None)
     return 0
 
 
@@ -111,8 +111,13 @@ def _fleet(path: Path) -> _Fleet:
     return _Fleet(config.run.site, config.security.registry, config.security.broker_files, verify_key)
 
 
-def _change(enrolment: Enrolment, options: Namespace) -> None:
+def _change(enrolment: Enrolment, options: Namespace, is_signing: bool) -> None:
     board = _board(options)
+    if board is not None and is_signing and not board.is_checking_signatures:
+        raise ConfigError(
+            f"--board {board.name}: it cannot check signatures, and security.signing_key asks its devices to; "
+            "enrol it in a fleet without that key"
+        )
     if options.what == "add":
         done = enrolment.add(options.id, _ROLES[options.role], options.cell, is_again=options.again)
     elif options.what == "rotate":

@@ -16,6 +16,7 @@ from fedmote.errors import ConfigError
 from fedmote.fleet.broker_files import Binding, BrokerFiles, write_configuration
 from fedmote.fleet.enrolment import Enrolment
 from fedmote.fleet.registry import Registry
+from fedmote.package.signature import SigningKey
 from fedmote.private_files import make_private_directory
 
 SUMMARY = "write configurations, credentials, a small model and data for one cell into a new directory"
@@ -59,6 +60,7 @@ report_s = 120.0                 # deadline of a round
 [security]
 registry = "fleet"               # the population and its keys: fedmote enroll list | add | rotate | revoke
 broker_files = "broker"          # accounts and access lists, which `fedmote enroll` keeps
+signing_key = "signing.key"      # devices that were enrolled with it take only packages that it signed
 """
 
 _PARTNER = """\
@@ -170,8 +172,9 @@ def _enrol(target: Path, site: str, tcp_port: int) -> BrokerFiles:
     files = BrokerFiles((target / "broker").resolve(), site, binding.url)
     make_private_directory(files.credentials)
     write_configuration(files, binding)
+    key = SigningKey.make(target / "signing.key")
     with Registry.open(target / "fleet", is_made=True) as registry:
-        Enrolment(registry, site, files.directory).add_cells([CELL])
+        Enrolment(registry, site, files.directory, verify_key=key.verify_key).add_cells([CELL])
     return files
 
 

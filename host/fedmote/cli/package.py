@@ -19,6 +19,7 @@ from fedmote.package.file import Package
 from fedmote.package.importer import import_tflite
 from fedmote.package.plan_check import check_plan
 from fedmote.package.records import Record, record_words
+from fedmote.package.signature import SigningKey
 from fedmote.store.durable import write_result
 from fedmote.wire.schema import Opcode, Section
 
@@ -31,6 +32,7 @@ EXAMPLES = """examples:
   fedmote package verify kws.fmp                                  every check of a device, and those of a host
   fedmote package diff old.fmp new.fmp -o new.fmd                 what a device needs that has the old one
   fedmote package patch old.fmp new.fmd -o new.fmp                what it makes of it: the new device form
+  fedmote package key signing.key                                 a new key of the operator, to sign packages with
 """
 _DIFF_EXAMPLE = """example:
   fedmote package diff kws-v6.fmp kws-v7.fmp -o kws.fmd --json
@@ -43,6 +45,12 @@ _PATCH_EXAMPLE = """example:
 
 The result is the device form, which is verified like every package, and must have the hash that the difference promises.
 """
+_KEY_EXAMPLE = """example:
+  fedmote package key signing.key --json
+
+Name the file as security.signing_key in coordinator.toml: the coordinator then signs what it sends, and devices that are enrolled
+or get new keys from then on take nothing else. The file has mode 0600; the verify key is public.
+"""
 _IMPORT_EXAMPLE = """example:
   fedmote package import kws.tflite -o kws.fmp --board stm32f405
 
@@ -54,7 +62,7 @@ Everything that was done is said. Rounds can train the head of such a package; n
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Adds the verbs of packages."""
-    verbs = parser.add_subparsers(dest="package_verb", required=True, metavar="import|show|verify|diff|patch")
+    verbs = parser.add_subparsers(dest="package_verb", required=True, metavar="import|show|verify|diff|patch|key")
     _add_import(verbs)
     for name, text in (
         ("show", "what is inside, and what it costs on each board"),
@@ -72,6 +80,10 @@ def add_arguments(parser: ArgumentParser) -> None:
 
     _add_two_sided(verbs, "diff", ("old", "OLD.fmp"), ("new", "NEW.fmp"), "X.fmd", _DIFF_EXAMPLE)
     _add_two_sided(verbs, "patch", ("old", "OLD.fmp"), ("difference", "X.fmd"), "NEW.fmp", _PATCH_EXAMPLE)
+    text = "make a key of the operator, to sign packages with"
+    key = verbs.add_parser("key", help=text, description=text, epilog=_KEY_EXAMPLE, formatter_class=RawDescriptionHelpFormatter)
+    key.add_argument("file", type=Path, metavar="FILE")
+    key.add_argument("--json", action="store_true", help="one JSON object on stdout")
 
 
 def _add_two_sided(verbs: Any, name: str, left: tuple[str, str], right: tuple[str, str], output: str, example: str) -> None:  # noqa: ANN401
@@ -105,8 +117,24 @@ def _add_import(verbs: Any) -> None:  # noqa: ANN401 - argparse has no public na
 
 def run(options: Namespace) -> int:
     """Runs the verb that was asked for. Returns the exit code."""
-    verbs = {"import": _run_import, "show": _run_show, "verify": _run_verify, "diff": _run_diff, "patch": _run_patch}
+    verbs = {
+        "import": _run_import,
+        "show": _run_show,
+        "verify": _run_verify,
+        "diff": _run_diff,
+        "patch": _run_patch,
+        "key": _run_key,
+    }
     return verbs[options.package_verb](options)
+
+
+def _run_key(options: Namespace) -> int:
+    verify_key = SigningKey.make(options.file).verify_key.hex()
+    if options.json:
+        _print_json({"file": str(options.file), "verify_key": verify_key})
+    else:
+        sys.stdout.write(f"{options.file} holds the key (mode 0600); its verify key is {verify_key}\n")
+    return 0
 
 
 def _run_import(options: Namespace) -> int:

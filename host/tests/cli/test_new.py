@@ -15,6 +15,7 @@ from fedmote.config import CoordinatorConfig, Credentials, PartnerConfig, Partne
 from fedmote.fleet import Registry
 from fedmote.lab.demo.settings import FederationSettings
 from fedmote.package.partition import Partition
+from fedmote.package.signature import SigningKey
 from fedmote.transport.broker import find_mosquitto
 
 
@@ -110,6 +111,7 @@ def test_broker_coordinator_partner_and_device_start_from_it_and_merge_rounds_un
         await_line(again, "device-1: its key was revoked", REVOCATION_LIMIT_S - (time.monotonic() - start))
         print(f"the coordinator acts on a revocation after {time.monotonic() - start:.2f} s")
         again.stop()
+    assert SigningKey.read(target / "signing.key").verify_key == load(Credentials, login[1]).verify_key_bytes
     assert result["is_complete"]
     assert [one["reported"] for one in result["rounds"]] == [2, 2]
     sent = [update["sent"] for update in result["rounds"][0]["updates"] if update["role"] == "device"]

@@ -14,6 +14,7 @@ from fedmote.package.graph import OpKind
 from fedmote.package.head import HeadShape
 from fedmote.package.importer import cut_graph, split
 from fedmote.package.quantize import dequantize_values
+from fedmote.package.signature import SigningKey
 from fedmote.package.specimen import random_int8_graph, random_samples
 from fedmote.package.tflite_reader import read
 from fedmote.package.tflite_writer import write
@@ -211,3 +212,17 @@ def test_imported_encoder_equals_the_file(reference_models, tmp_path):
 
     run_int8(graph, x, keep)
     np.testing.assert_array_equal(run_int8(package.graph, x), np.concatenate(blocks))
+
+
+def test_a_signing_key_is_private_and_made_once(tmp_path, capsys):
+    path = tmp_path / "signing.key"
+    assert fedmote_package("key", path, "--json") == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said == {"file": str(path), "verify_key": SigningKey.read(path).verify_key.hex()}
+    assert path.stat().st_mode & 0o777 == 0o600
+    with pytest.raises(ConfigError, match="there is a key already"):
+        fedmote_package("key", path)
+    path.write_text("not a key\n")
+    with pytest.raises(ConfigError, match="hexadecimal digits expected") as refused:
+        SigningKey.read(path)
+    assert "not a key" not in str(refused.value)
