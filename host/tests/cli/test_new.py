@@ -94,6 +94,8 @@ def test_broker_coordinator_partner_and_device_start_from_it_and_merge_rounds_un
     port = free_tcp_port()
     target = tmp_path / "desk"
     assert main(["new", str(target), "--tcp-port", str(port)]) == 0
+    credentials = load(Credentials, target / "broker/credentials/device-1.toml")
+    assert credentials.verify_key_bytes == SigningKey.read(target / "signing.key").verify_key, "its packages must be signed"
     with Fleet(tmp_path / "logs") as fleet:
         fleet.start("broker", "broker", "run", target / "broker")
         fleet.start("partner", "partner", target / "partner.toml")
@@ -111,7 +113,6 @@ def test_broker_coordinator_partner_and_device_start_from_it_and_merge_rounds_un
         await_line(again, "device-1: its key was revoked", REVOCATION_LIMIT_S - (time.monotonic() - start))
         print(f"the coordinator acts on a revocation after {time.monotonic() - start:.2f} s")
         again.stop()
-    assert SigningKey.read(target / "signing.key").verify_key == load(Credentials, login[1]).verify_key_bytes
     assert result["is_complete"]
     assert [one["reported"] for one in result["rounds"]] == [2, 2]
     sent = [update["sent"] for update in result["rounds"][0]["updates"] if update["role"] == "device"]
