@@ -110,7 +110,6 @@ class Row:
         id: its number.
         fault, injected, required, target: what goes wrong, how it is brought about here, what must happen, the figure to meet.
         run: does it.
-        is_slow: takes more than some ten seconds also in a quick run.
     """
 
     id: int

@@ -221,7 +221,8 @@ class Member:
         self._update, self._sinks = None, []
 
     async def _begin(self, plan: Message) -> None:
-        if self._sinks or self._is_finished == (plan["run"], plan["round"]):
+        is_known = self.plan is not None and (self.plan["run"], self.plan["round"]) == (plan["run"], plan["round"])
+        if self._sinks or self._is_finished == (plan["run"], plan["round"]) or (is_known and self.conduct.is_silent):
             return
         if self._update is not None and self._update[0].get("round") == plan["round"]:
             self._report_at = 0.0

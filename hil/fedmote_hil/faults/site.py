@@ -243,9 +243,7 @@ class Site:
         """
         return self.run(command("serve", config, "--json", *options), wrapper, variables)
 
-    def run(
-        self, words: Sequence[str], wrapper: Sequence[str] = (), variables: Mapping[str, str] | None = None
-    ) -> Serving:
+    def run(self, words: Sequence[str], wrapper: Sequence[str] = (), variables: Mapping[str, str] | None = None) -> Serving:
         """Start a command that serves; see `serve`."""
         self._num_served += 1
         return Serving(self.group, [*wrapper, *words], self.directory / f"serve-{self._num_served}", variables)

@@ -40,7 +40,18 @@ class SmallDisk:
             if shutil.which(tool) is None:
                 raise NotRunError(f"{tool} is not installed; a small file system needs it")
         self._holder = subprocess.Popen(
-            ["unshare", "--user", "--map-root-user", "--mount", "/bin/sh", "-c", _HOLDER, "holder", str(directory), str(size_bytes)],
+            [
+                "unshare",
+                "--user",
+                "--map-root-user",
+                "--mount",
+                "/bin/sh",
+                "-c",
+                _HOLDER,
+                "holder",
+                str(directory),
+                str(size_bytes),
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

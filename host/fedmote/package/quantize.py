@@ -217,7 +217,9 @@ def quantize_weights(op: Op, shape: tuple[int, ...], source: Quantization, targe
     if op.has_one_scale:
         scales = np.full_like(scales, scales.max())
     broadcast = scales.astype(np.float64).reshape([-1 if i == axis else 1 for i in range(weights.ndim)])
-    steps = np.clip(_round(weights / broadcast), -limit, limit)
+    # The quotient is one of float32, as in TensorFlow Lite's converters: where it falls between two steps, they agree with us.
+    quotients = weights.astype(np.float32) / broadcast.astype(np.float32)
+    steps = np.clip(_round(quotients.astype(np.float64)), -limit, limit)
     if op.float_means is not None and op.int8_means is not None:
         bias = bias + mean_sums(op, weights, shape, op.float_means) - mean_sums(op, steps * broadcast, shape, op.int8_means)
     bias_steps = _round(bias / (float(source.scale[0]) * scales.astype(np.float64)))

@@ -91,7 +91,9 @@ def _come_back_to_a_thousand(bench: Bench) -> None:
         probe.times.clear()
         serving = site.serve(config)
         took_s = bench.wait_for("an answer to the probe", lambda: Kind.PLAN in probe.times, 30.0, 0.005)
-        facts.must(took_s <= _READY_S, f"ready {took_s:.1f} s after the start, {count + 1} known devices, {counted} updates journaled")
+        facts.must(
+            took_s <= _READY_S, f"ready {took_s:.1f} s after the start, {count + 1} known devices, {counted} updates journaled"
+        )
         bench.wait_for("the others' updates", lambda: site.num_counted("many", 1) == count, _PATIENCE_S, 0.2)
         facts.must(serving.is_running, f"then {count} of {count} updates counted")
 
@@ -176,7 +178,11 @@ def clockless(bench: Bench) -> None:
         site.serve(site.configure(run, rounds)).finish(_PATIENCE_S)
         _note_exact(bench, name, site.checkpoint(run, rounds) == expected)
     clock = WallClock(site.directory)
-    for name, offset_s in (("time of day 0", -int(time.time())), ("10 years early", -10 * YEAR_S), ("10 years late", 10 * YEAR_S)):
+    for name, offset_s in (
+        ("time of day 0", -int(time.time())),
+        ("10 years early", -10 * YEAR_S),
+        ("10 years late", 10 * YEAR_S),
+    ):
         run = name.replace(" ", "-")
         clock.set(offset_s)
         site.serve(site.configure(run, rounds), variables=clock.variables).finish(_PATIENCE_S)

@@ -251,15 +251,13 @@ def _damage_journal(bench: Bench, kept: Path, start: int, log: bytes) -> None:
         damaged = bytearray(log)
         damaged[position] ^= 0x55
         good += open_with(bytes(damaged)) == before
-    cuts = range(start, len(log), bench.sized(7, 256))
+    cuts = range(start, len(log), bench.sized(31, 256))
     good_cuts = sum(open_with(log[:cut]) == before for cut in cuts)
     bench.facts.must(good == len(positions), f"{good} of {len(positions)} flipped bytes give the state before the record")
     bench.facts.must(good_cuts == len(cuts), f"{good_cuts} of {len(cuts)} cuts likewise")
 
 
-def _damage_with_processes(
-    bench: Bench, site: Site, config: Path, kept: Path, expected: bytes, start: int, log: bytes
-) -> None:
+def _damage_with_processes(bench: Bench, site: Site, config: Path, kept: Path, expected: bytes, start: int, log: bytes) -> None:
     """Coordinators go on from a damaged journal, and from a damaged newest checkpoint."""
     count = bench.sized(16, 2)
     state = site.state("damaged")
@@ -293,4 +291,3 @@ def _damage_with_processes(
         is_exact, words = go_on()
         exact, said = exact + is_exact, said + ("missing or damaged" in words)
     bench.facts.must(exact == said == count, f"{exact} of {count} from a damaged checkpoint, {said} said so")
-

@@ -18,7 +18,8 @@ from fedmote_hil.faults.site import Site
 from fedmote_hil.goodput import REQUIRED, measure
 from fedmote_hil.shim import Impairer, Impairment, Shim
 
-_PATIENCE_S = 300.0
+# Where most hellos are lost, the pause between two of them grows to a minute: the last of a hundred devices takes minutes.
+_PATIENCE_S = 600.0
 _WINDOW_CHUNKS, _CHUNK_BYTES = 32, 1024
 # Units of the hidden layer that make packages of about 64 KiB and 120 KiB.
 _PADDING_64_KIB, _PADDING_120_KIB = 1220, 2290
@@ -62,7 +63,7 @@ class _Line:
 
     def served_bytes(self, name: str) -> list[int]:
         """Bytes of package chunks that each device was sent in the first round, what was asked for twice counted twice."""
-        rows = self.site.ledger(name, 'SELECT json_extract(numbers, \'$.package_bytes\') FROM "update" WHERE round = 1')
+        rows = self.site.ledger(name, "SELECT json_extract(numbers, '$.package_bytes') FROM \"update\" WHERE round = 1")
         return [int(row[0]) for row in rows]
 
     def compare(self, bad: Impairment, words: str, rounds: int = 2) -> Counter[str]:

@@ -81,7 +81,9 @@ def partner_lost(bench: Bench) -> None:
     bench.wait_for("a plan for the partner", lambda: bool(site.ledger("lost", planned)), _PATIENCE_S, 0.001)
     victim.kill()
     result = serving.finish(_PATIENCE_S)["rounds"][0]
-    bench.facts.must("partner-1" in result["missing"], f"{result['reported']} of {result['expected']} merged, partner-1 noted as missing")
+    bench.facts.must(
+        "partner-1" in result["missing"], f"{result['reported']} of {result['expected']} merged, partner-1 noted as missing"
+    )
     bench.facts.must(result["seconds"] <= deadline_s + 1.0, f"after {result['seconds']:.1f} s")
     error = _error_of_mean(site, "lost")
     bench.facts.must(error < 1e-6, f"head differs from the weighted mean of the reported ones by {error:.1e} at most")
@@ -155,7 +157,14 @@ def below_quorum(bench: Bench) -> None:
     count, lost = 20, 12
     site = bench.hold(Site(bench.directory, count))
     fleet = site.fleet()
-    windows = {"report_s": 6.0, "selection_s": 8.0, "min_fraction": 0.7, "max_failed_rounds": 1, "pause_s": 2.0, "max_pause_s": 60.0}
+    windows = {
+        "report_s": 6.0,
+        "selection_s": 8.0,
+        "min_fraction": 0.7,
+        "max_failed_rounds": 1,
+        "pause_s": 2.0,
+        "max_pause_s": 60.0,
+    }
     with Background() as background:
         vanishing = [member(site, number, Conduct(is_silent=True, hello_s=0.5)) for number in range(lost)]
         for one in vanishing:
