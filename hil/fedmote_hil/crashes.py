@@ -129,7 +129,7 @@ class CrashFleet:
             f'partition_directory = "../partition"\nrounds = {self._rounds}\nseed = 5\n'
             "[strategy]\nalpha = 0\nbeta = 0\n"  # every sample is trained on: fewer than sixteen are refused
             "[windows]\nselection_s = 60\nreport_s = 60\nmin_fraction = 1.0\nwait_ms = 100\nmax_failed_rounds = 1\n"
-            f'after_failures = "end"\n[strategy]\nmin_examples = 0\n{cells}',
+            f'after_failures = "end"\n{cells}',
             encoding="utf-8",
         )
         return path
