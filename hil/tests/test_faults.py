@@ -18,8 +18,6 @@ from fedmote_hil.faults.matrix import Bench, NotRunError, Row, VainError, chosen
 
 # Of the matrix: those that a release needs.
 REQUIRED = {*range(1, 7), 8, 9, 11, 12, 13, *range(15, 32), *range(34, 41)}
-# Rows that do not pass, and why; one that does is noticed.
-FAILING = {34: "signs of a second board are counted within one round, and only until the participant's update counts"}
 needs_mosquitto = pytest.mark.skipif(find_mosquitto() is None, reason="mosquitto is not installed")
 
 
@@ -165,9 +163,7 @@ def test_some_rows_pass_and_the_command_says_so_in_json(capsys: pytest.CaptureFi
 @pytest.mark.broker
 @pytest.mark.slow
 @pytest.mark.parametrize("number", sorted(REQUIRED))
-def test_row(number: int, request: pytest.FixtureRequest):
-    if number in FAILING:
-        request.applymarker(pytest.mark.xfail(reason=FAILING[number], strict=True))
+def test_row(number: int):
     (one,) = chosen(str(number))
     result = run_row(one, True, print)
     assert result.has_passed, result.figure

@@ -47,17 +47,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Starts the device and waits for its end or an interrupt."""
     device = _device(options)
-    with device:
-        sys.stderr.write(f"device {device.id} runs on board {device.board.name}; interrupt to end it\n")
-        if device.link == "pty":
-            sys.stdout.write(device.port + "\n")
-            sys.stdout.flush()
-        try:
-            while device.is_running:
-                time.sleep(_POLL_S)
-        except KeyboardInterrupt:
-            return 0
-        raise DeviceError(f"device {device.id} ended with exit code {device.exit_code}: {device.log()}")
+    try:
+        with device:
+            _watch(device)
+    except KeyboardInterrupt:
+        return 0
+    raise DeviceError(f"device {device.id} ended with exit code {device.exit_code}: {device.log()}")
+
+
+def _watch(device: VirtualDevice) -> None:
+    """Until it ends."""
+    sys.stderr.write(f"device {device.id} runs on board {device.board.name}; interrupt to end it\n")
+    if device.link == "pty":
+        sys.stdout.write(device.port + "\n")
+        sys.stdout.flush()
+    while device.is_running:
+        time.sleep(_POLL_S)
 
 
 def _device(options: argparse.Namespace) -> VirtualDevice:

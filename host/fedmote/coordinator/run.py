@@ -34,6 +34,7 @@ from fedmote.rounds.events import (
     CloseRound,
     DropPull,
     JournalPlan,
+    JournalQuarantine,
     JournalUpdate,
     JournalVerdict,
     NoteRefusal,
@@ -47,7 +48,7 @@ from fedmote.rounds.events import (
     SendWait,
     Stop,
 )
-from fedmote.store import Checkpoint, CheckpointEntry, PlanEntry, PrivacyEntry, RunEntry, State, UpdateEntry
+from fedmote.store import Checkpoint, CheckpointEntry, PlanEntry, PrivacyEntry, QuarantineEntry, RunEntry, State, UpdateEntry
 from fedmote.store.checkpoints import file_hash
 from fedmote.strategies import cells_of, leakage_warning, load_strategy
 from fedmote.wire.codec import Message
@@ -244,7 +245,7 @@ class Run:
 
     async def _do(self, action: Action) -> None:
         match action:
-            case OpenRound() | JournalPlan() | JournalUpdate() | JournalVerdict() | NoteRefusal():
+            case OpenRound() | JournalPlan() | JournalUpdate() | JournalVerdict() | JournalQuarantine() | NoteRefusal():
                 self._journal(action)
             case SendPlan() | SendWait() | SendAck() | SendRefuse():
                 await self._tell(action)
@@ -265,7 +266,9 @@ class Run:
             case Stop():
                 self.is_over, self.complaint = True, action.complaint
 
-    def _journal(self, action: OpenRound | JournalPlan | JournalUpdate | JournalVerdict | NoteRefusal) -> None:
+    def _journal(
+        self, action: OpenRound | JournalPlan | JournalUpdate | JournalVerdict | JournalQuarantine | NoteRefusal
+    ) -> None:
         ledger = self.state.ledger
         match action:
             case OpenRound():
@@ -289,6 +292,9 @@ class Run:
                     self._talk(self.machine.words(self._clock()))
             case JournalVerdict():
                 ledger.add_conduct(*journaled(action.round, [action.verdict]))
+            case JournalQuarantine():
+                ledger.add_conduct([], [QuarantineEntry(action.id, action.round, action.until, action.reason)])
+                self._talk(f"{action.id} is left out until round {action.until}: {action.reason}")
             case NoteRefusal():
                 ledger.add_refusal(action.round, action.id, "participant", action.status, clip(action.reason))
                 self._talk(f"{action.id} refused: {action.status.name.lower().replace('_', '-')} {action.reason}".rstrip())

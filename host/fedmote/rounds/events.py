@@ -227,6 +227,16 @@ class JournalVerdict:
 
 
 @dataclass(frozen=True)
+class JournalQuarantine:
+    """Journal that a participant is left out of the rounds after `round` up to `until`."""
+
+    round: int
+    id: str
+    until: int
+    reason: str
+
+
+@dataclass(frozen=True)
 class CloseRound:
     """Merge what the journal holds for this round, and answer with `committed` or `spoiled`.
 
@@ -285,6 +295,7 @@ Action = (
     | DropPull
     | JournalUpdate
     | JournalVerdict
+    | JournalQuarantine
     | CloseRound
     | AbandonRound
     | Pause

@@ -44,6 +44,7 @@ from fedmote.rounds.events import (
     DropPull,
     Event,
     JournalPlan,
+    JournalQuarantine,
     JournalUpdate,
     JournalVerdict,
     NoteRefusal,
@@ -65,8 +66,8 @@ from fedmote.rounds.events import (
 )
 from fedmote.rounds.leases import Leases
 from fedmote.rounds.pace import Pace, Resets
-from fedmote.rounds.progress import MAX_ATTEMPTS, MAX_CRC_FAILURES, MAX_OLD_HELLOS, Progress, Step
-from fedmote.rounds.quarantine import Quarantine, Verdict
+from fedmote.rounds.progress import MAX_ATTEMPTS, MAX_CRC_FAILURES, MAX_OLD_HELLOS, SIGN_ROUNDS, Progress, Step
+from fedmote.rounds.quarantine import DOUBLED, Quarantine, Verdict
 from fedmote.rounds.selection import Selection
 from fedmote.rounds.standing import OpenRoundStanding, Rules, Standing
 from fedmote.rounds.status import RunStatus, Stage
@@ -98,6 +99,7 @@ class RoundMachine:
         self._previous = standing.previous
         self._last_counted = dict(standing.last_counted)
         self._quarantine = Quarantine(rules.quarantine, standing.streaks, standing.quarantined)
+        self._signs: dict[str, list[int]] = {}
         self._members = {member.id: member for cell in rules.cells for member in cell.members()}
         self._progress: dict[str, Progress]
         self._unsettled: set[str]
@@ -409,18 +411,38 @@ class RoundMachine:
         progress.num_old_hellos += 1
         if progress.num_old_hellos < MAX_OLD_HELLOS:
             return []
-        progress.fail("two boards use this id")
+        progress.fail(DOUBLED)
         return [DropPull(progress.member.id), SendRefuse(progress.member.id, Status.NOT_EXPECTED, progress.reason)]
 
     def _shut_out(self, event: Doubled | Revoked) -> list[Action]:
         """What counts already stays; nothing more is awaited from whoever cannot be believed."""
-        progress = self._progress.get(event.id)
+        if isinstance(event, Doubled):
+            return self._doubled(event.id)
+        return self._fail(event.id, "its key was revoked")
+
+    def _doubled(self, who: str) -> list[Action]:
+        """A sign of a second board with the same key: any moment shows it, also one at which nothing is awaited."""
+        signs = [number for number in self._signs.get(who, ()) if number > self._num_rounds - SIGN_ROUNDS]
+        self._signs[who] = [*signs, self._num_rounds]
+        if len(self._signs[who]) < MAX_OLD_HELLOS or self._num_rounds == 0:
+            return []
+        del self._signs[who]
+        actions = self._fail(who, DOUBLED)
+        until = self._quarantine.doubled(self._num_rounds, who)
+        if until is not None:
+            actions.append(JournalQuarantine(self._num_rounds, who, until, DOUBLED))
+            if self.plan is None:
+                self._left_out = self._quarantine.left_out(self._num_rounds + 1)
+                self._selection.leave_out(self._members[who])
+        return [*actions, SendRefuse(who, Status.NOT_EXPECTED, DOUBLED)]
+
+    def _fail(self, who: str, reason: str) -> list[Action]:
+        """Wait for a member of the open round no longer."""
+        progress = self._progress.get(who)
         if self.plan is None or self._is_closing or progress is None or progress.is_settled:
             return []
-        if isinstance(event, Doubled):
-            return self._old_boot(progress)
-        progress.fail("its key was revoked")
-        return [DropPull(event.id)]
+        progress.fail(reason)
+        return [DropPull(who)]
 
     def _wait(self, who: str, reason: str, not_before_s: float = 0.0) -> SendWait:
         return SendWait(who, self._pace.wait_ms(who, not_before_s), reason)

@@ -25,6 +25,8 @@ class Step(StrEnum):
 MAX_ATTEMPTS = 8
 # A late duplicate of an old hello may come once; a second board with the same id says hello again and again.
 MAX_OLD_HELLOS = 3
+# Signs of a second board with the same key are forgotten after so many rounds.
+SIGN_ROUNDS = 10
 # Pulls of one round that end with a wrong checksum before the update is refused.
 MAX_CRC_FAILURES = 3
 

@@ -8,6 +8,8 @@ begins anew, and is left out again by its next unsound update.
 
 Being left out by MultiKrum is not unsound by itself: it always leaves somebody out, in an honest fleet those whose data are rare.
 Nor is an update that is refused because it is too late, of a wrong round or from too few samples.
+
+Two boards that speak with one key are left out at once: which of them is the right one cannot be told from here.
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ from typing import Literal
 
 from fedmote.aggregation import Finding
 from fedmote.config import QuarantineConfig
+
+DOUBLED = "two boards use this id"
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,14 @@ class Quarantine:
     def invalid(self, number: int, who: str, reason: str) -> Verdict:
         """An update was refused as invalid."""
         return self._unsound(number, who, "invalid", None, False, reason)
+
+    def doubled(self, number: int, who: str) -> int | None:
+        """Two boards speak with one key: the last round that both are left out of; None where they are, or nobody ever is."""
+        until = number + self._rules.rounds
+        if self._rules.rounds == 0 or number <= self._out.get(who, (0, ""))[0]:
+            return None
+        self._out[who] = (until, DOUBLED)
+        return until
 
     def judge(self, number: int, finding: Finding) -> Verdict:
         """An update was merged, or left out by the rule."""

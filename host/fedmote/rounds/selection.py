@@ -51,6 +51,18 @@ class Selection:
         self._first_hello = now if self._first_hello is None else self._first_hello
         return True
 
+    def leave_out(self, member: Member) -> None:
+        """Ask for a participant no longer, nor for its cell where nobody else is in it."""
+        if member not in self._members.get(member.cell, ()):
+            return
+        self._members[member.cell] = tuple(one for one in self._members[member.cell] if one != member)
+        self._absent[member.cell].discard(member.id)
+        self._present.discard(member.id)
+        if not self._members[member.cell]:
+            del self._members[member.cell], self._absent[member.cell]
+            self._population = tuple(cell for cell in self._population if cell.name != member.cell)
+        self._num_complete = sum(not absent for absent in self._absent.values())
+
     def bound(self) -> float:
         """An empty room is given up after the time that a whole round may take."""
         return self._began + self._rules.windows.selection_s + self._rules.windows.report_s

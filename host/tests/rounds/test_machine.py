@@ -5,14 +5,16 @@ import itertools
 
 import pytest
 
-from fedmote.config import StrategyConfig
+from fedmote.config import QuarantineConfig, StrategyConfig
 from fedmote.rounds import OpenRoundStanding, Stage, Standing
 from fedmote.rounds.events import (
     AbandonRound,
     BlobSpoiled,
     CloseRound,
+    Doubled,
     DropPull,
     JournalPlan,
+    JournalQuarantine,
     JournalUpdate,
     NoteRefusal,
     OpenRound,
@@ -27,6 +29,7 @@ from fedmote.rounds.events import (
     TookPlan,
 )
 from fedmote.rounds.progress import MAX_ATTEMPTS
+from fedmote.rounds.quarantine import Quarantine
 from fedmote.strategies import Cell, Member, RoundPlan
 from fedmote.wire.schema import Phase, Role, Status
 
@@ -186,6 +189,40 @@ def test_two_boards_with_one_id_are_both_left_out(fleet):
         last = one.hello("board-1", boot=1)
     assert statuses(last) == [Status.NOT_EXPECTED]
     assert one.machine.missing()["board-1"] == "two boards use this id"
+
+
+def test_signs_of_a_second_board_are_counted_at_any_moment_and_leave_both_out_of_the_rounds_to_come(fleet):
+    one = fleet()
+    one.join(*DEVICES)
+    one.train("board-1")
+    assert one.machine.handle(Doubled("board-1"), one.now) == []
+    assert one.machine.handle(Doubled("board-1"), one.now) == []
+    found = one.machine.handle(Doubled("board-1"), one.now)
+    assert [type(action) for action in found] == [JournalQuarantine, SendRefuse]
+    assert (found[0].id, found[0].until, found[0].reason) == ("board-1", 1 + QuarantineConfig().rounds, "two boards use this id")
+    assert one.machine.counted() == ["board-1"], "what counted already stays"
+    one.train(*DEVICES[1:])
+    one.machine.committed(1, one.now)
+    assert "two boards" in only(one.hello("board-1", boot=7), SendWait)[0].reason
+    assert one.machine.handle(Doubled("board-1"), one.now) == []
+
+
+def test_a_second_board_that_shows_between_rounds_is_not_in_the_next_one(fleet):
+    one = fleet()
+    one.round(*DEVICES)
+    one.round(*PARTNERS)
+    one.hello("board-1", boot=7)
+    for _ in range(3):
+        one.give(Doubled("board-1"))
+    one.join(*DEVICES[1:])
+    assert [member.id for member in one.machine.plan.members] == list(DEVICES[1:])
+
+
+def test_who_is_left_out_for_a_second_board_is_left_out_once():
+    machine = Quarantine(QuarantineConfig(), {}, {})
+    assert machine.doubled(4, "board-1") == 4 + QuarantineConfig().rounds
+    assert machine.doubled(5, "board-1") is None, "it is left out already"
+    assert Quarantine(QuarantineConfig(rounds=0), {}, {}).doubled(4, "board-1") is None
 
 
 def test_participant_whose_update_counts_is_told_to_wait(fleet):

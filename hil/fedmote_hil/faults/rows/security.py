@@ -363,10 +363,10 @@ def duplicate(bench: Bench) -> None:
     first.start()
     twin.start()
     result = serving.finish(_PATIENCE_S)
-    reasons = {one["round"]: one["missing"].get(first.id, "counted") for one in result["rounds"]}
-    bench.facts.note(f"rounds: {', '.join(f'{number} {reason}' for number, reason in reasons.items())}")
-    found = [number for number, reason in reasons.items() if "two boards" in reason]
-    bench.facts.must(bool(found) and found[0] <= 2, f"left out from round {found[0] if found else '-'} on")
+    found = [one["round"] for one in result["rounds"] if "two boards" in one["quarantined"].get(first.id, "")]
+    bench.facts.must(bool(found) and found[0] <= 2, f"found in round {found[0] if found else '-'} of {len(result['rounds'])}")
+    counted = [one["round"] for one in result["rounds"] for update in one["updates"] if update["participant"] == first.id]
+    bench.facts.must(bool(found) and max(counted, default=0) <= found[0], f"its updates count in rounds {counted} alone")
     bench.facts.must("two boards" in serving.words(), "said to the operator")
     lost = sorted({who for one in result["rounds"] for who in one["missing"]} - {first.id})
     bench.facts.must(not lost, f"others missing: {', '.join(lost) or 'none'}")
