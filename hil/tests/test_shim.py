@@ -111,8 +111,8 @@ def test_bytes_come_out_at_the_pace_of_the_line():
         return len(content) / (time.monotonic() - began)
 
     rate = asyncio.run(_with_shim(work, rate_bytes_s=11_520))
-    # Two lines one after the other, of which the second begins with the first piece: the rate of one. A busy machine is slower; none
-    # is faster, but for the piece that each of the two may be ahead.
+    # Two lines one after the other, of which the second begins with the first piece: the rate of one. A busy machine is
+    # slower; none is faster, but for the piece that each of the two may be ahead.
     assert rate < 11_520 * (1 + 2 * max(map(len, _PIECES)) / 6000)
 
 
