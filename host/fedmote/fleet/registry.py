@@ -14,12 +14,11 @@ time, so that a registry that was lost and made anew does not give an epoch a se
 
 from __future__ import annotations
 
-import contextlib
 import os
 import secrets
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,6 +26,7 @@ from typing import Any, Literal, cast
 
 from fedmote.config import CellConfig
 from fedmote.config.table import require_identifier
+from fedmote.database import Database, database_errors, upgrade
 from fedmote.errors import ConfigError, StoreError
 from fedmote.fleet.schema import SCRIPTS
 from fedmote.private_files import FILE_MODE, make_private_directory, refuse_shared
@@ -63,7 +63,7 @@ class Entry:
     changed_at: str
 
 
-class Registry:
+class Registry(Database):
     """The registry of one fleet. Use `Registry.open`, and `close` or a `with` block. Not for several threads at once.
 
     Attributes:
@@ -71,8 +71,7 @@ class Registry:
     """
 
     def __init__(self, connection: sqlite3.Connection, path: Path, clock: Callable[[], float] = time.time) -> None:
-        self.path = path
-        self._connection = connection
+        super().__init__(connection, path)
         self._clock = clock
         self._entries: dict[str, Entry] = {}
         self._keys: dict[str, bytes] = {}
@@ -96,33 +95,22 @@ class Registry:
         path = directory / FILE_NAME
         if is_made:
             make_private_directory(directory)
-            with contextlib.suppress(FileExistsError), _translated(path):  # SQLite's own files take the mode of this one
-                os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, FILE_MODE))
+            _make(path)
         if not path.is_file():
             raise ConfigError(f"{directory}: there is no registry of a fleet here; `fedmote enroll add` makes one")
         refuse_shared(path)
-        with _translated(path):
+        with database_errors(path):
             connection = sqlite3.connect(f"file:{path}?mode=rw", uri=True, isolation_level=None, timeout=_BUSY_TIMEOUT_S)
             try:
                 connection.execute("PRAGMA journal_mode = WAL")
                 connection.execute("PRAGMA synchronous = FULL")
                 connection.execute("PRAGMA secure_delete = ON")  # a key that is taken away leaves the file too
                 connection.execute("PRAGMA foreign_keys = ON")
-                _upgrade(connection, path)
+                upgrade(connection, path, "registry", SCRIPTS)
                 return cls(connection, path, clock)
             except BaseException:
                 connection.close()
                 raise
-
-    def close(self) -> None:
-        """Close the file; the write-ahead log is folded in."""
-        self._connection.close()
-
-    def __enter__(self) -> Registry:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
     # ---- what the coordinator asks: from memory, as of the last `refresh` or own change -----------------------------
 
@@ -161,7 +149,7 @@ class Registry:
         Returns:
             Ids that were added, revoked, admitted again or got another key since the last call (or since `open`).
         """
-        with _translated(self.path):
+        with database_errors(self.path):
             (version,) = self._connection.execute("PRAGMA data_version").fetchone()
         if version != self._data_version:
             self._load()
@@ -319,7 +307,7 @@ class Registry:
 
     def _load(self) -> None:
         """Read everything into memory. The counter is read first: a change in between is then found by the next `refresh`."""
-        with _translated(self.path):
+        with database_errors(self.path):
             (self._data_version,) = self._connection.execute("PRAGMA data_version").fetchone()
         rows = self._all("SELECT id, role, cell, state, key_version, added_at, changed_at, key FROM participant")
         self._entries = {row[0]: Entry(row[0], Role(row[1]), row[2], cast(State, row[3]), row[4], row[5], row[6]) for row in rows}
@@ -328,49 +316,12 @@ class Registry:
     def _standing(self) -> dict[str, tuple[State, int]]:
         return {id: (entry.state, entry.key_version) for id, entry in self._entries.items()}
 
-    @contextlib.contextmanager
-    def _transaction(self) -> Iterator[None]:
-        with _translated(self.path):
-            self._connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-                self._connection.execute("COMMIT")
-            except BaseException:
-                # SQLite ends a transaction itself when the disk is full; a second ROLLBACK would be an error.
-                if self._connection.in_transaction:
-                    self._connection.execute("ROLLBACK")
-                raise
 
-    def _write(self, statement: str, *values: object) -> None:
-        self._connection.execute(statement, values)
-
-    def _one(self, statement: str, *values: object) -> tuple[Any, ...] | None:
-        return next(iter(self._all(statement, *values)), None)
-
-    def _all(self, statement: str, *values: object) -> Sequence[tuple[Any, ...]]:
-        with _translated(self.path):
-            return self._connection.execute(statement, values).fetchall()
-
-
-def _upgrade(connection: sqlite3.Connection, path: Path) -> None:
-    """Bring the tables to the newest version."""
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
-    if version > len(SCRIPTS):
-        raise StoreError(f"{path}: registry of version {version}, this program knows {len(SCRIPTS)}; upgrade fedmote")
-    for number, script in enumerate(SCRIPTS[version:], start=version + 1):
-        connection.executescript(f"BEGIN IMMEDIATE; {script} PRAGMA user_version = {number}; COMMIT;")
-
-
-@contextlib.contextmanager
-def _translated(path: Path) -> Iterator[None]:
-    """SQLite's and the operating system's errors as ours."""
+def _make(path: Path) -> None:
+    """An empty file for its owner alone, where there is none: SQLite's own files take its mode."""
     try:
-        yield
-    except sqlite3.Error as error:
-        if getattr(error, "sqlite_errorname", "") == "SQLITE_FULL":
-            raise StoreError(f"{path}: the disk is full; nothing that was written is damaged") from error
-        raise StoreError(f"{path}: {error}") from error
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, FILE_MODE))
     except FileExistsError:
-        raise
+        return
     except OSError as error:
         raise StoreError(f"{path}: {error.strerror}") from error

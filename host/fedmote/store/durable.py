@@ -1,23 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writing a file so that it is there in full or not at all, whatever happens in between.
-
-The bytes go to a temporary file in the same directory, are forced to the medium, take their name by a rename (atomic on
-POSIX), and the directory is forced to the medium as well: without that the name itself can be lost with the power.
-"""
+"""The store's files, and results: written so that they are there in full or not at all; what stands in the way, as our errors."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from fedmote.database import FULL
+from fedmote.durable_files import replace_durably
 from fedmote.errors import ConfigError, DiskFullError, StoreError
 
 TEMPORARY_PREFIX = ".partial-"
-FULL = "{path}: the disk is full; nothing that was written is damaged: free space and start again"
 
 
 def write_durably(path: Path, content: bytes) -> None:
@@ -29,18 +25,7 @@ def write_durably(path: Path, content: bytes) -> None:
     """
     with store_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(prefix=TEMPORARY_PREFIX, dir=path.parent)
-        temporary = Path(name)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        sync_directory(path.parent)
+        replace_durably(path, content, TEMPORARY_PREFIX)
 
 
 def write_result(path: Path, content: bytes) -> None:
@@ -64,15 +49,6 @@ def write_result(path: Path, content: bytes) -> None:
         raise ConfigError(f"{path}: cannot be written ({error.strerror}); what was there is unchanged") from error
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def sync_directory(path: Path) -> None:
-    """Force a directory's names to the medium."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def remove_leftovers(directory: Path) -> int:

@@ -10,18 +10,15 @@ The result of a round is a pure function of what stands here: the base checkpoin
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
-from fedmote.errors import DiskFullError, StoreError
-from fedmote.store.durable import FULL
+from fedmote.database import Database, database_errors, tables_version, upgrade
+from fedmote.errors import StoreError
 from fedmote.store.log import Log
 from fedmote.store.schema import SCRIPTS
 from fedmote.strategies import Member, RoundPlan
@@ -164,7 +161,7 @@ class PrivacyEntry:
     devices_per_cell: int
 
 
-class Ledger:
+class Ledger(Database):
     """The journal of one run. Use `Ledger.open`, and `close` or a `with` block.
 
     Attributes:
@@ -174,8 +171,7 @@ class Ledger:
     """
 
     def __init__(self, connection: sqlite3.Connection, path: Path, damage: str | None = None) -> None:
-        self._connection = connection
-        self.path = path
+        super().__init__(connection, path)
         self.damage = damage
         (self.version,) = connection.execute("PRAGMA user_version").fetchone()
 
@@ -191,7 +187,7 @@ class Ledger:
             StoreError: the file is no ledger, is newer than this program, or cannot be written.
         """
         log = None if is_read_only else Log.read(path.with_name(f"{path.name}-wal"))
-        with _translated(path):
+        with database_errors(path):
             connection = sqlite3.connect(f"file:{path}?mode={'ro' if is_read_only else 'rwc'}", uri=True, isolation_level=None)
             try:
                 connection.execute("PRAGMA foreign_keys = ON")
@@ -201,21 +197,14 @@ class Ledger:
                 # SQLite recovers the log at the first look: what it found whole, it says here.
                 connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
                 damage = None if log is None else log.damage(connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()[1])
-                _upgrade(connection, path, is_read_only)
+                if not is_read_only:
+                    upgrade(connection, path, "ledger", SCRIPTS)
+                elif tables_version(connection, path, "ledger", SCRIPTS) == 0:
+                    raise StoreError(f"{path}: no ledger of fedmote")
                 return cls(connection, path, damage)
             except BaseException:
                 connection.close()
                 raise
-
-    def close(self) -> None:
-        """Close the file; the write-ahead log is folded in."""
-        self._connection.close()
-
-    def __enter__(self) -> Ledger:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
     # ---- writing: one transaction each ------------------------------------------------------------------------------
 
@@ -477,64 +466,3 @@ class Ledger:
             *arguments,
         )
         return [RefusalEntry(row[0], row[1], row[2], Status(row[3]), row[4], row[5]) for row in rows]
-
-    # ---- SQLite -----------------------------------------------------------------------------------------------------
-
-    @contextlib.contextmanager
-    def _transaction(self) -> Iterator[None]:
-        with _translated(self.path):
-            self._connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-                self._connection.execute("COMMIT")
-            except BaseException:
-                # SQLite ends a transaction itself when the disk is full; a second ROLLBACK would be an error.
-                if self._connection.in_transaction:
-                    self._connection.execute("ROLLBACK")
-                raise
-
-    def _write(self, statement: str, *values: object) -> None:
-        self._connection.execute(statement, values)
-
-    def _one(self, statement: str, *values: object) -> tuple[Any, ...] | None:
-        return next(iter(self._all(statement, *values)), None)
-
-    def _all(self, statement: str, *values: object) -> Iterable[tuple[Any, ...]]:
-        with _translated(self.path):
-            return self._connection.execute(statement, values).fetchall()
-
-
-def _upgrade(connection: sqlite3.Connection, path: Path, is_read_only: bool) -> None:
-    """Bring the tables to the newest version."""
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
-    if version > len(SCRIPTS):
-        raise StoreError(f"{path}: ledger of version {version}, this program knows {len(SCRIPTS)}; upgrade fedmote")
-    if is_read_only:
-        if version == 0:
-            raise StoreError(f"{path}: no ledger of fedmote")
-        return
-    for number, script in enumerate(SCRIPTS[version:], start=version + 1):
-        connection.executescript(f"BEGIN IMMEDIATE; {script} PRAGMA user_version = {number}; COMMIT;")
-
-
-@contextlib.contextmanager
-def _translated(path: Path) -> Iterator[None]:
-    """SQLite's errors as ours."""
-    try:
-        yield
-    except sqlite3.IntegrityError as error:
-        raise StoreError(f"{path}: the journal refuses an entry ({error})") from error
-    except sqlite3.Error as error:
-        if _is_full(error, path):
-            raise DiskFullError(FULL.format(path=path)) from error
-        raise StoreError(f"{path}: {error}") from error
-
-
-def _is_full(error: sqlite3.Error, path: Path) -> bool:
-    """SQLite names a full disk as such in most places, and as a failed write of its shared memory in others."""
-    name = getattr(error, "sqlite_errorname", "")
-    if name == "SQLITE_FULL":
-        return True
-    with contextlib.suppress(OSError):
-        return name.startswith(("SQLITE_IOERR", "SQLITE_CANTOPEN")) and os.statvfs(path.parent).f_bavail == 0
-    return False

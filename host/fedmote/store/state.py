@@ -14,10 +14,11 @@ import os
 import stat
 from pathlib import Path
 
+from fedmote.durable_files import sync_directory
 from fedmote.errors import StoreError
 from fedmote.store.blobs import Blobs
 from fedmote.store.checkpoints import Checkpoints
-from fedmote.store.durable import store_errors, sync_directory
+from fedmote.store.durable import store_errors
 from fedmote.store.ledger import Ledger
 
 LEDGER = "ledger.sqlite"
