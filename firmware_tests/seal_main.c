@@ -13,6 +13,7 @@
 #include <string.h>
 
 #include "client.h"
+#include "hex.h"
 #include "monocypher_port.h"
 
 enum { CAPACITY = (FEDMOTE_BODY_MAX + 128 + 15) / 16 * 16, FIELD = 4 * FEDMOTE_BODY_MAX };
@@ -22,21 +23,6 @@ struct task {
     unsigned channel, kind;
     uint32_t epoch, boot, sequence;
 };
-
-static uint32_t unhex(const char *text, uint8_t *out) {
-    uint32_t size = 0;
-    unsigned value = 0;
-    while (sscanf(text + 2 * size, "%2x", &value) == 1) {
-        out[size++] = (uint8_t)value;
-    }
-    return size;
-}
-
-static void print_hex(const uint8_t *bytes, uint32_t size) {
-    for (uint32_t i = 0; i < size; i++) {
-        printf("%02x", bytes[i]);
-    }
-}
 
 static void run(struct fedmote_client *client, const struct task *task) {
     uint8_t *body = client->line.transmit + FEDMOTE_BODY_OFFSET;

@@ -12,6 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "hex.h"
 #include "link.h"
 #include "wire.h"
 
@@ -45,21 +46,6 @@ static int32_t stream_write(void *context, const uint8_t *bytes, uint32_t size) 
     (void)context;
     (void)bytes;
     return (int32_t)size;
-}
-
-static uint32_t unhex(const char *text, uint8_t *out) {
-    uint32_t size = 0;
-    unsigned value = 0;
-    while (sscanf(text + 2 * size, "%2x", &value) == 1) {
-        out[size++] = (uint8_t)value;
-    }
-    return size;
-}
-
-static void print_hex(const uint8_t *bytes, uint32_t size) {
-    for (uint32_t i = 0; i < size; i++) {
-        printf("%02x", bytes[i]);
-    }
 }
 
 static void run_message(const char *line) {

@@ -6,14 +6,9 @@
 #include "crc32.h"
 #include "fedmote/fedmote.h"
 #include "fuzz.h"
+#include "little_endian.h"
 
 enum { HEADER = 12, MAP = 4096 };
-
-static void put_u32(uint8_t *bytes, uint32_t value) {
-    for (uint32_t i = 0; i < 4; i++) {
-        bytes[i] = (uint8_t)(value >> 8 * i);
-    }
-}
 
 static void must_lie_in(const char *text, const char *room) {
     must(text == NULL || (text >= room && text < room + FEDMOTE_IDENTITY_TEXT_BYTES &&
@@ -27,8 +22,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     }
     uint8_t *region = block_of(NULL, HEADER + size);
     memcpy(region, "FMID", 4);
-    put_u32(region + 4, (uint32_t)size);
-    put_u32(region + 8, fedmote_crc32(0, data, (uint32_t)size));
+    fedmote_put_u32(region + 4, (uint32_t)size);
+    fedmote_put_u32(region + 8, fedmote_crc32(0, data, (uint32_t)size));
     if (size > 0) {
         memcpy(region + HEADER, data, size);
     }

@@ -1,9 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "journal_regions.h"
 
-#include <string.h>
-
-#include "chip.h"
 #include "fedmote_board.h"
 #include "slots.h"
 
@@ -33,25 +30,11 @@ const uint8_t *journal_base(void *context, uint32_t region) {
 
 int32_t journal_erase(void *context, uint32_t region) {
     (void)context;
-    if (region > 1U) {
-        return SLOTS_ERROR_ARGUMENT;
-    }
-    if (slots_are_in_ram()) {
-        memset((void *)region_address(region), 0xFF, FEDMOTE_BOARD_JOURNAL_BYTES);
-        return 0;
-    }
-    return chip_flash_erase(region_address(region), FEDMOTE_BOARD_JOURNAL_BYTES);
+    return region > 1U ? SLOTS_ERROR_ARGUMENT : area_erase(region_address(region), FEDMOTE_BOARD_JOURNAL_BYTES);
 }
 
 int32_t journal_write(void *context, uint32_t region, uint32_t offset, const uint8_t *bytes, uint32_t size) {
     (void)context;
-    if (region > 1U || offset % 4U != 0U || size % 4U != 0U || offset > FEDMOTE_BOARD_JOURNAL_BYTES ||
-        size > FEDMOTE_BOARD_JOURNAL_BYTES - offset) {
-        return SLOTS_ERROR_ARGUMENT;
-    }
-    if (slots_are_in_ram()) {
-        memcpy((void *)(region_address(region) + offset), bytes, size);
-        return 0;
-    }
-    return chip_flash_write(region_address(region) + offset, bytes, size);
+    return region > 1U ? SLOTS_ERROR_ARGUMENT
+                       : area_write(region_address(region), FEDMOTE_BOARD_JOURNAL_BYTES, offset, bytes, size);
 }

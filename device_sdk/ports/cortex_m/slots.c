@@ -34,27 +34,32 @@ const uint8_t *slots_base(void *context, uint32_t slot) {
     return (const uint8_t *)slot_address(slot);
 }
 
-int32_t slots_erase(void *context, uint32_t slot) {
-    (void)context;
-    if (slot > 1U) {
+int32_t area_erase(uintptr_t address, uint32_t area_bytes) {
+    if (is_ram) {
+        memset((void *)address, 0xFF, area_bytes);
+        return 0;
+    }
+    return chip_flash_erase(address, area_bytes);
+}
+
+int32_t area_write(uintptr_t address, uint32_t area_bytes, uint32_t offset, const uint8_t *bytes, uint32_t size) {
+    if (offset % 4U != 0U || size % 4U != 0U || offset > area_bytes || size > area_bytes - offset) {
         return SLOTS_ERROR_ARGUMENT;
     }
     if (is_ram) {
-        memset((void *)slot_address(slot), 0xFF, FEDMOTE_BOARD_SLOT_BYTES);
+        memcpy((void *)(address + offset), bytes, size);
         return 0;
     }
-    return chip_flash_erase(slot_address(slot), FEDMOTE_BOARD_SLOT_BYTES);
+    return chip_flash_write(address + offset, bytes, size);
+}
+
+int32_t slots_erase(void *context, uint32_t slot) {
+    (void)context;
+    return slot > 1U ? SLOTS_ERROR_ARGUMENT : area_erase(slot_address(slot), FEDMOTE_BOARD_SLOT_BYTES);
 }
 
 int32_t slots_write(void *context, uint32_t slot, uint32_t offset, const uint8_t *bytes, uint32_t size) {
     (void)context;
-    if (slot > 1U || offset % 4U != 0U || size % 4U != 0U || offset > FEDMOTE_BOARD_SLOT_BYTES ||
-        size > FEDMOTE_BOARD_SLOT_BYTES - offset) {
-        return SLOTS_ERROR_ARGUMENT;
-    }
-    if (is_ram) {
-        memcpy((void *)(slot_address(slot) + offset), bytes, size);
-        return 0;
-    }
-    return chip_flash_write(slot_address(slot) + offset, bytes, size);
+    return slot > 1U ? SLOTS_ERROR_ARGUMENT
+                     : area_write(slot_address(slot), FEDMOTE_BOARD_SLOT_BYTES, offset, bytes, size);
 }

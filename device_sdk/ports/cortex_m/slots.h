@@ -23,4 +23,9 @@ int32_t slots_write(void *context, uint32_t slot, uint32_t offset, const uint8_t
 
 #define SLOTS_ERROR_ARGUMENT (-132)
 
+/* What slots and other areas behind the same calls have in common: `address` is in flash, or in RAM where the slots
+ * are. `area_bytes` is the size of the whole area, which is erased at once. Errors as above. */
+int32_t area_erase(uintptr_t address, uint32_t area_bytes);
+int32_t area_write(uintptr_t address, uint32_t area_bytes, uint32_t offset, const uint8_t *bytes, uint32_t size);
+
 #endif

@@ -12,7 +12,7 @@ from fedmote.config import Credentials, load
 from fedmote.errors import ConfigError, DeviceError
 from fedmote.package.boards import Board, boards_with
 from fedmote.package.file import Package
-from fedmote.wire.regions import identity_region, samples_region
+from fedmote.wire.regions import credentials_region, samples_region
 from fedmote_hil.build import Program
 from fedmote_hil.crypto import fetch
 from fedmote_hil.samples import board_samples, load_data
@@ -79,18 +79,7 @@ def _device(options: argparse.Namespace) -> VirtualDevice:
         _prepare_keys(board, options.credentials)
     if credentials.verify_key is not None and not board.is_checking_signatures:
         raise ConfigError(f"{options.credentials}: verify_key: board {board.name} cannot check signatures")
-    identity = identity_region(
-        credentials.id,
-        credentials.site,
-        "mqtt" if options.broker else "serial",
-        credentials.username,
-        credentials.password,
-        options.send_samples,
-        credentials.keep_alive_s,
-        credentials.key_bytes,
-        credentials.cell_key_bytes,
-        credentials.verify_key_bytes,
-    )
+    identity = credentials_region(credentials, "mqtt" if options.broker else "serial", options.send_samples)
     return VirtualDevice(
         board,
         options.id,

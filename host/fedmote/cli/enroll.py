@@ -18,7 +18,7 @@ from fedmote.fleet.registry import Entry, Registry
 from fedmote.package.boards import Board
 from fedmote.package.signature import SigningKey
 from fedmote.private_files import write_private
-from fedmote.wire.regions import identity_region
+from fedmote.wire.regions import credentials_region
 from fedmote.wire.schema import Role
 
 SUMMARY = "let devices and partners into a fleet, give them new keys, put them out"
@@ -127,7 +127,7 @@ def _change(enrolment: Enrolment, options: Namespace, is_signing: bool) -> None:
     files = list(done.files)
     if options.what != "revoke" and options.identity_image is not None:
         credentials = load(Credentials, enrolment.files.credentials_file(options.id))
-        write_private(options.identity_image, _identity(credentials, options))
+        write_private(options.identity_image, credentials_region(credentials, options.link, options.send_samples))
         files.append(options.identity_image)
     _print(done, files, board, options.json)
 
@@ -146,21 +146,6 @@ def _board(options: Namespace) -> Board | None:
     if board is not None and board.regions:
         board.region("identity")  # refuses a board that has none
     return board
-
-
-def _identity(credentials: Credentials, options: Namespace) -> bytes:
-    return identity_region(
-        credentials.id,
-        credentials.site,
-        options.link,
-        credentials.username,
-        credentials.password,
-        options.send_samples,
-        credentials.keep_alive_s,
-        credentials.key_bytes,
-        credentials.cell_key_bytes,
-        credentials.verify_key_bytes,
-    )
 
 
 def _list(registry: Registry, is_json: bool) -> None:

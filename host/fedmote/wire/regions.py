@@ -12,6 +12,7 @@ import cbor2
 import numpy as np
 from numpy.typing import NDArray
 
+from fedmote.config import Credentials
 from fedmote.errors import LocalWireError, RemoteWireError
 from fedmote.wire.cbor import Major, Reader
 from fedmote.wire.schema import LIMIT_IDENTIFIER, LIMIT_TEXT, Status
@@ -107,6 +108,22 @@ def identity_region(
     numbers = {3: _LINKS.index(link), 6: int(is_sending_samples), 7: keep_alive_s}
     body = cbor2.dumps({1: id, 2: site, 4: username, 5: password} | numbers | keys, canonical=True)
     return _IDENTITY_HEAD.pack(_IDENTITY_MAGIC, len(body), zlib.crc32(body)) + body
+
+
+def credentials_region(credentials: Credentials, link: Link, is_sending_samples: bool) -> bytes:
+    """The region of a device's credentials, with what its firmware allows; see `identity_region`."""
+    return identity_region(
+        credentials.id,
+        credentials.site,
+        link,
+        credentials.username,
+        credentials.password,
+        is_sending_samples,
+        credentials.keep_alive_s,
+        credentials.key_bytes,
+        credentials.cell_key_bytes,
+        credentials.verify_key_bytes,
+    )
 
 
 def read_identity_region(region: bytes) -> Identity:

@@ -161,7 +161,7 @@ def state_closed(bench: Bench) -> None:
         os.chown(foreign, 65534, 65534)
         cases.append(("another's directory", foreign, powerless))
     else:
-        cases.append(("another's directory", Path("/root/fedmote-state"), []))
+        cases.append(("another's directory", Path(site.directory.anchor) / "fedmote-state", []))
     slowest_s = 0.0
     for name, state, wrapper in cases:
         serving = site.serve(site.configure(name.replace(" ", "-").replace("'", ""), state=state), wrapper=wrapper)
