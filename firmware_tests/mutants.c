@@ -47,13 +47,19 @@ static uint8_t *allocate(size_t size) {
     return memory;
 }
 
+static void store_u32(uint8_t *bytes, uint32_t value) {
+    for (uint32_t i = 0; i < 4; i++) {
+        bytes[i] = (uint8_t)(value >> 8 * i);
+    }
+}
+
 /* Stands for the hash of a port: any function of all bytes will do. */
 static void hash(void *context, const uint8_t *first, uint32_t first_size, const uint8_t *second, uint32_t second_size,
                  uint8_t digest[32]) {
     (void)context;
     uint32_t state = fedmote_crc32(fedmote_crc32(0, first, first_size), second, second_size);
     for (uint32_t i = 0; i < 8; i++, state = state * 2654435761U + 1U) {
-        fedmote_put_u32(digest + 4 * i, state);
+        store_u32(digest + 4 * i, state);
     }
 }
 
@@ -64,7 +70,7 @@ static void mend(uint8_t *bytes, uint32_t size, int has_hash) {
     if (has_hash) {
         hash(NULL, bytes, 12, bytes + 48, size - 48, bytes + 16);
     }
-    fedmote_put_u32(bytes + 12, fedmote_crc32(fedmote_crc32(0, bytes, 12), bytes + 16, size - 16));
+    store_u32(bytes + 12, fedmote_crc32(fedmote_crc32(0, bytes, 12), bytes + 16, size - 16));
 }
 
 /* The unit that comes next, for the counting operators. */
@@ -165,7 +171,7 @@ static uint32_t nasty(uint32_t old) {
 
 static void edit_word(uint8_t *bytes, uint32_t offset, uint32_t size) {
     if (offset + 4 <= size) {
-        fedmote_put_u32(bytes + offset, nasty(fedmote_load_u32(bytes + offset)));
+        store_u32(bytes + offset, nasty(fedmote_load_u32(bytes + offset)));
     }
 }
 
@@ -186,7 +192,7 @@ static void edit(uint8_t *bytes, uint32_t *size, const uint8_t *original) {
         if (next_random(4) == 0 && *size > 64) {
             *size -= next_random(4) == 0 ? next_random(*size - 48) : 16 * (1 + next_random(3));
             if (next_random(4) != 0) {
-                fedmote_put_u32(bytes + 8, *size);
+                store_u32(bytes + 8, *size);
             }
         }
         break;
@@ -263,8 +269,8 @@ int main(int argc, char **argv) {
         cut += status > 0;
         if (strcmp(argv[1], "write") == 0) {
             uint8_t head[8];
-            fedmote_put_u32(head, size);
-            fedmote_put_u32(head + 4, (uint32_t)(status > 0 ? FEDMOTE_OK : status));
+            store_u32(head, size);
+            store_u32(head + 4, (uint32_t)(status > 0 ? FEDMOTE_OK : status));
             fwrite(head, 1, sizeof head, stdout);
             fwrite(mutant, 1, size, stdout);
         }

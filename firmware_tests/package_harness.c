@@ -42,9 +42,15 @@ static void *allocate(size_t size) {
     return memory;
 }
 
+static void store_u32(uint8_t *bytes, uint32_t value) {
+    for (uint32_t i = 0; i < 4; i++) {
+        bytes[i] = (uint8_t)(value >> 8 * i);
+    }
+}
+
 static void mend_checksum(uint8_t *bytes, uint32_t size) {
     if (size >= 48) {
-        fedmote_put_u32(bytes + 12, fedmote_crc32(fedmote_crc32(0, bytes, 12), bytes + 16, size - 16));
+        store_u32(bytes + 12, fedmote_crc32(fedmote_crc32(0, bytes, 12), bytes + 16, size - 16));
     }
 }
 
@@ -112,7 +118,7 @@ static uint32_t cut(uint8_t *bytes, uint32_t size) {
     for (uint32_t length = 48; length < size; length++) {
         uint8_t *mended = allocate(size);
         memcpy(mended, bytes, length);
-        fedmote_put_u32(mended + 8, length);
+        store_u32(mended + 8, length);
         mend_checksum(mended, length);
         accepted += (uint32_t)try_package(mended, length);
         free(mended);
@@ -167,7 +173,7 @@ static uint32_t mutate(const uint8_t *bytes, uint32_t size, uint32_t count) {
                 }
             }
             uint8_t *word = mutant + begin + 4 * next_random(words);
-            fedmote_put_u32(word, nasty(fedmote_load_u32(word)));
+            store_u32(word, nasty(fedmote_load_u32(word)));
         }
         mend_checksum(mutant, size);
         accepted += (uint32_t)try_package(mutant, size);

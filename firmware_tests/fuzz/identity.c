@@ -6,7 +6,7 @@
 #include "crc32.h"
 #include "fedmote/fedmote.h"
 #include "fuzz.h"
-#include "little_endian.h"
+#include "store.h"
 
 enum { HEADER = 12, MAP = 4096 };
 
