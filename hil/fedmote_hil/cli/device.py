@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
-import time
+import threading
 from pathlib import Path
 
 from fedmote.config import Credentials, load
@@ -47,22 +48,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Starts the device and waits for its end or an interrupt."""
     device = _device(options)
+    interrupted = threading.Event()
+    # An interrupt as an exception could come while the device is being started, or be lost in a callback that nobody waits for.
+    former = signal.signal(signal.SIGINT, lambda number, frame: interrupted.set())
     try:
         with device:
-            _watch(device)
-    except KeyboardInterrupt:
-        return 0
+            _watch(device, interrupted)
+            if interrupted.is_set():
+                return 0
+    finally:
+        signal.signal(signal.SIGINT, former)
     raise DeviceError(f"device {device.id} ended with exit code {device.exit_code}: {device.log()}")
 
 
-def _watch(device: VirtualDevice) -> None:
-    """Until it ends."""
+def _watch(device: VirtualDevice, interrupted: threading.Event) -> None:
+    """Until it ends, or somebody interrupts."""
     sys.stderr.write(f"device {device.id} runs on board {device.board.name}; interrupt to end it\n")
     if device.link == "pty":
         sys.stdout.write(device.port + "\n")
         sys.stdout.flush()
-    while device.is_running:
-        time.sleep(_POLL_S)
+    while device.is_running and not interrupted.wait(_POLL_S):
+        pass
 
 
 def _device(options: argparse.Namespace) -> VirtualDevice:
