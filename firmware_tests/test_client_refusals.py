@@ -149,6 +149,19 @@ def test_an_acknowledged_round_begins_again_only_with_a_higher_attempt():
     peers.run(device, lambda: peers.reports[-1]["attempt"] == 1)
 
 
+def test_the_highest_attempt_of_the_plans_of_a_round_is_the_one_that_is_reported():
+    for state in ("fetch", "encode", "train", "report"):
+        device, peers = bench()
+        peers.is_acking = False
+        peers.run(device, lambda device=device, state=state: device.state == state)
+        for attempt in (9, 4):  # the late plan of an earlier boot does not lower it
+            peers.tell(device, Packet(COORDINATOR, Kind.PLAN, dict(peers.plan, run=RUN, round=1, attempt=attempt)))
+        told = len(peers.reports)
+        peers.run(device, lambda peers=peers, told=told: len(peers.reports) > told + 1)
+        assert peers.reports[-1]["attempt"] == 9, state
+        assert device.info.round == 1
+
+
 def test_a_later_plan_ends_the_work_on_the_earlier_one():
     for state in ("fetch", "encode", "train", "report"):
         device, peers = bench()

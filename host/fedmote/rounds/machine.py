@@ -24,7 +24,8 @@ Rules that hold whatever arrives, and in whichever order:
 * Whoever is in quarantine is not asked for: its hellos are answered with `wait` and the reason.
 
 A participant speaks first. Plans are given in answer to a hello, again under the same attempt where the boot nonce is the
-same (the plan was lost), under the next attempt where it changed (the device was reset). Members that are being waited for
+same (the plan was lost), under the next attempt where it changed (the device was reset); a report under an earlier attempt is
+answered with the newest plan, whose attempt its sender adopts. Members that are being waited for
 are named by `words`.
 """
 
@@ -66,7 +67,15 @@ from fedmote.rounds.events import (
 )
 from fedmote.rounds.leases import Leases
 from fedmote.rounds.pace import Pace, Resets
-from fedmote.rounds.progress import MAX_ATTEMPTS, MAX_CRC_FAILURES, MAX_OLD_HELLOS, SIGN_ROUNDS, Progress, Step
+from fedmote.rounds.progress import (
+    MAX_ATTEMPTS,
+    MAX_CRC_FAILURES,
+    MAX_OLD_HELLOS,
+    MAX_OLD_REPORTS,
+    SIGN_ROUNDS,
+    Progress,
+    Step,
+)
 from fedmote.rounds.quarantine import DOUBLED, Quarantine, Verdict
 from fedmote.rounds.selection import Selection
 from fedmote.rounds.standing import OpenRoundStanding, Rules, Standing
@@ -207,7 +216,7 @@ class RoundMachine:
                 self._leases.progressed(event.id, now)
                 actions = []
             case Reported():
-                actions = self._reported(event)
+                actions = self._reported(event, now)
             case BlobArrived():
                 actions = self._arrived(event)
             case BlobSpoiled():
@@ -332,6 +341,7 @@ class RoundMachine:
         for who, (attempt, boot) in standing.attempts.items():
             self._progress[who].attempt, self._progress[who].boot = attempt, boot
             self._progress[who].step = Step.PLANNED
+            self._progress[who].num_resets = 1  # how far apart its attempts were is not in the ledger
             self._resets.remember(who, boot)
             self._leases.joined(who, standing.boards.get(who, ""))
         for who, crc in standing.counted.items():
@@ -386,15 +396,20 @@ class RoundMachine:
         if boot in progress.old_boots:
             return self._old_boot(progress)
         if progress.boot != boot:
-            if progress.attempt >= MAX_ATTEMPTS:
+            progress.num_resets += not self._resets.is_counted_already(progress.member.id)
+            if progress.num_resets > MAX_ATTEMPTS:
                 progress.fail(f"reset {MAX_ATTEMPTS} times in this round")
                 return [DropPull(progress.member.id), self._wait(progress.member.id, progress.reason)]
             actions += self._begin_attempt(progress, boot)
         elif progress.step is Step.EXPECTED:
             progress.step = Step.PLANNED
-        remaining = max(0.0, self._leases.latest(progress.member.id) - now)
+        return [*actions, self._newest_plan(progress, now)]
+
+    def _newest_plan(self, progress: Progress, now: float) -> SendPlan:
+        assert self.plan is not None  # callers looked
         member = progress.member
-        return [*actions, SendPlan(self.plan, member.id, member.role, progress.attempt, remaining)]
+        remaining = max(0.0, self._leases.latest(member.id) - now)
+        return SendPlan(self.plan, member.id, member.role, progress.attempt, remaining)
 
     def _begin_attempt(self, progress: Progress, boot: int) -> list[Action]:
         assert self.plan is not None  # callers looked
@@ -456,7 +471,7 @@ class RoundMachine:
 
     # ---- reporting ---------------------------------------------------------------------------------------------------
 
-    def _reported(self, report: Reported) -> list[Action]:
+    def _reported(self, report: Reported, now: float) -> list[Action]:
         if report.run == self.rules.run and self._last_counted.get(report.id) == (report.round, report.crc):
             return [SendAck(report.id, report.handle, report.round)]  # the ack was lost
         complaint = self._complaint(report)
@@ -468,6 +483,9 @@ class RoundMachine:
                 return [self._invalid(report.round, report.id, f"{_word(status)}: {reason}"), refuse]
             return [refuse]
         progress = self._progress[report.id]
+        if report.attempt is not None and report.attempt < progress.attempt:
+            progress.num_old_reports += 1
+            return [self._newest_plan(progress, now)]  # it answers with the same report under the attempt of the plan
         if 0 < report.num_examples < self.rules.min_examples:
             # Before a byte of it is pulled: what is never here cannot be read out. It may have more samples in another round.
             reason = f"{report.num_examples} examples, at least {self.rules.min_examples}"
@@ -494,7 +512,8 @@ class RoundMachine:
             return Status.NOT_EXPECTED, progress.reason
         if report.version != self.plan.version:
             return Status.WRONG_MODEL, f"base is {report.version}, the round's is {self.plan.version}"
-        if report.attempt is not None and report.attempt != progress.attempt:
+        behind = 0 if report.attempt is None else progress.attempt - report.attempt
+        if behind < 0 or (behind > 0 and progress.num_old_reports >= MAX_OLD_REPORTS):
             return Status.STALE_ROUND, f"attempt {report.attempt}, the newest plan is attempt {progress.attempt}"
         limit = self.rules.max_update_bytes(progress.member.role)
         if not 0 < report.size <= limit:

@@ -23,6 +23,8 @@ class Step(StrEnum):
 
 # A part that browns out again and again would otherwise be given work for ever.
 MAX_ATTEMPTS = 8
+# A participant that reports under an old attempt has not heard the newest plan; one that never adopts it would ask for ever.
+MAX_OLD_REPORTS = 8
 # A late duplicate of an old hello may come once; a second board with the same id says hello again and again.
 MAX_OLD_HELLOS = 3
 # Signs of a second board with the same key are forgotten after so many rounds.
@@ -40,8 +42,10 @@ class Progress:
         step: how far.
         attempt: of the newest plan, from 1; 0 before the first.
         boot: nonce that the newest plan went to.
+        num_resets: boots that began an attempt; those that were heard at once count once.
         old_boots: nonces of boots before.
         num_old_hellos: hellos under an old nonce.
+        num_old_reports: reports under an old attempt.
         report: what is being pulled, in step SENDING.
         num_crc_failures: pulls that ended with a wrong checksum.
         crc: of the counted update, in step COUNTED.
@@ -52,8 +56,10 @@ class Progress:
     step: Step = Step.EXPECTED
     attempt: int = 0
     boot: int | None = None
+    num_resets: int = 0
     old_boots: set[int] = field(default_factory=set)
     num_old_hellos: int = 0
+    num_old_reports: int = 0
     report: Reported | None = None
     num_crc_failures: int = 0
     crc: int | None = None
