@@ -267,6 +267,17 @@ def test_a_dense_layer_has_one_scale_where_old_runtimes_want_it():
     assert scales[OpKind.CONV_2D] > 1
 
 
+def test_dense_layers_alone_divide_by_even_numbers_and_a_repetition_keeps_it():
+    template, tensors, x = prepared(2)
+    kept, ranges = calibrate(template, tensors, x, Recipe())
+    repeated, _ = calibrate(template, tensors, x, Recipe(template=kept, ranges=ranges))
+    other, _ = calibrate(template, tensors, x, Recipe(has_even_divisors=False))
+
+    assert {op.kind for op in kept.ops if op.has_even_divisors} == {OpKind.FULLY_CONNECTED}
+    assert [op.has_even_divisors for op in repeated.ops] == [op.has_even_divisors for op in kept.ops]
+    assert not any(op.has_even_divisors for op in other.ops)
+
+
 def test_a_percentile_leaves_its_share_of_the_values_outside():
     values = np.random.default_rng(0).standard_normal(200_000)
     counts, _ = np.histogram(values, 4096, (values.min(), values.max()))
