@@ -205,7 +205,7 @@ def shape_complaint(tensors: Mapping[str, NDArray[np.float32]], reference: Mappi
 
 def is_subnormal(values: NDArray[np.float32]) -> NDArray[np.bool_]:
     """Which values lie between zero and the smallest normal float32: cores differ in what they make of these."""
-    return (values != 0) & (np.abs(values) < np.finfo(np.float32).tiny)
+    return np.asarray((values != 0) & (np.abs(values) < np.finfo(np.float32).tiny))
 
 
 def has_subnormals(values: NDArray[np.float32]) -> bool:
