@@ -27,6 +27,7 @@ class RunConfig(Table):
         seed: of everything that is drawn.
         full_disk_wait_s: where the disk of the state directory is full, the run pauses for so long at most; with space again it
             goes on by itself, without it ends. 0: it ends at once.
+        max_pulls_at_once: so many updates are pulled at the same time, others wait for their turn: what memory updates take.
     """
 
     site: Identifier
@@ -37,6 +38,7 @@ class RunConfig(Table):
     rounds: Annotated[int, Bounds(1, 1_000_000)] = 10
     seed: Annotated[int, U32] = 0
     full_disk_wait_s: Annotated[float, Bounds(0, 604_800)] = 600.0
+    max_pulls_at_once: Annotated[int, Bounds(1, 1_000_000)] = 64
 
 
 @dataclass(frozen=True)

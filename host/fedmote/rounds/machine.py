@@ -32,7 +32,7 @@ are named by `words`.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Set
 
 from fedmote.aggregation import Finding
 from fedmote.rounds.events import (
@@ -88,7 +88,8 @@ class RoundMachine:
     """All rounds of one run.
 
     `now` is any monotonic time in seconds. Call `tick` once at the start and whenever `wake_at` has passed; perform the
-    actions of each call in order. After `CloseRound` call `committed` or `spoiled`.
+    actions of each call in order. After `CloseRound` call `committed` or `spoiled`. `waiting` says whose updates were announced
+    and wait for their turn to be pulled, which is no fault of theirs.
 
     Attributes:
         rules: of the run.
@@ -98,7 +99,8 @@ class RoundMachine:
         num_counted: updates that count in the open round.
     """
 
-    def __init__(self, rules: Rules, standing: Standing, now: float) -> None:
+    def __init__(self, rules: Rules, standing: Standing, now: float, waiting: Callable[[], Set[str]] = frozenset[str]) -> None:
+        self._waiting = waiting
         self.rules = rules
         self.version = standing.version
         self.num_merged = standing.num_merged
@@ -170,7 +172,8 @@ class RoundMachine:
 
     def missing(self) -> dict[str, str]:
         """Ids of the open round whose updates do not count yet, and why."""
-        return {who: one.words() for who, one in sorted(self._progress.items()) if one.step is not Step.COUNTED}
+        waiting = self._waiting()
+        return {who: one.words(who in waiting) for who, one in sorted(self._progress.items()) if one.step is not Step.COUNTED}
 
     @property
     def complaint(self) -> str | None:
@@ -231,7 +234,7 @@ class RoundMachine:
     def tick(self, now: float) -> list[Action]:
         """React to the passing of time."""
         if self._is_closing and not self._is_merging:
-            return self._close()  # a restart in between: only the merge is missing
+            return self._close(self.missing())  # a restart in between: only the merge is missing
         if self._is_done or self._is_closing:
             return []
         if self.num_merged >= self.rules.goal:
@@ -607,11 +610,12 @@ class RoundMachine:
         if self.num_counted < self._needed():
             return self._abandon(f"{self.num_counted} of {len(self._progress)} reported, {self._needed()} are needed", now)
         self._is_closing = True
-        return [*self._send_away(), *self._close()]
+        missing = self.missing()
+        return [*self._send_away(), *self._close(missing)]
 
-    def _close(self) -> list[Action]:
+    def _close(self, missing: Mapping[str, str]) -> list[Action]:
         self._is_merging = True
-        return [] if self.plan is None else [CloseRound(self.plan, self.missing())]
+        return [] if self.plan is None else [CloseRound(self.plan, missing)]
 
     def _send_away(self) -> list[Action]:
         """Whoever is still sending is told that the round is over."""
@@ -626,7 +630,8 @@ class RoundMachine:
 
     def _abandon(self, reason: str, now: float) -> list[Action]:
         assert self.plan is not None  # callers looked
-        actions = [*self._send_away(), AbandonRound(self.plan, reason, self.missing())]
+        missing = self.missing()
+        actions = [*self._send_away(), AbandonRound(self.plan, reason, missing)]
         self._num_failed += 1
         number = self.plan.round
         self._leave_round(is_committed=False, now=now)

@@ -21,6 +21,8 @@ class Step(StrEnum):
     FAILED = "failed"
 
 
+# In step SENDING, before the update's turn.
+WAITING = "its update waits for its turn"
 # A part that browns out again and again would otherwise be given work for ever.
 MAX_ATTEMPTS = 8
 # A participant that reports under an old attempt has not heard the newest plan; one that never adopts it would ask for ever.
@@ -70,9 +72,9 @@ class Progress:
         """Nothing more is awaited from it."""
         return self.step in (Step.COUNTED, Step.FAILED)
 
-    def words(self) -> str:
-        """For the operator: what it is at."""
-        return self.reason or self.step.value
+    def words(self, is_waiting: bool = False) -> str:
+        """For the operator: what it is at; `is_waiting`: its update waits for its turn to be pulled."""
+        return self.reason or (WAITING if is_waiting and self.step is Step.SENDING else self.step.value)
 
     def fail(self, reason: str) -> None:
         """Await nothing more from it in this round."""
