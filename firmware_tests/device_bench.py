@@ -262,7 +262,7 @@ class Device:
             self._port.signing = address_of(library(), "fedmote_package_signing")
             self._port.verify = verify
         if key is not None:
-            self._port.sealing = address_of(library(), "fedmote_message_sealing")
+            self._port.sealing = address_of(library(), "fedmote_renewable_sealing")
             self._port.crypto = ctypes.addressof(CRYPTO)
         self.boot()
 

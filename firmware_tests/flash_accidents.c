@@ -5,10 +5,10 @@
  *
  *     flash_accidents STORY ERASED TEAR WHAT [SEED COUNT] PACKAGE...
  *
- * STORY is whole, difference or journal; ERASED what erased bytes read as; TEAR a number of enum flash_tear; WHAT cuts
- * (each operation), steps (between any two steps of the device), pairs (COUNT pairs of either), errors (each operation,
- * with and without effect), wear (no accident, COUNT rounds). Prints figures, "name value" each; ends with 1 and a
- * sentence where something is wrong.
+ * STORY is whole, difference, journal, or keys, which is journal where the coordinator renews the key twice; ERASED
+ * what erased bytes read as; TEAR a number of enum flash_tear; WHAT cuts (each operation), steps (between any two steps
+ * of the device), pairs (COUNT pairs of either), errors (each operation, with and without effect), wear (no accident,
+ * COUNT rounds). Prints figures, "name value" each; ends with 1 and a sentence where something is wrong.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -31,6 +31,7 @@ enum {
     MOST_STEPS = 200000,
     JOURNAL = 2, /* the first region of the journal in the model */
     SMALL_JOURNAL_BYTES = 640,
+    KEYS_JOURNAL_BYTES = 720,
     LARGE_JOURNAL_BYTES = 4096,
     DIFFERENCE_HANDLE = 99,
     MODEL_HANDLE = 7
@@ -42,7 +43,7 @@ struct cut {
     uint32_t at; /* FLASH_NEVER: not any more */
 };
 
-enum story { WHOLE, DIFFERENCE, JOURNALING };
+enum story { WHOLE, DIFFERENCE, JOURNALING, REKEYING };
 
 struct blob {
     uint8_t *bytes;
@@ -65,6 +66,7 @@ struct coordinator {
     uint32_t counted[MOST_ROUNDS];
     uint32_t update_crc[MOST_ROUNDS];
     uint32_t refusals, last_refusal;
+    uint32_t key; /* the newest that the device has used */
 };
 
 struct bench {
@@ -186,7 +188,7 @@ static const uint8_t run[8] = {'r', 'u', 'n', '-', '0', '0', '0', '1'};
 /* Package 0 in the first round; then the next one each time, or the same for ever. */
 static const struct blob *wanted(const struct bench *bench) {
     const uint32_t round = bench->peer.round - 1U;
-    return &bench->packages[bench->story == JOURNALING ? 0U : round % bench->package_count];
+    return &bench->packages[bench->story >= JOURNALING ? 0U : round % bench->package_count];
 }
 
 static void tell_plan(struct bench *bench) {
@@ -219,6 +221,31 @@ static void tell_plan(struct bench *bench) {
     tell(bench, &plan, NULL, 0);
 }
 
+/* The identity's key, and those that take its place. */
+static const uint8_t keys[3][32] = {"the token, of thirty-two bytes..", "a lasting key, of so many bytes",
+                                    "another one after that, the last"};
+
+/* Says the key that is due; false where the device has it. It never goes back, and has no other one. */
+static bool tell_key(struct bench *bench) {
+    struct coordinator *peer = &bench->peer;
+    const uint32_t due = peer->rounds == 1U ? 0U : peer->round < 4U ? 1U : 2U;
+    uint32_t used = 0;
+    while (used < 3U && memcmp(client_of(bench)->identity.key, keys[used], sizeof keys[used]) != 0) {
+        used++;
+    }
+    check(bench, used < 3U, "the device has a key that nobody gave it");
+    check(bench, used >= peer->key, "the device has gone back to an older key");
+    peer->key = used;
+    if (used == due) {
+        return false;
+    }
+    struct fedmote_message rekey;
+    fedmote_message_begin(&rekey, FEDMOTE_KIND_REKEY);
+    fedmote_message_string(&rekey, FEDMOTE_FIELD_SECRET, keys[due], sizeof keys[due]);
+    tell(bench, &rekey, NULL, 0);
+    return true;
+}
+
 static void hear_hello(struct bench *bench, const struct fedmote_message *hello) {
     struct coordinator *peer = &bench->peer;
     const uint32_t boot = hello->number[FEDMOTE_FIELD_BOOT];
@@ -228,6 +255,9 @@ static void hear_hello(struct bench *bench, const struct fedmote_message *hello)
     }
     peer->has_boot = true;
     peer->boot = boot;
+    if (bench->story == REKEYING && tell_key(bench)) {
+        return;
+    }
     if (peer->round <= peer->rounds) {
         tell_plan(bench);
         return;
@@ -349,6 +379,32 @@ static uint32_t link_wake_ms(const struct fedmote_line *line, uint32_t now) {
     return UINT32_MAX;
 }
 
+/* Sealing without seals: of a rekey it does what src/rekey.c does. */
+static int32_t sealing_begin(struct fedmote_client *client) {
+    return client->line.is_boot_counted ? FEDMOTE_OK : FEDMOTE_ERR_SLOT_IO;
+}
+
+static uint32_t sealing_close(struct fedmote_client *client, uint8_t channel, uint8_t kind, uint32_t size) {
+    (void)client;
+    (void)channel;
+    (void)kind;
+    return size;
+}
+
+static bool sealing_open(struct fedmote_client *client, struct fedmote_frame *frame) {
+    struct fedmote_message message;
+    if (frame->kind != FEDMOTE_KIND_REKEY) {
+        return true;
+    }
+    if (fedmote_decode(&message, frame->kind, frame->body, frame->size) == FEDMOTE_OK &&
+        client->port->journal->keep_key(client, message.bytes[FEDMOTE_FIELD_SECRET])) {
+        fedmote_client_hello_in(client, 0);
+    }
+    return false;
+}
+
+static const struct fedmote_sealing test_sealing = {sealing_begin, sealing_close, sealing_open};
+
 static const struct fedmote_link test_link = {link_open, link_poll, link_send, link_wake_ms};
 
 /* ---- a device on it -----------------------------------------------------------------------------------------------
@@ -378,6 +434,7 @@ static struct fedmote_port make_port(struct bench *bench) {
         .journal_base = port_journal_base,
         .journal_erase = port_journal_erase,
         .journal_write = port_journal_write,
+        .sealing = &test_sealing,
     };
 }
 
@@ -398,7 +455,10 @@ static uint32_t installed(struct bench *bench) {
 
 /* Power on: RAM holds noise, the flash what it held. */
 static void boot(struct bench *bench, const struct fedmote_port *port) {
-    const struct fedmote_identity identity = {.id = "board-1", .site = "lab", .link = &test_link};
+    struct fedmote_identity identity = {.id = "board-1", .site = "lab", .link = &test_link};
+    if (bench->story == REKEYING) {
+        identity.key = keys[0];
+    }
     memset(&bench->device, 0x5A, sizeof bench->device);
     memset(bench->arena, 0x5A, sizeof bench->arena);
     bench->peer.count = 0;
@@ -464,7 +524,7 @@ static void tell_story(struct bench *bench, const struct cut *cuts, uint32_t fai
         arm(bench, &cuts[next], FLASH_NEVER);
         boot(bench, &port);
         check_after_cut(bench, was_running,
-                        bench->story == JOURNALING ? 0U : (bench->peer.rounds - 2U) % bench->package_count);
+                        bench->story >= JOURNALING ? 0U : (bench->peer.rounds - 2U) % bench->package_count);
     } else {
         boot(bench, &port);
     }
@@ -510,7 +570,8 @@ static void check_end(struct bench *bench, const struct coordinator *calm) {
         check(bench, bench->peer.counted[round] == 1U, "a round was counted not once");
         check(bench, bench->peer.update_crc[round] == calm->update_crc[round], "an update has other bytes");
     }
-    const uint32_t last = bench->story == JOURNALING ? 0U : (calm->rounds - 1U) % bench->package_count;
+    check(bench, bench->peer.key == calm->key && (bench->story != REKEYING || calm->key == 2U), "another key is used");
+    const uint32_t last = bench->story >= JOURNALING ? 0U : (calm->rounds - 1U) % bench->package_count;
     check(bench, installed(bench) == last, "the last package is not installed");
 }
 
@@ -631,7 +692,7 @@ static void do_accidents(struct bench *bench, const struct bench *start, const c
 
 int main(int argument_count, char **arguments) {
     static struct bench bench, start;
-    const char *stories[] = {"whole", "difference", "journal"};
+    const char *stories[] = {"whole", "difference", "journal", "keys"};
     if (argument_count < 8) {
         (void)printf("usage: flash_accidents STORY ERASED TEAR WHAT SEED COUNT PACKAGE...\n");
         return 2;
@@ -651,9 +712,12 @@ int main(int argument_count, char **arguments) {
         }
     }
     begin_story(&start, (uint8_t)strtoul(arguments[2], NULL, 0),
-                start.story == JOURNALING && !is_wear ? SMALL_JOURNAL_BYTES : LARGE_JOURNAL_BYTES);
+                is_wear                     ? LARGE_JOURNAL_BYTES
+                : start.story == JOURNALING ? SMALL_JOURNAL_BYTES
+                : start.story == REKEYING   ? KEYS_JOURNAL_BYTES
+                                            : LARGE_JOURNAL_BYTES);
     start.flash.tear = (enum flash_tear)strtoul(arguments[3], NULL, 10);
-    start.peer.rounds = is_wear ? count : start.story == JOURNALING ? 5U : 2U;
+    start.peer.rounds = is_wear ? count : start.story >= JOURNALING ? 5U : 2U;
     do_accidents(&bench, &start, what, seed, count);
     return 0;
 }

@@ -170,6 +170,7 @@ GOOD: list[tuple[str, Kind, dict[str, int | str | bytes]]] = [
     ("refuse, status only", Kind.REFUSE, {"status": 30}),
     ("refuse, all fields", Kind.REFUSE, {"status": 255, "handle": 9, "run": RUN, "round": 3, "reason": "r" * 64}),
     ("state", Kind.STATE, {"boot": 1, "is_online": 0}),
+    ("rekey", Kind.REKEY, {"secret": bytes(range(32))}),
 ]
 
 # Extensions of a newer peer: (name, kind, hex, fields that remain).
@@ -238,7 +239,7 @@ BAD: list[tuple[str, int, str, str]] = [
     ("another map behind", Kind.STATE, "a20f01183601a0", "trailing"),
     ("trailing wins over missing", Kind.STATE, "a10f0100", "trailing"),
     ("kind 0", 0, "a0", "unknown-kind"),
-    ("kind 11", 11, "a0", "unknown-kind"),
+    ("kind 100", 100, "a0", "unknown-kind"),
     ("kind 255 with nonsense", 255, "ff", "unknown-kind"),
     ("empty map", Kind.WAIT, "a0", "missing-field"),
     ("state without is_online", Kind.STATE, "a10f01", "missing-field"),

@@ -82,6 +82,7 @@ class Stage:
 
     Attributes:
         is_sealed: whether everybody has keys and messages are sealed.
+        token_s: seconds for which the keys of the devices are valid, one-time tokens; None: they last.
         cell_keys: of the devices, by id.
     """
 
@@ -93,9 +94,11 @@ class Stage:
         strategy: Mapping[str, Any],
         *,
         is_sealed: bool = True,
+        token_s: float | None = None,
         **windows: Any,
     ) -> None:
         self.is_sealed = is_sealed
+        self.token_s = token_s
         self.cell_keys: dict[str, bytes] = {}
         self._keys: dict[str, bytes] = {}
         self.directory = directory
@@ -136,7 +139,7 @@ class Stage:
         with Registry.open(self.directory / "registry", is_made=True) as registry:
             for cell in (part.config for part in self.parts):
                 for device in cell.devices:
-                    self._keys[device] = registry.add(device, Role.DEVICE, cell.name)
+                    self._keys[device] = registry.add(device, Role.DEVICE, cell.name, token_s=self.token_s)
                     self.cell_keys[device] = secrets.token_bytes(32)
                 if cell.partner is not None:
                     self._keys[cell.partner] = registry.add(cell.partner, Role.PARTNER, cell.name)

@@ -9,6 +9,7 @@
  *     region    kind "FMJR", boot, generation, CRC-32
  *     update    kind "FMJU", boot, bytes of the content, CRC-32 | content | its seal, 8 bytes | 8 bytes until it is
  * dropped
+ *     key       kind "FMJK", and as an update
  *
  * A record is valid by its beginning, which is durable before anything behind it is written; what a cut left of one
  * that is not is stepped over, 8 bytes at a time, to the first unit that is erased, and so is everything else.
@@ -28,6 +29,9 @@ enum {
     HEAD = 16,
     END = 2 * UNIT, /* of an update: the seal and the mark that drops it */
     PIECE = 64,
+    SECRET = 32, /* a key; behind it in its record what it takes the place of, 4 bytes, and 4 of zero */
+    KEY = SECRET + UNIT,
+    KEY_RECORD = HEAD + KEY + END,
     TRIES = 2,  /* of each way to count a boot */
     BOOTS = 16, /* that a region has room for beside the longest update that it takes */
     FIRST_MASK =
@@ -41,6 +45,7 @@ enum phase { REST, BEGIN = FEDMOTE_LOG_BEGIN, ERASE, REGION, RECORD, CONTENT, BL
 #define KIND_REGION 0x524A4D46U
 #define KIND_BOOT 0x424A4D46U
 #define KIND_UPDATE 0x554A4D46U
+#define KIND_KEY 0x4B4A4D46U
 
 #define PLAN_BYTES (offsetof(struct fedmote_plan, training.is_bias_only) + 1U)
 
@@ -99,10 +104,27 @@ static uint32_t generation_of(const struct fedmote_client *client, uint32_t regi
     return is_valid ? head.size : 0U;
 }
 
-/* Whether the record of an update is sealed and was not dropped. */
+/* Whether a record with a content is sealed and was not dropped. */
 static bool is_kept(const uint8_t *record, uint32_t size) {
     const uint8_t *seal = record + HEAD + whole_units(size);
     return fedmote_load_u32(seal) == ~fedmote_load_u32(seal + 4) && fedmote_is_erased(seal + UNIT);
+}
+
+/* What a key takes the place of: the key of one board's identity. A board that is given another identity has left it
+ * behind. */
+static uint32_t origin_of(const struct fedmote_client *client) {
+    return fedmote_crc32(fedmote_client_device(client), client->identity.key, SECRET);
+}
+
+/* The record of the key in use, in the region that is written; NULL: the identity's own is. */
+static const uint8_t *key_record(const struct fedmote_client *client) {
+    const uintptr_t at = (uintptr_t)client->identity.key - (uintptr_t)base_of(client, client->log.region);
+    return at < room(client) ? client->identity.key - HEAD : NULL;
+}
+
+/* Where the first record is that is copied behind the head of a region and behind the key. */
+static uint32_t front(const struct fedmote_client *client) {
+    return HEAD + (key_record(client) != NULL ? (uint32_t)KEY_RECORD : 0U);
 }
 
 /* ---- two regions --------------------------------------------------------------------------------------------------
@@ -117,30 +139,34 @@ static bool erase_other(struct fedmote_client *client) {
     return client->log.is_erased;
 }
 
-/* The erased region becomes the one that is written, from `tail` on. */
-static bool begin_other(struct fedmote_client *client, uint32_t tail) {
-    struct fedmote_log *log = &client->log;
-    const uint32_t other = 1U - log->region;
-    log->is_erased = false;
-    if (!write_head(client, other, 0, KIND_REGION, generation_of(client, log->region) + 1U)) {
-        return false;
-    }
-    log->region = (uint8_t)other;
-    log->tail = tail;
-    return true;
-}
-
-/* Copies the record of the update behind the head of the other region, up to its seal. */
-static bool copy_update(struct fedmote_client *client, uint32_t bytes) {
-    const uint8_t *record = base_of(client, client->log.region) + client->log.update;
+/* Copies a record into the other region, up to its seal. */
+static bool copy(struct fedmote_client *client, uint32_t to, const uint8_t *record, uint32_t bytes) {
     uint8_t piece[PIECE];
     client->log.is_erased = false;
     for (uint32_t done = 0; done < bytes; done += PIECE) {
         const uint32_t count = bytes - done < PIECE ? bytes - done : PIECE;
         memcpy(piece, record + done, count);
-        if (!write(client, 1U - client->log.region, HEAD + done, piece, count)) {
+        if (!write(client, 1U - client->log.region, to + done, piece, count)) {
             return false;
         }
+    }
+    return true;
+}
+
+/* The erased region becomes the one that is written, with the key in it, from `tail` on. */
+static bool begin_other(struct fedmote_client *client, uint32_t tail) {
+    struct fedmote_log *log = &client->log;
+    const uint32_t other = 1U - log->region;
+    const uint8_t *key = key_record(client);
+    log->is_erased = false;
+    if ((key != NULL && !copy(client, HEAD, key, KEY_RECORD - UNIT)) ||
+        !write_head(client, other, 0, KIND_REGION, generation_of(client, log->region) + 1U)) {
+        return false;
+    }
+    log->region = (uint8_t)other;
+    log->tail = tail;
+    if (key != NULL) {
+        client->identity.key = base_of(client, other) + 2 * HEAD;
     }
     return true;
 }
@@ -148,26 +174,38 @@ static bool copy_update(struct fedmote_client *client, uint32_t bytes) {
 /* Goes on in the other region, with what still counts. */
 static bool change_region(struct fedmote_client *client) {
     struct fedmote_log *log = &client->log;
+    const uint8_t *update = base_of(client, log->region) + log->update;
+    const uint32_t to = front(client);
     uint32_t bytes = 0;
     if (log->update != 0U) {
         struct head head;
-        (void)read_head(base_of(client, log->region) + log->update, &head);
+        (void)read_head(update, &head);
         bytes = extent(head.size);
     }
-    if (!erase_other(client) || (bytes > 0U && !copy_update(client, bytes - UNIT)) ||
-        !begin_other(client, HEAD + bytes)) {
+    if (!erase_other(client) || (bytes > 0U && !copy(client, to, update, bytes - UNIT)) ||
+        !begin_other(client, to + bytes)) {
         return false;
     }
-    log->update = bytes > 0U ? HEAD : 0U;
+    log->update = bytes > 0U ? to : 0U;
     return true;
 }
 
 /* ---- booting ------------------------------------------------------------------------------------------------------
  */
 
-/* Reads the region from its beginning: the highest boot, the newest update, the end. */
+/* Whether the record is that of a key which takes the place of `origin`; it has `left` bytes, a head among them. */
+static bool is_key(const uint8_t *record, uint32_t left, uint32_t origin) {
+    const uint8_t *content = record + HEAD;
+    return left >= KEY_RECORD && is_kept(record, KEY) &&
+           fedmote_crc32(0, content, KEY) == fedmote_load_u32(content + KEY) &&
+           fedmote_load_u32(content + SECRET) == origin;
+}
+
+/* Reads the region from its beginning: the highest boot, the newest update and key, the end. */
 static void scan(struct fedmote_client *client) {
     struct fedmote_log *log = &client->log;
+    const bool has_key = client->identity.key != NULL;
+    const uint32_t origin = has_key ? origin_of(client) : 0U;
     const uint8_t *bytes = base_of(client, log->region);
     uint32_t at = 0;
     while (at + UNIT <= room(client)) {
@@ -176,10 +214,12 @@ static void scan(struct fedmote_client *client) {
         uint32_t size = UNIT;
         if (left >= HEAD && read_head(bytes + at, &head) && (head.kind != KIND_UPDATE || head.size <= left - HEAD)) {
             const bool is_update = head.kind == KIND_UPDATE;
-            size = extent(is_update ? head.size : 0U);
+            size = head.kind == KIND_KEY ? (uint32_t)KEY_RECORD : extent(is_update ? head.size : 0U);
             client->line.boot = head.boot > client->line.boot ? head.boot : client->line.boot;
             if (is_update) {
                 log->update = size <= left && is_kept(bytes + at, head.size) ? at : 0U;
+            } else if (head.kind == KIND_KEY && has_key && is_key(bytes + at, left, origin)) {
+                client->identity.key = bytes + at + HEAD;
             }
         } else if (fedmote_is_erased(bytes + at)) {
             at += UNIT;
@@ -253,7 +293,7 @@ static bool begin(struct fedmote_client *client) {
     client->log.update = 0;
     if (!client->line.is_boot_counted) { /* it was told at the boot */
         client->log.phase = REST;
-    } else if (HEAD + bytes + BOOTS * HEAD > room(client)) {
+    } else if (front(client) + bytes + BOOTS * HEAD > room(client)) {
         lose(client, FEDMOTE_ERR_SLOT);
     } else {
         client->log.phase = has_room(client, bytes) ? RECORD : ERASE;
@@ -268,7 +308,7 @@ static bool erase(struct fedmote_client *client) {
 
 static bool write_region(struct fedmote_client *client) {
     client->log.phase = RECORD;
-    return begin_other(client, HEAD);
+    return begin_other(client, front(client));
 }
 
 static bool write_record(struct fedmote_client *client) {
@@ -375,4 +415,43 @@ static void drop(struct fedmote_client *client) {
     log->update = 0;
 }
 
-const struct fedmote_journal fedmote_flash_journal = {.open = open, .find = find, .work = work, .drop = drop};
+/* ---- keys ---------------------------------------------------------------------------------------------------------
+ */
+
+/* Writes the record of a key at the tail; what a failed write has touched is passed over. */
+static bool append_key(struct fedmote_client *client, const uint8_t *secret, const uint8_t origin[UNIT]) {
+    struct fedmote_log *log = &client->log;
+    const uint32_t at = log->tail + HEAD;
+    uint8_t seal[UNIT];
+    const uint32_t crc = fedmote_crc32(fedmote_crc32(0, secret, SECRET), origin, UNIT);
+    fedmote_put_u32(seal, crc);
+    fedmote_put_u32(seal + 4, ~crc);
+    log->tail += KEY_RECORD;
+    return write_head(client, log->region, at - HEAD, KIND_KEY, KEY) &&
+           write(client, log->region, at, secret, SECRET) && write(client, log->region, at + SECRET, origin, UNIT) &&
+           write(client, log->region, at + KEY, seal, UNIT);
+}
+
+static bool keep_key(struct fedmote_client *client, const uint8_t *secret) {
+    struct fedmote_log *log = &client->log;
+    const uint8_t *record = key_record(client);
+    uint8_t origin[UNIT] = {0};
+    if (log->phase != REST) { /* an update is being written: it is not disturbed, and the key comes again */
+        return false;
+    }
+    fedmote_put_u32(origin, record != NULL ? fedmote_load_u32(record + HEAD + SECRET) : origin_of(client));
+    int32_t status = FEDMOTE_ERR_SLOT;
+    if (HEAD + KEY_RECORD + BOOTS * HEAD <= room(client)) {
+        status = FEDMOTE_ERR_SLOT_IO;
+        if ((has_room(client, KEY_RECORD) || change_region(client)) && has_room(client, KEY_RECORD) &&
+            append_key(client, secret, origin)) {
+            client->identity.key = base_of(client, log->region) + log->tail - KEY_RECORD + HEAD;
+            return true;
+        }
+    }
+    fedmote_client_note(client, FEDMOTE_EVENT_JOURNAL_LOST, status);
+    return false;
+}
+
+const struct fedmote_journal fedmote_flash_journal = {
+    .open = open, .find = find, .work = work, .drop = drop, .keep_key = keep_key};

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * What outlives a reset (protocol/SPEC.md, section 10): the number of the boot, and an update that is finished and not
- * yet acknowledged. The client knows this struct alone: a port that names no journal links nothing of journal.c.
+ * What outlives a reset (protocol/SPEC.md, section 10): the number of the boot, an update that is finished and not yet
+ * acknowledged, and a key that took the place of the identity's. The client knows this struct alone: a port that names
+ * no journal links nothing of journal.c.
  */
 #ifndef FEDMOTE_JOURNAL_H
 #define FEDMOTE_JOURNAL_H
@@ -22,7 +23,8 @@ struct fedmote_log {
 #define FEDMOTE_LOG_BEGIN 1U
 
 struct fedmote_journal {
-    /* Finds the newest region, and counts this boot: line.boot and line.is_boot_counted. */
+    /* Finds the newest region, and counts this boot: line.boot and line.is_boot_counted. A key that was kept becomes
+     * identity.key. */
     void (*open)(struct fedmote_client *client);
     /* Whether an update that answers the plan is there: it is offered then, as it was before the reset. */
     bool (*find)(struct fedmote_client *client);
@@ -30,6 +32,8 @@ struct fedmote_journal {
     bool (*work)(struct fedmote_client *client);
     /* The update need not be kept any longer. */
     void (*drop)(struct fedmote_client *client);
+    /* Keeps a key of 32 bytes in RAM, which becomes identity.key. False: it is not kept, and the old one stays. */
+    bool (*keep_key)(struct fedmote_client *client, const uint8_t *secret);
 };
 
 #endif

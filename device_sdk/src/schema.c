@@ -72,6 +72,7 @@ const struct fedmote_field_rule fedmote_field_rules[FEDMOTE_FIELDS_END] = {
     {FEDMOTE_TYPE_UINT, 0U, 4294967295U}, /* 64 serial */
     {FEDMOTE_TYPE_UINT, 0U, 4294967295U}, /* 65 operators */
     {FEDMOTE_TYPE_BYTES, 64U, 64U}, /* 66 signature */
+    {FEDMOTE_TYPE_BYTES, 32U, 32U}, /* 67 secret */
 };
 
 const struct fedmote_kind_rule fedmote_kind_rules[FEDMOTE_KINDS_END] = {
@@ -86,6 +87,7 @@ const struct fedmote_kind_rule fedmote_kind_rules[FEDMOTE_KINDS_END] = {
     {{0x000000C2U, 0x00000000U, 0x00000000U}, {0x000000C2U, 0x00000000U, 0x00000000U}}, /* 8 ack */
     {{0x000001C2U, 0x00200000U, 0x00000000U}, {0x00000100U, 0x00000000U, 0x00000000U}}, /* 9 refuse */
     {{0x00008000U, 0x00400000U, 0x00000000U}, {0x00008000U, 0x00400000U, 0x00000000U}}, /* 10 state */
+    {{0x00000000U, 0x00000000U, 0x00000008U}, {0x00000000U, 0x00000000U, 0x00000008U}}, /* 11 rekey */
 };
 
 const char *const fedmote_kind_names[FEDMOTE_KINDS_END] = {
@@ -100,4 +102,5 @@ const char *const fedmote_kind_names[FEDMOTE_KINDS_END] = {
     "ack",
     "refuse",
     "state",
+    "rekey",
 };

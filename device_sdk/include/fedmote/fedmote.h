@@ -92,7 +92,8 @@ enum fedmote_event {
     FEDMOTE_EVENT_CACHE_LOST,  /* status, negative: the cache region failed; what it does not hold is encoded again */
     FEDMOTE_EVENT_DIFFERENCE_LOST, /* status, negative: it makes no package here; the whole one is fetched */
     FEDMOTE_EVENT_REVERTED,     /* trials so far: a package on trial gave way to the one before it, at fedmote_init() */
-    FEDMOTE_EVENT_JOURNAL_LOST, /* status, negative: this boot, or this update, is not in the journal */
+    FEDMOTE_EVENT_JOURNAL_LOST, /* status, negative: this boot, this update or this key is not in the journal */
+    FEDMOTE_EVENT_REKEYED,      /* 0: a key of the coordinator is in the journal, and used from now on */
 };
 
 /* A picture of the device, filled by fedmote_status(). */

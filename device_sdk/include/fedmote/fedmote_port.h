@@ -33,6 +33,8 @@ extern const struct fedmote_journal fedmote_flash_journal;
 /* What seals and opens messages; where none names it, it is not linked and messages prove nothing (src/seal.c). */
 struct fedmote_sealing;
 extern const struct fedmote_sealing fedmote_message_sealing;
+/* The same, and takes keys that the coordinator renews: one-time tokens become lasting keys (src/rekey.c). */
+extern const struct fedmote_sealing fedmote_renewable_sealing;
 
 /* What checks who signed a package before it is fetched; where none names it, it is not linked (src/signature.c). */
 struct fedmote_signing;
@@ -111,17 +113,17 @@ struct fedmote_port {
      * both, nor to a slot. Erased bytes, writes and errors as of a slot: writes start and end at multiples of 8, each
      * byte at most once between erases, from RAM. fedmote_init() writes 16 bytes, and erases a region where the other
      * one is full; a round writes its update, and erases where it finds no room. Larger regions wear less. An update
-     * takes up to 490 bytes of a region and 4 for each parameter of the head, room for boots included; one that does
-     * not fit is skipped (FEDMOTE_EVENT_JOURNAL_LOST). */
+     * takes up to 490 bytes of a region and 4 for each parameter of the head, room for boots included, and 72 more
+     * where a key was renewed; one that does not fit is skipped (FEDMOTE_EVENT_JOURNAL_LOST). */
     const struct fedmote_journal *journal;
     uint32_t journal_bytes;
     const uint8_t *(*journal_base)(void *context, uint32_t region);
     int32_t (*journal_erase)(void *context, uint32_t region);
     int32_t (*journal_write)(void *context, uint32_t region, uint32_t offset, const uint8_t *bytes, uint32_t size);
 
-    /* Optional, for devices whose identity has keys: &fedmote_message_sealing with the functions for it, or NULL. Such
-     * a device needs the journal as well: its boots are counted there, and no number may come twice under one key.
-     * Whoever erases a journal gives the device new keys. */
+    /* Optional, for devices whose identity has keys: &fedmote_message_sealing or &fedmote_renewable_sealing with the
+     * functions for it, or NULL. Such a device needs the journal as well: its boots are counted there, and no number
+     * may come twice under one key. Whoever erases a journal gives the device new keys. */
     const struct fedmote_sealing *sealing;
     const struct fedmote_crypto *crypto;
 

@@ -73,6 +73,8 @@ enum fedmote_status {
     FEDMOTE_ERR_NOT_EXPECTED = -55,
     FEDMOTE_ERR_DUPLICATE = -56,
     FEDMOTE_ERR_CRC = -57,
+    FEDMOTE_ERR_TOKEN_USED = -58,
+    FEDMOTE_ERR_TOKEN_EXPIRED = -59,
     FEDMOTE_ERR_ARGUMENT = -60,
     FEDMOTE_ERR_STATE = -61,
 };
@@ -153,6 +155,7 @@ enum fedmote_kind {
     FEDMOTE_KIND_ACK = 8,
     FEDMOTE_KIND_REFUSE = 9,
     FEDMOTE_KIND_STATE = 10,
+    FEDMOTE_KIND_REKEY = 11,
 };
 
 /* Keys of the fields; every key has one type in all messages. */
@@ -223,7 +226,8 @@ enum fedmote_field {
     FEDMOTE_FIELD_SERIAL = 64,
     FEDMOTE_FIELD_OPERATORS = 65,
     FEDMOTE_FIELD_SIGNATURE = 66,
-    FEDMOTE_FIELDS_END = 67, /* one more than the highest key */
+    FEDMOTE_FIELD_SECRET = 67,
+    FEDMOTE_FIELDS_END = 68, /* one more than the highest key */
 };
 
 #define FEDMOTE_FIELD_WORDS 3 /* a bit for each field */
@@ -243,7 +247,7 @@ struct fedmote_kind_rule {
     uint32_t required[FEDMOTE_FIELD_WORDS];
 };
 
-#define FEDMOTE_KINDS_END 11
+#define FEDMOTE_KINDS_END 12
 
 extern const struct fedmote_field_rule fedmote_field_rules[FEDMOTE_FIELDS_END];
 extern const struct fedmote_kind_rule fedmote_kind_rules[FEDMOTE_KINDS_END];

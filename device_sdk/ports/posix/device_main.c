@@ -54,6 +54,7 @@ struct board {
     struct cache cache;
     struct samples_region samples;
     uint32_t clock_offset_ms;
+    bool is_telling;
 };
 
 static uint32_t port_now_ms(void *context) { return posix_now_ms() + ((struct board *)context)->clock_offset_ms; }
@@ -110,11 +111,24 @@ static int32_t port_cache_write(void *context, uint32_t offset, const uint8_t *b
     return cache_write(&((struct board *)context)->cache, offset, bytes, size);
 }
 
+static bool complain(const char *path, const char *reason) {
+    (void)fprintf(stderr, "fedmote-device: %s: %s\n", path, reason);
+    return false;
+}
+
 static void port_event(void *context, int32_t event, int32_t value) {
+    const struct board *board = context;
+    if (event == (int32_t)FEDMOTE_EVENT_REKEYED && !flash_sync(&board->flash)) { /* the key, before it seals anything */
+        (void)complain("--flash", strerror(errno));
+        exit(EXIT_BOARD);
+    }
+    if (!board->is_telling) {
+        return;
+    }
     (void)fprintf(stderr, "%d %d\n", (int)event, (int)value);
     if (event == (int32_t)FEDMOTE_EVENT_ERROR && value == FEDMOTE_ERR_ARENA) {
         struct fedmote_info info;
-        fedmote_status(((const struct board *)context)->device, &info);
+        fedmote_status(board->device, &info);
         (void)fprintf(stderr, "the package needs an arena of %u bytes, %u are there\n", (unsigned)info.arena_required,
                       (unsigned)info.arena_bytes);
     }
@@ -179,11 +193,6 @@ static bool parse(struct options *options, int count, char **arguments) {
         return false;
     }
     return true;
-}
-
-static bool complain(const char *path, const char *reason) {
-    (void)fprintf(stderr, "fedmote-device: %s: %s\n", path, reason);
-    return false;
 }
 
 /* A status has its name in fedmote_schema.h. */
@@ -322,7 +331,7 @@ int main(int count, char **arguments) {
         .slot_erase = port_slot_erase,
         .slot_write = port_slot_write,
         .hash = FEDMOTE_PORT_HASH,
-        .event = options.is_telling ? port_event : NULL,
+        .event = port_event,
         .operators = operators,
         .arithmetic = &FEDMOTE_BOARD_ARITHMETIC,
         .cache = has_cache ? &fedmote_cache_region : NULL,
@@ -336,7 +345,7 @@ int main(int count, char **arguments) {
         .journal_base = port_journal_base,
         .journal_erase = port_journal_erase,
         .journal_write = port_journal_write,
-        .sealing = &fedmote_message_sealing,
+        .sealing = &fedmote_renewable_sealing,
         .crypto = FEDMOTE_PORT_CRYPTO,
         .signing = FEDMOTE_PORT_SIGNING,
         .verify = FEDMOTE_PORT_VERIFY,
@@ -348,6 +357,7 @@ int main(int count, char **arguments) {
         return EXIT_USAGE;
     }
     board.device = &device;
+    board.is_telling = options.is_telling;
     const int32_t status = fedmote_init(&device, &port, &identity, arena, arena_bytes);
     if (status == FEDMOTE_ERR_ARENA) {
         (void)fprintf(stderr, "fedmote-device: an arena of %u bytes; the link alone needs %u\n", (unsigned)arena_bytes,

@@ -133,5 +133,5 @@ const struct fedmote_port board_port = {
     .journal_base = journal_base,
     .journal_erase = journal_erase,
     .journal_write = journal_write,
-    .sealing = NULL, /* &fedmote_message_sealing with .crypto and a journal: for devices whose identity has keys */
+    .sealing = NULL, /* &fedmote_renewable_sealing with .crypto and a journal: for devices whose identity has keys */
 };

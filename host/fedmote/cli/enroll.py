@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import os
-from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+import re
+from argparse import ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,15 +27,21 @@ EXAMPLES = """examples:
   fedmote enroll add device-2 --role device --cell desk           its credentials file, account and access list
   fedmote enroll add device-3 --role device --cell desk --identity-image device-3.bin --board stm32f405 --link mqtt
                                                                   and the identity region that is flashed into a board
+  fedmote enroll token device-4 --role device --cell desk --expires 24h --identity-image device-4.bin
+                                                                  an image for a technician: its key is good for one board,
+                                                                  which gets a lasting one from the coordinator
   fedmote enroll list --json                                      who belongs to the fleet; no keys
   fedmote enroll rotate device-2                                  new keys; the old ones are refused at once
+  fedmote enroll rotate device-2 --over-the-air                   another key by the coordinator, nothing is flashed
   fedmote enroll revoke device-2                                  puts it out; a running coordinator and broker follow
   fedmote enroll export fleet.json                                a backup, with keys: as secret as the fleet
 
 Files with secrets have mode 0600. They are named on stdout, never shown. Hand them over, then remove them here.
 """
 
-_COLUMNS = ("id", "role", "cell", "state", "key version", "added", "changed")
+_COLUMNS = ("id", "role", "cell", "state", "key version", "key", "added", "changed")
+_DURATION = re.compile(r"([1-9]\d{0,5})([smhd])")
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _ROLES = {role.name.lower(): role for role in Role}
 
 
@@ -51,9 +58,10 @@ class _Fleet:
 def add_arguments(parser: ArgumentParser) -> None:
     """Declare the verb's arguments."""
     style: dict[str, Any] = {"epilog": EXAMPLES, "formatter_class": RawDescriptionHelpFormatter}
-    verbs = parser.add_subparsers(dest="what", required=True, metavar="add|list|rotate|revoke|export|import")
+    verbs = parser.add_subparsers(dest="what", required=True, metavar="add|token|list|rotate|revoke|export|import")
     words = {
         "add": "let a participant in",
+        "token": "let a device in with a one-time token, in whose place the coordinator gives it a lasting key",
         "list": "who belongs to the fleet",
         "rotate": "new keys and a new password; the old ones are refused at once",
         "revoke": "put a participant out",
@@ -61,14 +69,21 @@ def add_arguments(parser: ArgumentParser) -> None:
         "import": "read that file into an empty registry",
     }
     made = {name: verbs.add_parser(name, help=text, **style) for name, text in words.items()}
-    for name in ("add", "rotate", "revoke"):
+    for name in ("add", "token", "rotate", "revoke"):
         made[name].add_argument("id", metavar="ID")
     for name in ("export", "import"):
         made[name].add_argument("file", type=Path, metavar="FILE.json")
-    made["add"].add_argument("--role", required=True, choices=sorted(_ROLES))
-    made["add"].add_argument("--cell", required=True, metavar="NAME")
-    made["add"].add_argument("--again", action="store_true", help="admit one that was revoked, with new keys")
-    for name in ("add", "rotate"):
+    for name in ("add", "token"):
+        made[name].add_argument("--role", required=True, choices=sorted(_ROLES))
+        made[name].add_argument("--cell", required=True, metavar="NAME")
+        made[name].add_argument("--again", action="store_true", help="admit one that was revoked, with new keys")
+    made["token"].add_argument(
+        "--expires", type=_duration, default=86400, metavar="TIME", help="of the token: 30m, 24h, 7d (default: 24h)"
+    )
+    made["rotate"].add_argument(
+        "--over-the-air", action="store_true", help="another key by the coordinator; password, PSK and cell key stay"
+    )
+    for name in ("add", "token", "rotate"):
         made[name].add_argument(
             "--identity-image", type=Path, metavar="FILE", help="also write the identity region that is flashed into a board"
         )
@@ -87,7 +102,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(options: Namespace) -> int:
     """Change the fleet, or say who is in it."""
     fleet = _fleet(options.config)
-    with Registry.open(fleet.registry, is_made=options.what in ("add", "import")) as registry:
+    with Registry.open(fleet.registry, is_made=options.what in ("add", "token", "import")) as registry:
         enrolment = Enrolment(registry, fleet.site, fleet.broker, verify_key=fleet.verify_key)
         if options.what == "list":
             _list(registry, options.json)
@@ -112,6 +127,13 @@ def _fleet(path: Path) -> _Fleet:
 
 
 def _change(enrolment: Enrolment, options: Namespace, is_signing: bool) -> None:
+    if options.what == "token" and options.role != "device":
+        raise ConfigError(
+            f"--role {options.role}: tokens are for devices, whose keys are flashed; `fedmote enroll add {options.id} "
+            "--role partner` writes the file with a partner's key"
+        )
+    if options.what == "rotate" and options.over_the_air and options.identity_image is not None:
+        raise ConfigError("--over-the-air: nothing is flashed, so --identity-image has no use with it")
     board = _board(options)
     if board is not None and is_signing and not board.is_checking_signatures:
         raise ConfigError(
@@ -120,6 +142,10 @@ def _change(enrolment: Enrolment, options: Namespace, is_signing: bool) -> None:
         )
     if options.what == "add":
         done = enrolment.add(options.id, _ROLES[options.role], options.cell, is_again=options.again)
+    elif options.what == "token":
+        done = enrolment.add_with_token(options.id, options.cell, options.expires, is_again=options.again)
+    elif options.what == "rotate" and options.over_the_air:
+        done = enrolment.rotate_over_the_air(options.id)
     elif options.what == "rotate":
         done = enrolment.rotate(options.id)
     else:
@@ -130,6 +156,14 @@ def _change(enrolment: Enrolment, options: Namespace, is_signing: bool) -> None:
         write_private(options.identity_image, credentials_region(credentials, options.link, options.send_samples))
         files.append(options.identity_image)
     _print(done, files, board, options.json)
+
+
+def _duration(text: str) -> int:
+    """Seconds of "90s", "30m", "24h" or "7d"."""
+    found = _DURATION.fullmatch(text)
+    if found is None:
+        raise ArgumentTypeError(f"{text!r}: a number and s, m, h or d are expected, such as 24h")
+    return int(found[1]) * _SECONDS[found[2]]
 
 
 def _board(options: Namespace) -> Board | None:

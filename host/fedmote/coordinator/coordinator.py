@@ -298,6 +298,8 @@ class Coordinator:
             return
         revoked, refusals = security.news(now)
         self._note_refusals(run, refusals)
+        for line in security.complaints(refusals):
+            self._talk(line)
         for who in revoked:
             self._talk(f"{who}: its key was revoked")
             for transport in self._transports:
@@ -342,6 +344,11 @@ class Coordinator:
         complaint = _hello_complaint(run, who, hello)
         if complaint is not None:
             await run.refuse_stranger(who, *complaint)
+            return
+        if self._security is not None and (rekey := self._security.offer(who, hello["boot"], self._clock())) is not None:
+            await run.exchange.send(who, rekey)
+            if self._security.is_not_taken(who):
+                self._talk(f"{who}: does not take its new key: does its firmware name fedmote_renewable_sealing?")
             return
         base = hello.get("model_hash") if hello.get("difference_format") == FORMAT else None
         run.exchange.knows(who, hello["board"], hello["max_body"], base)

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Literal
 
@@ -86,12 +87,27 @@ class Enrolment:
         Raises:
             ConfigError: a name breaks the rules or is taken, the cell has a partner already, or files cannot be written.
         """
-        if id == self._coordinator:
-            raise ConfigError(f"{id} is the coordinator's own name at the broker")
-        if self._has_broker and not self.files.directory.is_dir():
-            raise ConfigError(f"{self.files.directory}: there are no broker files; `fedmote broker init` makes them")
+        self._check(id)
         self.registry.add(id, role, cell, is_again=is_again)
         return self._issue(id)
+
+    def add_with_token(self, id: str, cell: str, token_s: float, *, is_again: bool = False) -> Done:
+        """Admit a device as `add` does, but its key is a one-time token: the coordinator gives it a lasting one.
+
+        Args:
+            id: of the device.
+            cell: name of its cell.
+            token_s: so many seconds the token is valid.
+            is_again: a revoked one may come back.
+
+        Raises:
+            ConfigError: see `add`.
+        """
+        self._check(id)
+        self.registry.add(id, Role.DEVICE, cell, is_again=is_again, token_s=token_s)
+        done = self._issue(id)
+        note = f"its key is a token, for one board: the coordinator gives it a lasting key at its first hello, {_within(token_s)}"
+        return replace(done, notes=(note, *done.notes))
 
     def add_cells(self, cells: Iterable[CellConfig]) -> None:
         """Admit everybody of some cells; see `add`."""
@@ -107,6 +123,16 @@ class Enrolment:
         """
         self.registry.rotate(id)
         return self._issue(id)
+
+    def rotate_over_the_air(self, id: str) -> Done:
+        """Let the coordinator give a device a new key; password, PSK and cell key stay, and no file is written.
+
+        Raises:
+            ConfigError: unknown, revoked, a partner, or it has a token that was not used yet.
+        """
+        self.registry.rotate_over_the_air(id)
+        note = f"{id} gets its new key at its next hello; the old one is valid until it has spoken under the new one"
+        return Done(self._entry(id), notes=(note,))
 
     def revoke(self, id: str) -> Done:
         """Put a participant out; once more does no harm.
@@ -142,6 +168,13 @@ class Enrolment:
         revoked = [entry.id for entry in self.registry.entries() if entry.state == "revoked"]
         write_private(self.files.acl, access_list(self._site, cells, self._coordinator, revoked))
         return "told" if ask_to_reload(self.files) else "not running here"
+
+    def _check(self, id: str) -> None:
+        """ConfigError where nobody of this name can be let in here."""
+        if id == self._coordinator:
+            raise ConfigError(f"{id} is the coordinator's own name at the broker")
+        if self._has_broker and not self.files.directory.is_dir():
+            raise ConfigError(f"{self.files.directory}: there are no broker files; `fedmote broker init` makes them")
 
     def _issue(self, id: str) -> Done:
         """Credentials for the key that the registry has now."""
@@ -222,3 +255,7 @@ class Enrolment:
         key = self.registry.key(id)
         assert key is not None  # of an active one
         return key
+
+
+def _within(token_s: float) -> str:
+    return f"within {timedelta(seconds=token_s)}"

@@ -8,8 +8,12 @@ while `fedmote enroll` changes it in another process: every change is one transa
 The registry holds the key that a participant shares with the coordinator. The cell key, which a device shares with its own
 partner, never gets here. A revoked participant's key is wiped, not only marked.
 
-Times are for people. No decision is made from them, with one exception that errs on the safe side: an epoch is at least the Unix
-time, so that a registry that was lost and made anew does not give an epoch a second time.
+A key that is being replaced stays valid until its owner has spoken under the next one: a one-time token, with which a device is
+let in, and a key that is rotated over the air. The next key is made, and durable, before it is said; once it has taken the place
+of a token, the token is kept to tell a second board that shows it.
+
+Times are for people. No decision is made from them, with two exceptions: tokens expire; and, on the safe side, an epoch is at
+least the Unix time, so that a registry that was lost and made anew does not give an epoch a second time.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ import os
 import secrets
 import sqlite3
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,6 +35,7 @@ from fedmote.errors import ConfigError, StoreError
 from fedmote.fleet.schema import SCRIPTS
 from fedmote.private_files import FILE_MODE, make_private_directory, refuse_shared
 from fedmote.wire.schema import Role
+from fedmote.wire.seal import Renewal
 
 FILE_NAME = "registry.sqlite"
 KEY_BYTES = 32
@@ -38,7 +43,11 @@ MAX_EPOCH = 2**32 - 1
 _BUSY_TIMEOUT_S = 10.0
 _COLUMNS = ("id", "role", "cell", "state", "key", "key_version", "added_at", "changed_at")  # in the table's order
 
+_RENEWAL_COLUMNS = ("id", "state", "other", "boot", "expires_at")
+_BLOBS = ("key", "other")  # columns that are hexadecimal in a dump
+
 State = Literal["active", "revoked"]
+KeyState = Literal["lasting", "token", "token expired", "rotating", "none"]
 
 
 @dataclass(frozen=True)
@@ -51,6 +60,8 @@ class Entry:
         cell: name of its cell.
         state: "active" or "revoked".
         key_version: 1 for the first key; each new one counts on.
+        key_state: "token" or "token expired" until the device has its lasting key, "rotating" until it has the next one over
+            the air, "none" of a revoked one.
         added_at, changed_at: UTC, for people.
     """
 
@@ -59,6 +70,7 @@ class Entry:
     cell: str
     state: State
     key_version: int
+    key_state: KeyState
     added_at: str
     changed_at: str
 
@@ -75,6 +87,7 @@ class Registry(Database):
         self._clock = clock
         self._entries: dict[str, Entry] = {}
         self._keys: dict[str, bytes] = {}
+        self._renewals: dict[str, tuple[str, bytes | None, int | None, int | None]] = {}
         self._data_version = -1
         self._load()
         self._told = self._standing()
@@ -122,6 +135,14 @@ class Registry(Database):
         """Whether a participant's key was taken away; False for strangers, who have none."""
         entry = self._entries.get(id)
         return entry is not None and entry.state == "revoked"
+
+    def renewal(self, id: str) -> Renewal | None:
+        """How the key of a participant is being replaced, or that it took the place of a token; None: neither."""
+        row = self._renewals.get(id)
+        if row is None:
+            return None
+        state, other, boot, expires_at = row
+        return Renewal(other, state != "rotation", state == "used", self._is_over(expires_at), boot)
 
     def entries(self) -> list[Entry]:
         """Everybody, revoked ones too, by id."""
@@ -178,9 +199,56 @@ class Registry(Database):
         (last,) = self._one("SELECT value FROM epoch") or (0,)
         return int(last)
 
+    # ---- what the coordinator does with a key that is being replaced ------------------------------------------------
+
+    def next_key(self, id: str, boot: int) -> bytes | None:
+        """The 32 bytes that take the place of a participant's key: made at the first call, durable, and then the same.
+
+        Args:
+            id: of a participant.
+            boot: of the board that asks; kept at the first call.
+
+        Returns:
+            The key; None where there is nothing to replace, or not any more.
+
+        Raises:
+            StoreError: it cannot be written.
+        """
+        with self._transaction():
+            self._write(
+                "UPDATE renewal SET other = ?, boot = ? WHERE id = ? AND state != 'used' AND other IS NULL",
+                *(secrets.token_bytes(KEY_BYTES), boot, id),
+            )
+        self._load()
+        renewal = self.renewal(id)
+        return None if renewal is None or renewal.is_used else renewal.other
+
+    def renewed(self, id: str) -> None:
+        """A participant spoke under its next key: that is its key now. Of a token is kept that it was used.
+
+        Raises:
+            StoreError: it cannot be written.
+        """
+        with self._transaction():
+            row = self._one("SELECT state, other FROM renewal WHERE id = ?", id)
+            if row is not None and row[0] != "used" and row[1] is not None:
+                if row[0] == "token":
+                    self._write(
+                        "UPDATE renewal SET state = 'used', expires_at = NULL, "
+                        "other = (SELECT key FROM participant WHERE participant.id = renewal.id) WHERE id = ?",
+                        id,
+                    )
+                else:
+                    self._write("DELETE FROM renewal WHERE id = ?", id)
+                self._write(
+                    "UPDATE participant SET key = ?, key_version = key_version + 1, changed_at = ? WHERE id = ?",
+                    *(row[1], self._now(), id),
+                )
+        self._load()
+
     # ---- what `fedmote enroll` does: one transaction each --------------------------------------------------------------
 
-    def add(self, id: str, role: Role, cell: str, *, is_again: bool = False) -> bytes:
+    def add(self, id: str, role: Role, cell: str, *, is_again: bool = False, token_s: float | None = None) -> bytes:
         """Admit a participant with a new key.
 
         Args:
@@ -188,6 +256,7 @@ class Registry(Database):
             role: device or partner.
             cell: name of its cell.
             is_again: a revoked one may come back, with a new key.
+            token_s: the key is a one-time token, which is valid for so many seconds; None: it lasts.
 
         Returns:
             The key.
@@ -212,6 +281,9 @@ class Registry(Database):
                 "key_version = excluded.key_version, changed_at = excluded.changed_at",
                 *(id, int(role), cell, key, 1 if row is None else row[1] + 1, now, now),
             )
+            self._write("DELETE FROM renewal WHERE id = ?", id)
+            if token_s is not None:
+                self._write("INSERT INTO renewal VALUES (?, 'token', NULL, NULL, ?)", id, int(self._clock() + token_s))
         self._load()
         return key
 
@@ -230,8 +302,28 @@ class Registry(Database):
             self._write(
                 "UPDATE participant SET key = ?, key_version = key_version + 1, changed_at = ? WHERE id = ?", key, self._now(), id
             )
+            self._write("DELETE FROM renewal WHERE id = ?", id)
         self._load()
         return key
+
+    def rotate_over_the_air(self, id: str) -> None:
+        """The coordinator shall give a device another key; the old one is valid until the device speaks under it.
+
+        Raises:
+            ConfigError: unknown, revoked, a partner, or a device that has not used its token.
+        """
+        with self._transaction():
+            self._require_active(id)
+            if (row := self._one("SELECT role FROM participant WHERE id = ?", id)) is None or row[0] != Role.DEVICE:
+                raise ConfigError(f"{id} is a partner: its key is in a file; `fedmote enroll rotate {id}` makes it anew")
+            if self._one("SELECT 1 FROM renewal WHERE id = ? AND state = 'token'", id) is not None:
+                raise ConfigError(f"{id} has a token that was not used yet; `fedmote enroll rotate {id}` gives it a lasting key")
+            self._write(
+                "INSERT INTO renewal VALUES (?, 'rotation', NULL, NULL, NULL) ON CONFLICT (id) DO UPDATE SET "
+                "state = 'rotation', other = NULL, boot = NULL WHERE state = 'used'",
+                id,
+            )
+        self._load()
 
     def revoke(self, id: str) -> None:
         """Take a participant's key away.
@@ -242,16 +334,20 @@ class Registry(Database):
         with self._transaction():
             self._require_active(id)
             self._write("UPDATE participant SET key = NULL, state = 'revoked', changed_at = ? WHERE id = ?", self._now(), id)
+            self._write("DELETE FROM renewal WHERE id = ?", id)
         self._load()
 
     def dump(self) -> dict[str, Any]:
-        """Everything as JSON's types: "epoch" and "participants", keys in hexadecimal. As secret as the file itself."""
+        """Everything as JSON's types: "epoch", "participants" and "renewals", keys in hexadecimal. As secret as the file."""
         (epoch,) = self._one("SELECT value FROM epoch") or (0,)
-        rows = self._all(f"SELECT {', '.join(_COLUMNS)} FROM participant ORDER BY id")
-        participants = [dict(zip(_COLUMNS, row, strict=True)) for row in rows]
-        for one in participants:
-            one["key"] = None if one["key"] is None else one["key"].hex()
-        return {"epoch": epoch, "participants": participants}
+        tables = {"participants": ("participant", _COLUMNS), "renewals": ("renewal", _RENEWAL_COLUMNS)}
+        return {"epoch": epoch} | {
+            name: [
+                {column: value.hex() if isinstance(value, bytes) else value for column, value in zip(columns, row, strict=True)}
+                for row in self._all(f"SELECT {', '.join(columns)} FROM {table} ORDER BY id")
+            ]
+            for name, (table, columns) in tables.items()
+        }
 
     def restore(self, content: Mapping[str, Any], source: str) -> None:
         """Take in what `dump` gave; all of it or nothing.
@@ -264,10 +360,8 @@ class Registry(Database):
             ConfigError: somebody is registered here already, or the content is none.
         """
         try:
-            rows: list[list[Any]] = [
-                [bytes.fromhex(one[name]) if name == "key" and one[name] is not None else one[name] for name in _COLUMNS]
-                for one in content["participants"]
-            ]
+            rows = _rows(content["participants"], _COLUMNS)
+            renewals = _rows(content.get("renewals", []), _RENEWAL_COLUMNS)  # a backup of fedmote before tokens has none
             for row in rows:
                 require_identifier("id", row[0])
                 require_identifier("cell", row[2])
@@ -283,6 +377,8 @@ class Registry(Database):
             try:
                 for row in rows:
                     self._write(f"INSERT INTO participant VALUES ({', '.join('?' * len(_COLUMNS))})", *row)
+                for row in renewals:
+                    self._write(f"INSERT INTO renewal VALUES ({', '.join('?' * len(_RENEWAL_COLUMNS))})", *row)
             except sqlite3.IntegrityError as error:
                 raise ConfigError(f"{source}: participants: an entry breaks a rule of the registry ({error})") from error
             (last,) = self._one("SELECT value FROM epoch") or (0,)
@@ -300,6 +396,19 @@ class Registry(Database):
         row = self._one("SELECT id FROM participant WHERE cell = ? AND role = ? AND state = 'active'", cell, int(Role.PARTNER))
         return None if row is None else str(row[0])
 
+    def _is_over(self, expires_at: int | None) -> bool:
+        return expires_at is not None and self._clock() >= expires_at
+
+    def _key_state(self, id: str, state: str) -> KeyState:
+        row = self._renewals.get(id)
+        if state == "revoked":
+            return "none"
+        if row is None or row[0] == "used":
+            return "lasting"
+        if row[0] == "rotation":
+            return "rotating"
+        return "token expired" if self._is_over(row[3]) else "token"
+
     def _now(self) -> str:
         return datetime.fromtimestamp(self._clock(), UTC).isoformat(timespec="seconds")
 
@@ -310,11 +419,23 @@ class Registry(Database):
         with database_errors(self.path):
             (self._data_version,) = self._connection.execute("PRAGMA data_version").fetchone()
         rows = self._all("SELECT id, role, cell, state, key_version, added_at, changed_at, key FROM participant")
-        self._entries = {row[0]: Entry(row[0], Role(row[1]), row[2], cast(State, row[3]), row[4], row[5], row[6]) for row in rows}
+        self._renewals = {row[0]: row[1:] for row in self._all(f"SELECT {', '.join(_RENEWAL_COLUMNS)} FROM renewal")}
+        self._entries = {
+            id: Entry(id, Role(role), cell, cast(State, state), version, self._key_state(id, state), added_at, changed_at)
+            for id, role, cell, state, version, added_at, changed_at, _ in rows
+        }
         self._keys = {row[0]: bytes(row[7]) for row in rows if row[3] == "active"}
 
     def _standing(self) -> dict[str, tuple[State, int]]:
         return {id: (entry.state, entry.key_version) for id, entry in self._entries.items()}
+
+
+def _rows(entries: Iterable[Mapping[str, Any]], columns: tuple[str, ...]) -> list[list[Any]]:
+    """Rows of a table from a dump."""
+    return [
+        [bytes.fromhex(one[name]) if name in _BLOBS and one[name] is not None else one[name] for name in columns]
+        for one in entries
+    ]
 
 
 def _make(path: Path) -> None:

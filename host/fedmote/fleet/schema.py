@@ -20,5 +20,16 @@ CREATE TABLE epoch (
 );
 """
 
+VERSION_2 = """
+CREATE TABLE renewal (
+    id TEXT PRIMARY KEY REFERENCES participant (id),
+    state TEXT NOT NULL CHECK (state IN ('token', 'rotation', 'used')),  -- used: a token that the key has taken the place of
+    other BLOB CHECK (other IS NULL OR length(other) = 32),              -- the next key, once it is made; or the used token
+    boot INTEGER,                                                        -- of the board it was made for
+    expires_at INTEGER,                                                  -- of a token: Unix time
+    CHECK (state != 'used' OR other IS NOT NULL)
+);
+"""
+
 # Script of version n at index n - 1.
-SCRIPTS = (VERSION_1,)
+SCRIPTS = (VERSION_1, VERSION_2)

@@ -79,6 +79,8 @@ class Status(IntEnum):
     NOT_EXPECTED = 55
     DUPLICATE = 56
     CRC = 57
+    TOKEN_USED = 58
+    TOKEN_EXPIRED = 59
     ARGUMENT = 60
     STATE = 61
 
@@ -179,6 +181,7 @@ class Kind(IntEnum):
     ACK = 8
     REFUSE = 9
     STATE = 10
+    REKEY = 11
 
 
 @dataclass(frozen=True)
@@ -257,6 +260,7 @@ BytesField = Literal[
     "run",
     "model_hash",
     "signature",
+    "secret",
 ]
 TextField = Literal[
     "device",
@@ -332,6 +336,7 @@ FIELDS: Final[dict[str, FieldRule]] = {
     "serial": FieldRule(64, int, 0, 4294967295),
     "operators": FieldRule(65, int, 0, 4294967295),
     "signature": FieldRule(66, bytes, 64, 64),
+    "secret": FieldRule(67, bytes, 32, 32),
 }
 
 # Fields of a kind, True where the field is required.
@@ -444,5 +449,8 @@ MESSAGES: Final[dict[Kind, dict[str, bool]]] = {
     Kind.STATE: {
         "boot": True,
         "is_online": True,
+    },
+    Kind.REKEY: {
+        "secret": True,
     },
 }

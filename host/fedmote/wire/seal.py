@@ -39,6 +39,9 @@ CHALLENGE_BURST: Final = 8
 CHALLENGES_PER_S: Final = 10.0
 # Older boots of a peer in this epoch that are remembered, to tell a second board from a late message.
 _MAX_OLD_BOOTS: Final = 8
+# Boots between a board's first word under a one-time token and the present one. A new journal begins at random below 2^24, so
+# that another board with the same token is that near in one case of 2,000.
+TOKEN_BOOTS: Final = 4096
 _STRANGER = "others"  # in counts, for ids without a key: whoever invents ids must not grow a table
 
 
@@ -49,6 +52,25 @@ class Way(IntEnum):
     DOWN = 1
 
 
+@dataclass(frozen=True)
+class Renewal:
+    """A key that takes the place of another one, or has taken it.
+
+    Attributes:
+        other: 32 bytes: the next key, None where it is not made yet; where `is_used`, the token that it took the place of.
+        is_token: the key whose place is taken is a one-time token.
+        is_used: the next key has taken its place.
+        is_expired: the time of the token is over.
+        boot: of the board that the next key was made for; None where it is not made yet.
+    """
+
+    other: bytes | None = field(repr=False)
+    is_token: bool = True
+    is_used: bool = False
+    is_expired: bool = False
+    boot: int | None = None
+
+
 class Keys(Protocol):
     """Who has which key."""
 
@@ -57,6 +79,12 @@ class Keys(Protocol):
 
     def is_revoked(self, id: str) -> bool:
         """Was its key withdrawn?"""
+
+    def renewal(self, id: str) -> Renewal | None:
+        """How its key is being replaced; None where it is not."""
+
+    def renewed(self, id: str) -> None:
+        """It has spoken under its next key, which is its key from now on."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +100,13 @@ class FixedKeys:
     def is_revoked(self, id: str) -> bool:
         """See `Keys`."""
         return False
+
+    def renewal(self, id: str) -> Renewal | None:
+        """See `Keys`."""
+        return None
+
+    def renewed(self, id: str) -> None:
+        """See `Keys`."""
 
 
 @dataclass(frozen=True)
@@ -290,12 +325,22 @@ class EpochEnd:
             status = Status.REVOKED if self._keys.is_revoked(id) else Status.AUTH
             raise RemoteWireError(status, f"kind {kind} of {id}, which has no key here")
         boot, sequence = _counters(body)
-        for epoch in self._epochs:
-            payload = Envelope(Way.UP, self._channel, id, kind, epoch, boot, sequence).open(key, body)
-            if payload is not None:
-                break
-        else:
+        found = self._unseal(key, id, kind, boot, sequence, body)
+        if (renewal := self._keys.renewal(id)) is not None:
+            if found is None and renewal.other is not None:
+                found = self._unseal(renewal.other, id, kind, boot, sequence, body)
+                if found is not None and renewal.is_used:
+                    raise RemoteWireError(Status.TOKEN_USED, f"kind {kind} of {id} under a token that was used")
+                if found is not None:
+                    self._keys.renewed(id)
+                    key = renewal.other
+                    if self._keys.key(id) != key:  # somebody revoked or rotated it meanwhile
+                        raise RemoteWireError(Status.AUTH, f"kind {kind} of {id} under a key that was given up")
+            elif found is not None and not renewal.is_used:
+                _refuse_token(renewal, id, boot)
+        if found is None:
             raise RemoteWireError(Status.AUTH, f"kind {kind} of {id} is not sealed with its key")
+        epoch, payload = found
         peer = self._peers.setdefault(id, _Peer())
         if epoch != self._epoch:
             return Opened(payload, boot, is_fresh=False, challenge=self._challenge(peer, key, id, boot))
@@ -308,6 +353,14 @@ class EpochEnd:
         if 0 <= former < boot:
             _remember(peer, former, former_newest)
         return Opened(payload, boot)
+
+    def _unseal(self, key: bytes, id: str, kind: int, boot: int, sequence: int, body: bytes) -> tuple[int, bytes] | None:
+        """Epoch and content of a body that is sealed with this key; None where it is not."""
+        for epoch in self._epochs:
+            payload = Envelope(Way.UP, self._channel, id, kind, epoch, boot, sequence).open(key, body)
+            if payload is not None:
+                return epoch, payload
+        return None
 
     def _challenge(self, peer: _Peer, key: bytes, id: str, boot: int) -> bytes | None:
         """A `wait` for one boot of a participant; None where it had too many of late."""
@@ -374,6 +427,14 @@ def _counters(body: bytes) -> tuple[int, int]:
         raise RemoteWireError(Status.AUTH, f"{len(body)} bytes are no sealed message")
     generation, sequence = _COUNTERS.unpack_from(body, len(body) - LIMIT_SEAL)
     return generation, sequence
+
+
+def _refuse_token(renewal: Renewal, id: str, boot: int) -> None:
+    """A token serves until its time is over, and one board."""
+    if renewal.is_expired:
+        raise RemoteWireError(Status.TOKEN_EXPIRED, f"the time of {id}'s token is over")
+    if renewal.is_token and renewal.boot is not None and abs(boot - renewal.boot) >= TOKEN_BOOTS:
+        raise RemoteWireError(Status.TOKEN_USED, f"boot {boot} of {id} under a token that serves a board of boot {renewal.boot}")
 
 
 def _remember(peer: _Peer, boot: int, newest: int) -> None:

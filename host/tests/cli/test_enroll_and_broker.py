@@ -572,6 +572,37 @@ def test_devices_of_a_fleet_that_signs_packages_get_the_verify_key_and_never_the
         assert key.seed.hex() not in path.read_text()
 
 
+def test_a_token_is_the_key_of_an_image_and_said_to_be_one(here, capsys):
+    image = here.directory / "board-9.bin"
+    arguments = ["--role", "device", "--cell", "desk", "--expires", "30m", "--identity-image", image]
+    assert run("enroll", "token", "board-9", *arguments, "--json") == 0
+    told = capsys.readouterr()
+    done = json.loads(told.out)
+    assert (done["key_state"], done["key_version"]) == ("token", 1)
+    assert "a token, for one board" in done["notes"][0]
+    assert "within 0:30:00" in done["notes"][0]
+    with Registry.open(here.directory / "fleet") as registry:
+        token = registry.key("board-9")
+        assert read_identity_region(image.read_bytes()).key == token
+        assert token.hex() not in told.out + told.err
+        lasting = registry.next_key("board-9", 5)
+        registry.renewed("board-9")
+    assert run("enroll", "list") == 0
+    assert "lasting" in capsys.readouterr().out
+    assert run("enroll", "rotate", "board-9", "--over-the-air", "--json") == 0
+    done = json.loads(capsys.readouterr().out)
+    assert (done["key_state"], done["files"]) == ("rotating", [])
+    with Registry.open(here.directory / "fleet") as registry:
+        assert registry.key("board-9") == lasting
+
+
+def test_a_time_that_is_none_is_told(here, capsys):
+    for time_ in ("24", "0h", "1w", "-1h"):
+        with pytest.raises(SystemExit):
+            run("enroll", "token", "b", "--role", "device", "--cell", "desk", f"--expires={time_}")
+        assert "such as 24h" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -581,6 +612,10 @@ def test_devices_of_a_fleet_that_signs_packages_get_the_verify_key_and_never_the
         (["add", "b", "--role", "partner", "--cell", "d", "--identity-image", "x"], "no identity region"),
         (["add", "b", "--role", "device", "--cell", "d", "--identity-image", "no/x"], "no such directory"),
         (["add", "b", "--role", "device", "--cell", "d", "--identity-image", "x", "--board", "nope"], "nope"),
+        (["token", "b", "--role", "partner", "--cell", "desk"], "tokens are for devices"),
+        (["token", "board-1", "--role", "device", "--cell", "desk"], "enrolled already"),
+        (["rotate", "board-1", "--over-the-air", "--identity-image", "x"], "nothing is flashed"),
+        (["rotate", "phone-1", "--over-the-air"], "a partner"),
         (["revoke", "stranger"], "not enrolled"),
         (["rotate", "stranger"], "not enrolled"),
         (["list", "--config", "nowhere.toml"], "nowhere.toml"),

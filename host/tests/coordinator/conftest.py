@@ -202,6 +202,9 @@ class TestKeys:
     revoked: set = field(default_factory=set)
     told: set = field(default_factory=set)
 
+    def renewal(self, id):
+        return None
+
     def key(self, id):
         return None if id in self.revoked else self.keys.get(id)
 

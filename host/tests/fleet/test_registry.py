@@ -236,3 +236,48 @@ def test_two_processes_that_change_at_once_both_succeed(tmp_path):
     assert len(set(epochs)) == len(epochs) == 40
     with Registry.open(tmp_path) as registry:
         assert len(registry.entries()) == 40
+
+
+# ---- keys that are being replaced ------------------------------------------------------------------------------------
+
+
+def test_a_next_key_is_made_once_lasts_over_a_restart_and_takes_the_place_of_the_token_when_it_was_used(registry, tmp_path):
+    token = registry.add("board-1", Role.DEVICE, "desk", token_s=60)
+    assert registry.renewal("board-1").other is None
+    made = registry.next_key("board-1", 7)
+    assert made != token
+    registry.close()
+    with Registry.open(tmp_path / "fleet") as again:
+        assert again.next_key("board-1", 8) == made
+        assert (again.renewal("board-1").boot, again.key("board-1")) == (7, token)
+        again.renewed("board-1")
+        again.renewed("board-1")  # twice does no harm
+        assert (again.key("board-1"), again.entry("board-1").key_version) == (made, 2)
+        renewal = again.renewal("board-1")
+        assert (renewal.other, renewal.is_used, renewal.is_expired) == (token, True, False)
+        assert again.next_key("board-1", 9) is None
+
+
+@pytest.mark.parametrize("act", ["revoke", "rotate"])
+def test_a_key_that_was_revoked_or_rotated_meanwhile_is_not_replaced_any_more(registry, act):
+    registry.add("board-1", Role.DEVICE, "desk", token_s=60)
+    made = registry.next_key("board-1", 7)
+    getattr(registry, act)("board-1")
+    registry.renewed("board-1")
+    assert registry.key("board-1") != made
+    assert registry.renewal("board-1") is None
+    assert registry.next_key("board-1", 7) is None
+
+
+def test_a_dump_holds_keys_that_are_being_replaced_and_an_older_one_has_none(registry, tmp_path):
+    registry.add("board-1", Role.DEVICE, "desk", token_s=60)
+    registry.next_key("board-1", 7)
+    content = registry.dump()
+    with Registry.open(tmp_path / "other", is_made=True) as other:
+        other.restore(content, "x")
+        assert other.renewal("board-1") == registry.renewal("board-1")
+        assert other.entry("board-1") == registry.entry("board-1")
+    del content["renewals"]
+    with Registry.open(tmp_path / "third", is_made=True) as third:
+        third.restore(content, "x")
+        assert third.entry("board-1").key_state == "lasting"
