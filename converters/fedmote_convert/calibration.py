@@ -33,9 +33,9 @@ from fedmote_convert.clipping import least_squares_range, percentile_range
 from fedmote_convert.equalisation import equalise
 from fedmote_convert.statistics import Channels, histograms, observe_channels
 
-# Significant bits of ranges and means, and of weight scales. Of these there are thousands, so that some lie on an edge: one that
-# falls to the other side must not round the weights of its channel anew.
-_STEADY_BITS, _SCALE_BITS = 12, 16
+# Significant bits of ranges, means and weight scales. A network has thousands, and each lies on an edge with a chance that halves
+# with every bit less; one that falls to the other side moves some weights or activations by a step.
+_STEADY_BITS = 8
 
 
 class RangeRule(StrEnum):
@@ -57,7 +57,7 @@ class Recipe:
         is_equalised: whether channels are equalised across layers.
         is_steady: whether ranges, means and weight scales have fewer significant bits than float32. The same network comes with
             weights that differ in their last bits, as exporters fold normalisations each in their own way; nearly all of these
-            numbers then are the same. It costs at most 1/1024 of the resolution.
+            numbers then are the same. It costs at most 1/128 of the resolution.
         has_even_divisors: whether dense layers divide their sums by even numbers, so that TensorFlow Lite Micro, which rounds the
             quotient twice, and LiteRT's reference kernel, which rounds it once, give the same. It widens weight scales by a few
             thousandths.
@@ -172,8 +172,8 @@ def with_weight_bits(template: Graph, bits: Mapping[str, int]) -> Graph:
 
 
 def _with_steady_scales(graph: Graph) -> Graph:
-    """The graph with weight scales of _SCALE_BITS significant bits."""
-    return replace(graph, ops=tuple(replace(op, scale_bits=_SCALE_BITS) if op.kind in WEIGHTED else op for op in graph.ops))
+    """The graph with weight scales of _STEADY_BITS significant bits."""
+    return replace(graph, ops=tuple(replace(op, scale_bits=_STEADY_BITS) if op.kind in WEIGHTED else op for op in graph.ops))
 
 
 def _with_even_divisors(graph: Graph) -> Graph:
