@@ -71,6 +71,9 @@ class Status(IntEnum):
     LINK_REFUSED = 41
     TIMEOUT = 42
     PACKAGE_OLD = 43
+    MASK_GROUP = 44
+    MASK_NEIGHBOURS = 45
+    MASK_ANSWERED = 46
     STALE_ROUND = 50
     UNKNOWN_RUN = 51
     WRONG_MODEL = 52
@@ -109,6 +112,7 @@ class Encoding(IntEnum):
     """`encoding-*` of the schema."""
 
     F32 = 1
+    MASKED = 2
 
 
 class Section(IntEnum):
@@ -251,12 +255,14 @@ NumberField = Literal[
     "difference_size",
     "serial",
     "operators",
+    "mask_step",
 ]
 BytesField = Literal[
     "data",
     "run",
     "model_hash",
     "signature",
+    "masking",
 ]
 TextField = Literal[
     "device",
@@ -332,6 +338,8 @@ FIELDS: Final[dict[str, FieldRule]] = {
     "serial": FieldRule(64, int, 0, 4294967295),
     "operators": FieldRule(65, int, 0, 4294967295),
     "signature": FieldRule(66, bytes, 64, 64),
+    "mask_step": FieldRule(67, int, 1, 3),
+    "masking": FieldRule(68, bytes, 28, 28),
 }
 
 # Fields of a kind, True where the field is required.
@@ -392,6 +400,7 @@ MESSAGES: Final[dict[Kind, dict[str, bool]]] = {
         "serial": False,
         "operators": False,
         "signature": False,
+        "masking": False,
     },
     Kind.GET: {
         "handle": True,
@@ -419,6 +428,7 @@ MESSAGES: Final[dict[Kind, dict[str, bool]]] = {
         "loss_micro": False,
         "loss_after_micro": False,
         "arena_used_bytes": False,
+        "mask_step": False,
     },
     Kind.SAMPLES: {
         "handle": True,
