@@ -33,7 +33,7 @@ _CONSTANT = re.compile(rf"^({'|'.join(ENUMERATIONS)})-([a-z0-9-]+) = (\d+)$")
 _UINT = re.compile(r"^([a-z0-9_]+) = \( (\d+) => (\d+)\.\.(\d+) \)$")
 _STRING = re.compile(r"^([a-z0-9_]+) = \( (\d+) => ([bt])str \.size \((\d+)\.\.(\d+)\) \)$")
 _MESSAGE = re.compile(r"^([a-z-]+)-message = \{ (.*?),? \* extension,? \}$")
-_IGNORED = re.compile(r"^(extension = \( uint => any \)|head-update = .*|selected-samples = .*)$")
+_IGNORED = re.compile(r"^(extension = \( uint => any \)|head-update = .*|masked-update = .*|selected-samples = .*)$")
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,9 @@ enum fedmote_status {
     FEDMOTE_ERR_LINK_REFUSED = -41,
     FEDMOTE_ERR_TIMEOUT = -42,
     FEDMOTE_ERR_PACKAGE_OLD = -43,
+    FEDMOTE_ERR_MASK_GROUP = -44,
+    FEDMOTE_ERR_MASK_NEIGHBOURS = -45,
+    FEDMOTE_ERR_MASK_ANSWERED = -46,
     FEDMOTE_ERR_STALE_ROUND = -50,
     FEDMOTE_ERR_UNKNOWN_RUN = -51,
     FEDMOTE_ERR_WRONG_MODEL = -52,
@@ -97,6 +100,7 @@ enum fedmote_phase {
 
 enum fedmote_encoding {
     FEDMOTE_ENCODING_F32 = 1,
+    FEDMOTE_ENCODING_MASKED = 2,
 };
 
 enum fedmote_section {
@@ -226,8 +230,10 @@ enum fedmote_field {
     FEDMOTE_FIELD_SERIAL = 64,
     FEDMOTE_FIELD_OPERATORS = 65,
     FEDMOTE_FIELD_SIGNATURE = 66,
-    FEDMOTE_FIELD_SECRET = 67,
-    FEDMOTE_FIELDS_END = 68, /* one more than the highest key */
+    FEDMOTE_FIELD_MASK_STEP = 67,
+    FEDMOTE_FIELD_MASKING = 68,
+    FEDMOTE_FIELD_SECRET = 69,
+    FEDMOTE_FIELDS_END = 70, /* one more than the highest key */
 };
 
 #define FEDMOTE_FIELD_WORDS 3 /* a bit for each field */

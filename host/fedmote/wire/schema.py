@@ -71,6 +71,9 @@ class Status(IntEnum):
     LINK_REFUSED = 41
     TIMEOUT = 42
     PACKAGE_OLD = 43
+    MASK_GROUP = 44
+    MASK_NEIGHBOURS = 45
+    MASK_ANSWERED = 46
     STALE_ROUND = 50
     UNKNOWN_RUN = 51
     WRONG_MODEL = 52
@@ -111,6 +114,7 @@ class Encoding(IntEnum):
     """`encoding-*` of the schema."""
 
     F32 = 1
+    MASKED = 2
 
 
 class Section(IntEnum):
@@ -254,12 +258,14 @@ NumberField = Literal[
     "difference_size",
     "serial",
     "operators",
+    "mask_step",
 ]
 BytesField = Literal[
     "data",
     "run",
     "model_hash",
     "signature",
+    "masking",
     "secret",
 ]
 TextField = Literal[
@@ -336,7 +342,9 @@ FIELDS: Final[dict[str, FieldRule]] = {
     "serial": FieldRule(64, int, 0, 4294967295),
     "operators": FieldRule(65, int, 0, 4294967295),
     "signature": FieldRule(66, bytes, 64, 64),
-    "secret": FieldRule(67, bytes, 32, 32),
+    "mask_step": FieldRule(67, int, 1, 3),
+    "masking": FieldRule(68, bytes, 28, 28),
+    "secret": FieldRule(69, bytes, 32, 32),
 }
 
 # Fields of a kind, True where the field is required.
@@ -397,6 +405,7 @@ MESSAGES: Final[dict[Kind, dict[str, bool]]] = {
         "serial": False,
         "operators": False,
         "signature": False,
+        "masking": False,
     },
     Kind.GET: {
         "handle": True,
@@ -424,6 +433,7 @@ MESSAGES: Final[dict[Kind, dict[str, bool]]] = {
         "loss_micro": False,
         "loss_after_micro": False,
         "arena_used_bytes": False,
+        "mask_step": False,
     },
     Kind.SAMPLES: {
         "handle": True,
