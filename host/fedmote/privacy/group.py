@@ -6,6 +6,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
 from fedmote.privacy.fixed_point import FixedPoint
 from fedmote.wire.masking import Ring
 
@@ -27,6 +29,11 @@ class MaskedGroup:
     ring: Ring
     clip_norm: float
     numbers: Mapping[str, int]
+
+    @classmethod
+    def of(cls, name: str, id: bytes, ring: Ring, clip_norm: float, numbers: Mapping[str, int]) -> MaskedGroup:
+        """With the clip norm as members are told it."""
+        return cls(name, id, ring, float(np.float32(clip_norm)), numbers)
 
     @property
     def grid(self) -> FixedPoint:
