@@ -43,12 +43,14 @@ class Update:
         num_examples: the weight under `weights="examples"`.
         tensors: by name, new minus base, float32, in the shape of the model's tensor.
         coverage: by name, True where a coordinate was trained; None, or no entry for a tensor, means all of it.
+        num_members: participants that it is the mean of: the weight under `weights="one"`.
     """
 
     participant: str
     num_examples: int
     tensors: Mapping[str, NDArray[np.float32]]
     coverage: Mapping[str, NDArray[np.bool_]] | None = None
+    num_members: int = 1
 
 
 @dataclass
@@ -111,7 +113,7 @@ class MergeRun:
         check_update(update, self._old)
         self._last = update.participant
         if weight is None:
-            weight = float(update.num_examples) if self._weights == "examples" else 1.0
+            weight = float(update.num_examples if self._weights == "examples" else update.num_members)
         self._total += weight
         if weight == 0.0:
             return

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import re
 from argparse import ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -33,13 +34,30 @@ EXAMPLES = """examples:
   fedmote enroll list --json                                      who belongs to the fleet; no keys
   fedmote enroll rotate device-2                                  new keys; the old ones are refused at once
   fedmote enroll rotate device-2 --over-the-air                   another key by the coordinator, nothing is flashed
+  fedmote enroll group street device-1 device-2 device-3 device-4 device-5 device-6 device-7 device-8
+                                                                  the coordinator learns the sum of their updates alone
   fedmote enroll revoke device-2                                  puts it out; a running coordinator and broker follow
   fedmote enroll export fleet.json                                a backup, with keys: as secret as the fleet
 
 Files with secrets have mode 0600. They are named on stdout, never shown. Hand them over, then remove them here.
 """
 
-_COLUMNS = ("id", "role", "cell", "state", "key version", "key", "added", "changed")
+_GROUP_TEXT = """A group is eight devices or more whose updates are summed under masks: where coordinator.toml says
+[strategy.secure_sum] group = "NAME", the coordinator learns their sum and no single one. Members take part in such rounds alone.
+Each gets a secret, its number and the public keys of its neighbours, in its credentials file and nowhere else, and new keys as by
+`rotate`; so its identity is flashed anew. The registry holds public keys alone: whoever reads it can take no mask off.
+
+examples:
+  fedmote enroll group street device-1 device-2 device-3 device-4 device-5 device-6 device-7 device-8 --identity-images images
+                                                                  credentials files, and images/device-1.bin and so on to flash
+  fedmote enroll group street device-1 ... device-9 --again       with others, or after secrets were lost: all secrets are new
+  fedmote enroll group street device-1 ... device-9 --threshold 6 of 8 neighbours 6 must answer: more must work together to open
+                                                                  an update, and fewer may be lost
+
+A member that is revoked keeps its number and is lost in every round: the others can go on while eight are left.
+"""
+
+_COLUMNS = ("id", "role", "cell", "state", "key version", "key", "added", "changed", "group", "number")
 _DURATION = re.compile(r"([1-9]\d{0,5})([smhd])")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _ROLES = {role.name.lower(): role for role in Role}
@@ -58,17 +76,19 @@ class _Fleet:
 def add_arguments(parser: ArgumentParser) -> None:
     """Declare the verb's arguments."""
     style: dict[str, Any] = {"epilog": EXAMPLES, "formatter_class": RawDescriptionHelpFormatter}
-    verbs = parser.add_subparsers(dest="what", required=True, metavar="add|token|list|rotate|revoke|export|import")
+    verbs = parser.add_subparsers(dest="what", required=True, metavar="add|token|list|rotate|group|revoke|export|import")
     words = {
         "add": "let a participant in",
         "token": "let a device in with a one-time token, in whose place the coordinator gives it a lasting key",
         "list": "who belongs to the fleet",
         "rotate": "new keys and a new password; the old ones are refused at once",
+        "group": "sum the updates of these devices under masks",
         "revoke": "put a participant out",
         "export": "write registry and accounts into a file, not encrypted, mode 0600",
         "import": "read that file into an empty registry",
     }
-    made = {name: verbs.add_parser(name, help=text, **style) for name, text in words.items()}
+    styles = {"group": style | {"epilog": _GROUP_TEXT}}
+    made = {name: verbs.add_parser(name, help=text, **styles.get(name, style)) for name, text in words.items()}
     for name in ("add", "token", "rotate", "revoke"):
         made[name].add_argument("id", metavar="ID")
     for name in ("export", "import"):
@@ -83,10 +103,21 @@ def add_arguments(parser: ArgumentParser) -> None:
     made["rotate"].add_argument(
         "--over-the-air", action="store_true", help="another key by the coordinator; password, PSK and cell key stay"
     )
+    group = made["group"]
+    group.add_argument("name", metavar="NAME")
+    group.add_argument("ids", nargs="+", metavar="ID", help="a device; eight at least")
+    group.add_argument(
+        "--threshold", type=int, metavar="T", help="so many of a member's neighbours must answer (default: more than half)"
+    )
+    group.add_argument("--again", action="store_true", help="take the place of a group of this name, with new secrets")
+    group.add_argument(
+        "--identity-images", type=Path, metavar="DIR", help="also write DIR/ID.bin, the identity regions that are flashed"
+    )
     for name in ("add", "token", "rotate"):
         made[name].add_argument(
             "--identity-image", type=Path, metavar="FILE", help="also write the identity region that is flashed into a board"
         )
+    for name in ("add", "token", "rotate", "group"):
         made[name].add_argument("--board", metavar="BOARD", help="of the image: checks its size, says its address")
         made[name].add_argument("--link", choices=("mqtt", "serial"), default="mqtt", help="of the image (default: mqtt)")
         made[name].add_argument(
@@ -112,6 +143,8 @@ def run(options: Namespace) -> int:
         elif options.what == "import":
             import_fleet(options.file, enrolment, fleet.site)
             _list(registry, options.json)
+        elif options.what == "group":
+            _group(enrolment, options, fleet.verify_key is not None)
         else:
             _change(enrolment, options, fleet.verify_key is not None)
     return 0
@@ -134,12 +167,7 @@ def _change(enrolment: Enrolment, options: Namespace, is_signing: bool) -> None:
         )
     if options.what == "rotate" and options.over_the_air and options.identity_image is not None:
         raise ConfigError("--over-the-air: nothing is flashed, so --identity-image has no use with it")
-    board = _board(options)
-    if board is not None and is_signing and not board.is_checking_signatures:
-        raise ConfigError(
-            f"--board {board.name}: it cannot check signatures, and security.signing_key asks its devices to; "
-            "enrol it in a fleet without that key"
-        )
+    board = _board(options, is_signing)
     if options.what == "add":
         done = enrolment.add(options.id, _ROLES[options.role], options.cell, is_again=options.again)
     elif options.what == "token":
@@ -155,7 +183,7 @@ def _change(enrolment: Enrolment, options: Namespace, is_signing: bool) -> None:
         credentials = load(Credentials, enrolment.files.credentials_file(options.id))
         write_private(options.identity_image, credentials_region(credentials, options.link, options.send_samples))
         files.append(options.identity_image)
-    _print(done, files, board, options.json)
+    _print(enrolment.registry, done, files, board, options.json)
 
 
 def _duration(text: str) -> int:
@@ -166,7 +194,62 @@ def _duration(text: str) -> int:
     return int(found[1]) * _SECONDS[found[2]]
 
 
-def _board(options: Namespace) -> Board | None:
+def _group(enrolment: Enrolment, options: Namespace, is_signing: bool) -> None:
+    directory: Path | None = options.identity_images
+    if directory is None and options.board is not None:
+        raise ConfigError("--board belongs to --identity-images")
+    board = None if options.board is None else _with_identity(options.board, is_signing)
+    if directory is not None and not directory.is_dir():
+        raise ConfigError(f"--identity-images {directory}: there is no such directory")
+    made = enrolment.group(options.name, options.ids, options.threshold, is_again=options.again)
+    files = [file for done in made for file in done.files]
+    for done in made if directory is not None else ():
+        assert directory is not None  # see above
+        credentials = load(Credentials, enrolment.files.credentials_file(done.entry.id))
+        files.append(directory / f"{done.entry.id}.bin")
+        write_private(files[-1], credentials_region(credentials, options.link, options.send_samples))
+    group = enrolment.registry.group(options.name)
+    address = None if board is None or not board.regions else board.region("identity").address
+    notes = list(dict.fromkeys(note for done in made for note in done.notes))
+    if options.json:
+        write_json(
+            {
+                **group.to_json(),
+                "files": [str(path) for path in dict.fromkeys(files)],
+                "broker": made[0].broker,
+                "identity_address": address,
+                "notes": notes,
+            }
+        )
+    else:
+        _list_entries(enrolment.registry, [done.entry for done in made])
+        for path in dict.fromkeys(files):
+            say(f"secrets: {shown(path)} (mode 0600; hand it over, then remove it here)")
+        if address is not None:
+            say(f"flash the identity regions at 0x{address:08X}")
+    for note in notes:
+        say(note)
+    ring = group.ring
+    say(
+        f"group {group.name}: {ring.num_members} members, each with {ring.num_neighbours} neighbours of whom {ring.threshold} "
+        f'must answer; coordinator.toml asks for it by [strategy.secure_sum] group = "{group.name}"'
+    )
+
+
+def _with_identity(name: str, is_signing: bool) -> Board:
+    """A board that an identity region can be flashed into, and whose devices can do what it says."""
+    board = Board.load(name)
+    if is_signing and not board.is_checking_signatures:
+        raise ConfigError(
+            f"--board {board.name}: it cannot check signatures, and security.signing_key asks its devices to; "
+            "enrol it in a fleet without that key"
+        )
+    if board.regions:
+        board.region("identity")  # refuses a board that has none
+    return board
+
+
+def _board(options: Namespace, is_signing: bool) -> Board | None:
     """The board of an image; ConfigError, before anything is changed, where an image cannot be made."""
     if options.what == "revoke" or (options.identity_image is None and options.board is None):
         return None
@@ -176,18 +259,21 @@ def _board(options: Namespace) -> Board | None:
         raise ConfigError("--identity-image: partners have no identity region")
     if not options.identity_image.absolute().parent.is_dir():
         raise ConfigError(f"--identity-image {options.identity_image}: there is no such directory")
-    board = None if options.board is None else Board.load(options.board)
-    if board is not None and board.regions:
-        board.region("identity")  # refuses a board that has none
-    return board
+    return None if options.board is None else _with_identity(options.board, is_signing)
 
 
 def _list(registry: Registry, is_json: bool) -> None:
     entries = registry.entries()
     if is_json:
-        write_json({"participants": [_described(entry) for entry in entries]})
+        groups = [group.to_json() for group in registry.groups()]
+        write_json({"participants": [_described(entry) for entry in entries], "groups": groups})
         return
-    write_table(_COLUMNS, [tuple(_described(entry).values()) for entry in entries])
+    _list_entries(registry, entries)
+
+
+def _list_entries(registry: Registry, entries: Sequence[Entry]) -> None:
+    places = {who: (group.name, number) for group in registry.groups() for who, number in group.numbers.items()}
+    write_table(_COLUMNS, [(*_described(entry).values(), *places.get(entry.id, (None, None))) for entry in entries])
 
 
 def _described(entry: Entry) -> dict[str, Any]:
@@ -200,7 +286,7 @@ def _print_file(path: Path, is_json: bool) -> None:
         write_json({"file": str(path)})
 
 
-def _print(done: Done, files: list[Path], board: Board | None, is_json: bool) -> None:
+def _print(registry: Registry, done: Done, files: list[Path], board: Board | None, is_json: bool) -> None:
     address = None if board is None or not board.regions else board.region("identity").address
     if is_json:
         write_json(
@@ -214,7 +300,7 @@ def _print(done: Done, files: list[Path], board: Board | None, is_json: bool) ->
         )
         _say_notes(done)
         return
-    write_table(_COLUMNS, [tuple(_described(done.entry).values())])
+    _list_entries(registry, [done.entry])
     for path in files:
         say(f"secrets: {shown(path)} (mode 0600; hand it over, then remove it here)")
     if address is not None:

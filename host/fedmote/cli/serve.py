@@ -24,6 +24,7 @@ from fedmote.coordinator.security import PackageSigner, Security
 from fedmote.errors import ConfigError, RoundError
 from fedmote.fleet import Registry
 from fedmote.package.signature import SigningKey
+from fedmote.privacy.group import MaskedGroup
 from fedmote.rounds import RunStatus
 from fedmote.transport import Transport
 from fedmote.transport.link import LinkServer
@@ -71,6 +72,7 @@ def run(options: Namespace) -> int:
         tell=_tell_json if options.json else None,
         passing=die_at(os.environ),
         security=security,
+        group=group_of(config),
     )
     signals: list[int] = []
     result = asyncio.run(_serve(coordinator, signals))
@@ -158,6 +160,24 @@ def security_of(config: CoordinatorConfig) -> Security | None:
     if config.security.signing_key is not None:
         security.signer = PackageSigner(SigningKey.read(config.security.signing_key), registry.next_epoch)
     return security
+
+
+def group_of(config: CoordinatorConfig) -> MaskedGroup | None:
+    """The group whose updates are summed under masks, without those that were revoked since; None where none is named.
+
+    Raises:
+        ConfigError: there is no such group.
+    """
+    secure = config.strategy.secure_sum
+    if secure is None:
+        return None
+    if config.security.registry is None:
+        raise ConfigError(
+            f"strategy.secure_sum.group: {secure.group} is in the fleet's registry, and security.registry names none"
+        )
+    with Registry.open(config.security.registry) as registry:
+        group = registry.group(secure.group)
+    return MaskedGroup.of(group.name, group.id, group.ring, secure.clip_norm, group.numbers)
 
 
 def transports_of(config: CoordinatorConfig, seals: Seals | None = None) -> list[Transport]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-from fedmote.config.table import Bounds, Identifier, MqttUrl, Secret, SecretKey, Table
+from fedmote.config.table import Bounds, Identifier, MqttUrl, Secret, SecretBytes, SecretKey, Table
 from fedmote.errors import ConfigError
 from fedmote.private_files import refuse_shared
 
@@ -100,6 +100,7 @@ class Credentials(Table):
         key: 32 bytes that the device shares with the coordinator, in hexadecimal; none: its messages are not authenticated.
         cell_key: 32 bytes that it shares with its own partner alone, in hexadecimal; the coordinator never has them.
         verify_key: 32 bytes, public, in hexadecimal: the device takes only packages that its owner signed; none: all.
+        group_key: what makes it a member of a group whose updates are summed under masks, in hexadecimal; none: it is in none.
         psk: 32 bytes for the broker's TLS-PSK listener, in hexadecimal, where the device speaks TLS; its identity is the id.
     """
 
@@ -112,6 +113,7 @@ class Credentials(Table):
     cell_key: SecretKey | None = field(default=None, repr=False)
     verify_key: SecretKey | None = None
     psk: SecretKey | None = field(default=None, repr=False)
+    group_key: SecretBytes | None = field(default=None, repr=False)
 
     @property
     def key_bytes(self) -> bytes | None:
@@ -122,6 +124,11 @@ class Credentials(Table):
     def verify_key_bytes(self) -> bytes | None:
         """The verify key as 32 bytes."""
         return _bytes(self.verify_key)
+
+    @property
+    def group_key_bytes(self) -> bytes | None:
+        """The group key as bytes."""
+        return _bytes(self.group_key)
 
     @property
     def cell_key_bytes(self) -> bytes | None:

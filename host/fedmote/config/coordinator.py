@@ -59,6 +59,25 @@ class PrivacyConfig(Table):
 
 
 @dataclass(frozen=True)
+class SecureSumConfig(Table):
+    """Masked sums: of the updates of a group's members the coordinator learns the sum and no single one (arXiv 1611.04482).
+
+    Attributes:
+        group: of `fedmote enroll group`. Devices of this run that are in none count each by itself, as without this table.
+        clip_norm: each member cuts its head update to this norm. Nobody can look whether it did: a sum that is longer than so
+            many members can make it is refused.
+        keys_fraction: members hand in keys within this share of report_s, and train before that; who comes later is not in the
+            round. What is left of report_s is for the masked updates.
+        shares_fraction: after the updates, shares that take the masks off are awaited for this share of report_s.
+    """
+
+    group: Identifier
+    clip_norm: Annotated[float, Bounds(1e-6, 1e6)]
+    keys_fraction: Annotated[float, Bounds(0, 1, is_low_open=True, is_high_open=True)] = 0.7
+    shares_fraction: Annotated[float, Bounds(0, 10, is_low_open=True)] = 0.25
+
+
+@dataclass(frozen=True)
 class StrategyConfig(Table):
     """Who trains what, how, and how it is merged.
 
@@ -102,6 +121,7 @@ class StrategyConfig(Table):
         min_examples: an update learned from fewer samples is refused before it is sent, because single samples can be read out
             of it; one that was learned from none is empty, and is taken.
         privacy: differential privacy of the devices' head updates; none: no noise.
+        secure_sum: masked sums of a group's head updates; none: the coordinator sees every update.
     """
 
     preset: Literal["centaur", "fedavg"] = "centaur"
@@ -141,6 +161,7 @@ class StrategyConfig(Table):
     hostile_share: Annotated[float, Bounds(0, 0.5, is_low_open=True, is_high_open=True)] = 0.3
     min_examples: Annotated[int, U32] = 16
     privacy: PrivacyConfig | None = None
+    secure_sum: SecureSumConfig | None = None
 
 
 @dataclass(frozen=True)
@@ -305,6 +326,11 @@ class CoordinatorConfig(Table):
             raise ConfigError("cells: at least one [[cells]] is needed, or a registry in the table [security]")
         names = [cell.name for cell in self.cells]
         members = [member for cell in self.cells for member in cell.participants]
+        if self.strategy.secure_sum is not None and self.windows.goal_count is not None:
+            raise ConfigError(
+                "windows.goal_count with strategy.secure_sum: a round that closes early loses members whose keys came already; "
+                "leave goal_count out"
+            )
         for what, listed in (("cell", names), ("participant", members)):
             if doubled := [name for name, count in Counter(listed).items() if count > 1]:
                 raise ConfigError(f"cells: {what} {', '.join(doubled)} is named more than once")

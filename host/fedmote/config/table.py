@@ -98,6 +98,7 @@ Identifier = Annotated[str, _IDENTIFIER]
 TcpUrl = Annotated[str, Form(r"tcp://[^\s/]+:\d{1,5}", "tcp://host:port")]
 MqttUrl = Annotated[str, Form(r"mqtts?://[^\s/:@]+(:\d{1,5})?", "mqtt://host:port or mqtts://host:port")]
 SecretKey = Annotated[str, Secret(r"[0-9a-fA-F]{64}", "64 hexadecimal digits (32 bytes)")]
+SecretBytes = Annotated[str, Secret(r"([0-9a-fA-F]{2})+", "hexadecimal digits, two for each byte")]
 U32 = Bounds(0, 2**32 - 1)
 
 Rule = Bounds | Form | Secret

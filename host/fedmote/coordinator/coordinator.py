@@ -27,12 +27,14 @@ from fedmote.coordinator.run import Run, Talk
 from fedmote.coordinator.security import Security
 from fedmote.errors import DiskFullError, LocalWireError, RemoteWireError, TransportError
 from fedmote.package.difference import FORMAT
+from fedmote.privacy.group import MaskedGroup
 from fedmote.rounds import RunStatus
 from fedmote.rounds.events import (
     BlobArrived,
     BlobSpoiled,
     Doubled,
     Event,
+    MaskStep,
     Refused,
     Reported,
     Revoked,
@@ -44,7 +46,9 @@ from fedmote.store import Checkpoint, State
 from fedmote.store.durable import has_space
 from fedmote.transport import Received, Transport
 from fedmote.transport.link import LinkServer
+from fedmote.wire.blobs import decode_masked_update
 from fedmote.wire.codec import Message
+from fedmote.wire.masking import Keys, read_shares
 from fedmote.wire.schema import LIMIT_PROTOCOL, Channel, Kind, Role, Status
 from fedmote.wire.transfer import BlobSink
 
@@ -62,7 +66,11 @@ FREED_S = 10.0
 # Messages that wait for us; transports stop reading when it is full.
 INBOX_MESSAGES = 1024
 # A no to these says that the plan cannot be done, even if it does not name the round.
-_PLAN_REFUSALS = frozenset(status for status in Status if Status.PACKAGE_MAGIC <= status <= Status.NO_SAMPLES)
+_PLAN_REFUSALS = frozenset(
+    status
+    for status in Status
+    if Status.PACKAGE_MAGIC <= status <= Status.NO_SAMPLES or Status.MASK_GROUP <= status <= Status.MASK_ANSWERED
+)
 _NUMBERS = ("discarded", "trained", "sent", "loss_micro", "loss_after_micro", "arena_used_bytes")
 
 
@@ -79,6 +87,7 @@ class Coordinator:
         clock: monotonic seconds.
         passing: called with the name of every place at which a kill must do no harm; `crash.PLACES` has them.
         security: the keys, whose seals the transports have; none: messages prove nothing.
+        group: that `strategy.secure_sum` names, with everybody who may take part; none where it names none.
 
     Attributes:
         is_stopping: `stop` was called.
@@ -96,6 +105,7 @@ class Coordinator:
         clock: Callable[[], float] = time.monotonic,
         passing: Callable[[str], None] | None = None,
         security: Security | None = None,
+        group: MaskedGroup | None = None,
     ) -> None:
         self.config = config
         self._transports = tuple(transports)
@@ -115,6 +125,7 @@ class Coordinator:
         self._talk_at = 0.0
         self._stop_at = math.inf
         self._security = security
+        self._group = group
         if security is not None:
             security.end.on_refusal = self._wake
 
@@ -159,7 +170,7 @@ class Coordinator:
         with State.open(self.config.run.state_directory, self._is_fresh) as state:
             self._is_fresh = False  # what was set aside stays aside when this is called again
             sign = None if self._security is None else self._security.signer
-            run = Run(self.config, state, self._partition, self._clock, self._talk, self._passing, sign)
+            run = Run(self.config, state, self._partition, self._clock, self._talk, self._passing, sign, self._group)
             try:
                 await self._start()
                 await self._loop(run)
@@ -377,16 +388,31 @@ class Coordinator:
         if isinstance(blob, RemoteWireError):
             return BlobSpoiled(who, sink.handle, blob.status, str(blob))
         try:
-            decoded = run.merging.strategy.codec.decode(run.machine.role_of(who), blob, run.merging.model)
+            self._check(run, who, blob)
         except RemoteWireError as error:
             return BlobSpoiled(who, sink.handle, error.status, str(error))
-        is_empty = not decoded.tensors and not decoded.ranges
-        if is_empty and run.machine.claimed_examples(who) > 0:  # that of a partner without samples is empty
-            return BlobSpoiled(who, sink.handle, Status.UPDATE_SHAPE, "examples, and nothing that was learned from them")
         self._passing("update-decoded")
         content = run.state.blobs.put(blob)
         self._passing("blob-stored")
         return BlobArrived(who, sink.handle, content)
+
+    def _check(self, run: Run, who: str, blob: bytes) -> None:
+        """Refuse a blob that does not fit, by RemoteWireError; of what is masked only the form can be seen."""
+        model, masked = run.merging.model, None if run.machine.plan is None else run.machine.plan.masked
+        step = run.machine.mask_step(who)
+        if step is None or masked is None:
+            decoded = run.merging.strategy.codec.decode(run.machine.role_of(who), blob, model)
+            is_empty = not decoded.tensors and not decoded.ranges
+            if is_empty and run.machine.claimed_examples(who) > 0:  # that of a partner without samples is empty
+                raise RemoteWireError(Status.UPDATE_SHAPE, "examples, and nothing that was learned from them")
+            return
+        match step:
+            case MaskStep.KEYS:
+                Keys.read(blob, masked.ring, masked.numbers[who])
+            case MaskStep.UPDATE:
+                decode_masked_update(blob, model.num_head_parameters)
+            case MaskStep.SHARES:
+                read_shares(blob, masked.ring)
 
     async def _refused(self, run: Run, who: str, message: Message) -> None:
         plan, status = run.machine.plan, Status(message["status"]) if message["status"] in set(Status) else Status.STATE
@@ -428,4 +454,5 @@ def _reported(run: Run, who: str, report: Message) -> Reported:
         attempt=report.get("attempt"),
         max_examples=run.max_examples(who) if run.machine.is_member(who) else 0,
         numbers={name: report.fields[name] for name in _NUMBERS if name in report},  # type: ignore[misc]  # all are integers
+        mask_step=MaskStep(report["mask_step"]) if "mask_step" in report else None,
     )

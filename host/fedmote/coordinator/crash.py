@@ -31,6 +31,8 @@ PLACES: Final[dict[str, tuple[str, ...]]] = {
     "merging": (*_around("CloseRound"), "round-closed", "merge-computed"),
     "committing": ("checkpoint-written", "round-committed", "checkpoint-shown", *_around("Stop")),
 }
+# Passed in rounds alone in which updates are summed under masks.
+MASKED_PLACES: Final = _around("JournalMaskBlob", "EndMaskStep")
 ALL_PLACES: Final = tuple(place for places in PLACES.values() for place in places)
 
 
@@ -44,8 +46,9 @@ def die_at(environment: Mapping[str, str]) -> Callable[[str], None] | None:
     if not wanted:
         return None
     place, _, number = wanted.partition("#")
-    if place not in ALL_PLACES or not (number or "1").isdecimal():
-        raise ConfigError(f"{VARIABLE}={wanted}: expected PLACE#N, a place of {', '.join(ALL_PLACES)}")
+    places = (*ALL_PLACES, *MASKED_PLACES)
+    if place not in places or not (number or "1").isdecimal():
+        raise ConfigError(f"{VARIABLE}={wanted}: expected PLACE#N, a place of {', '.join(places)}")
     left = int(number or "1")
 
     def passing(passed: str) -> None:

@@ -3,15 +3,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from fedmote.coordinator.claim import Claim, claims
-from fedmote.store import ConductEntry, Ledger, RoundEntry
+from fedmote.store import ConductEntry, Ledger, RoundEntry, UpdateEntry
 
 # Numbers of an update that the coordinator adds: bytes of chunks that its participant was sent in the round, of a package, of a
-# difference in its place, of a newer head, or of a partner's checkpoint. What was asked for twice counts twice.
-SERVED = ("package_bytes", "difference_bytes", "head_bytes", "checkpoint_bytes")
+# difference in its place, of a newer head, of a partner's checkpoint, or of a masked member's peers. What was asked for twice
+# counts twice.
+SERVED = ("package_bytes", "difference_bytes", "head_bytes", "checkpoint_bytes", "peers_bytes")
+
+
+@dataclass(frozen=True)
+class MaskedSum:
+    """What became of the updates that are summed under masks.
+
+    Attributes:
+        group: its name.
+        members: in the round.
+        keys, survivors, shares: members whose keys, masked updates and shares came.
+        left_out: why there is no sum, or None; in an open round None.
+    """
+
+    group: str
+    members: int
+    keys: int
+    survivors: int
+    shares: int
+    left_out: str | None
+
+    def words(self) -> str:
+        """For the operator."""
+        text = f"masked sum of {self.survivors} of {self.members} in group {self.group}"
+        return text if self.left_out is None else f"{text}, left out"
 
 
 @dataclass(frozen=True)
@@ -29,6 +55,7 @@ class RoundResult:
         updates: per participant what its report said, and what the merge found.
         quarantined: why, by participant that was left out of the round, or is from the next one on.
         privacy: what the run may claim after this round; None without noise.
+        masked: of updates that are summed under masks; None where none are.
         opened_at: UTC.
         report_s: deadline of an open round, seconds after it was opened or taken up again; None where it is not known.
     """
@@ -48,15 +75,19 @@ class RoundResult:
     report_s: float | None = None
     quarantined: dict[str, str] = field(default_factory=dict)
     privacy: Claim | None = None
+    masked: MaskedSum | None = None
 
     def to_json(self) -> dict[str, Any]:
         """For `--json`."""
         privacy = None if self.privacy is None else self.privacy.to_json()
-        return {**vars(self), "updates": list(self.updates), "privacy": privacy}
+        masked = None if self.masked is None else vars(self.masked)
+        return {**vars(self), "updates": list(self.updates), "privacy": privacy, "masked": masked}
 
     def words(self) -> str:
         """One line for the operator."""
         head = f"round {self.round} ({self.phase}): {self.reported} of {self.expected} reported"
+        if self.masked is not None:
+            head += f"; {self.masked.words()}"
         if self.missing:
             head += "; missing " + ", ".join(f"{who} ({why})" for who, why in self.missing.items())
         if self.quarantined:
@@ -119,7 +150,7 @@ def round_result(ledger: Ledger, entry: RoundEntry, privacy: Claim | None = None
         version=entry.version,
         accuracy=None if entry.version is None else accuracies[entry.version],
         seconds=entry.seconds,
-        reported=len(updates),
+        reported=sum(one.participant not in entry.missing for one in updates),
         expected=len(entry.plan.members),
         missing=dict(entry.missing) if entry.state != "open" else _awaited(ledger, entry),
         reason=entry.reason,
@@ -140,9 +171,21 @@ def round_result(ledger: Ledger, entry: RoundEntry, privacy: Claim | None = None
             if one.since <= number <= one.until
         },
         privacy=privacy,
+        masked=_masked_sum(ledger, entry, updates),
         opened_at=entry.opened_at,
         report_s=entry.report_s,
     )
+
+
+def _masked_sum(ledger: Ledger, entry: RoundEntry, updates: Sequence[UpdateEntry]) -> MaskedSum | None:
+    """What became of the masked updates of a round."""
+    group, number = entry.plan.masked, entry.plan.round
+    if group is None:
+        return None
+    survivors = [one.participant for one in updates if one.participant in group.numbers]
+    left_out = next((entry.missing[who] for who in survivors if who in entry.missing), None)
+    keys, shares = (len(ledger.mask_blobs(number, step)) for step in (1, 3))
+    return MaskedSum(group.name, len(group.numbers), keys, len(survivors), shares, left_out)
 
 
 def _found(conduct: ConductEntry | None) -> dict[str, Any]:
@@ -167,7 +210,7 @@ def _awaited(ledger: Ledger, entry: RoundEntry) -> dict[str, str]:
         member.id: f"has its plan, attempt {attempts[member.id]}" if member.id in attempts else "no plan yet"
         for member in entry.plan.members
         if member.id not in reported
-    }
+    } | {blob.participant: "its keys are in" for blob in ledger.mask_blobs(number, 1) if blob.participant not in reported}
 
 
 def refusals(ledger: Ledger, number: int | None = None) -> tuple[dict[str, Any], ...]:

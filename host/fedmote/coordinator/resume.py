@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from fedmote.rounds import OpenRoundStanding, Standing
+from fedmote.rounds import MaskedStanding, OpenRoundStanding, Standing
+from fedmote.rounds.events import MaskStep
 from fedmote.store import Ledger, RoundEntry
 from fedmote.strategies import Previous
 
@@ -47,4 +48,11 @@ def _open(ledger: Ledger, entry: RoundEntry) -> OpenRoundStanding:
         counted={update.participant: update.crc for update in ledger.updates(number)},
         is_closed=entry.state == "closed",
         boards={who: plan.board for who, plan in plans.items()},
+        masked=None
+        if entry.plan.masked is None
+        else MaskedStanding(
+            keys={blob.participant: blob.crc for blob in ledger.mask_blobs(number, MaskStep.KEYS)},
+            shares={blob.participant: blob.crc for blob in ledger.mask_blobs(number, MaskStep.SHARES)},
+            ended=frozenset(MaskStep(step) for step in ledger.ended_mask_steps(number)),
+        ),
     )

@@ -13,7 +13,7 @@ import contextlib
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from fedmote.aggregation import Finding
 from fedmote.background import in_background
@@ -22,17 +22,21 @@ from fedmote.coordinator.claim import claims
 from fedmote.coordinator.conduct import journaled
 from fedmote.coordinator.exchange import Exchange, clip, refuse
 from fedmote.coordinator.forms import Forms, Partition, Sign
-from fedmote.coordinator.merging import Merging, has_same_encoder, load_or_replay
+from fedmote.coordinator.masked import MaskedForms
+from fedmote.coordinator.merging import Inputs, Merging, has_same_encoder, load_or_replay
 from fedmote.coordinator.results import RunResult, refusals, round_result, round_results
 from fedmote.coordinator.resume import standing_of
 from fedmote.errors import ConfigError, ConversionError, FedmoteError, PackageError, RoundError
 from fedmote.privacy.accountant import load_library
-from fedmote.rounds import RoundMachine, Rules
+from fedmote.privacy.group import MaskedGroup
+from fedmote.rounds import MaskedRules, RoundMachine, Rules
 from fedmote.rounds.events import (
     AbandonRound,
     Action,
     CloseRound,
     DropPull,
+    EndMaskStep,
+    JournalMaskBlob,
     JournalPlan,
     JournalQuarantine,
     JournalUpdate,
@@ -48,9 +52,20 @@ from fedmote.rounds.events import (
     SendWait,
     Stop,
 )
-from fedmote.store import Checkpoint, CheckpointEntry, PlanEntry, PrivacyEntry, QuarantineEntry, RunEntry, State, UpdateEntry
+from fedmote.store import (
+    Checkpoint,
+    CheckpointEntry,
+    MaskBlobEntry,
+    PlanEntry,
+    PrivacyEntry,
+    QuarantineEntry,
+    RunEntry,
+    State,
+    UpdateEntry,
+)
 from fedmote.store.checkpoints import file_hash
 from fedmote.strategies import cells_of, leakage_warning, load_strategy
+from fedmote.wire.blobs import masked_update_bytes
 from fedmote.wire.codec import Message
 from fedmote.wire.schema import Kind, Role, Status
 
@@ -81,6 +96,7 @@ class Run:
         talk: Talk,
         passing: Callable[[str], None],
         sign: Sign | None = None,
+        group: MaskedGroup | None = None,
     ) -> None:
         self.config = config
         self.state = state
@@ -93,6 +109,7 @@ class Run:
         self._talk = talk
         self._passing = passing
         self._sign = sign
+        self._group = group
         self._opened_at = clock()
         if state.ledger.damage is not None:
             talk(state.ledger.damage)
@@ -106,11 +123,13 @@ class Run:
             load_strategy(config.strategy, cells_of(config.cells)),
             partition.shape(self.checkpoint.tensors, self.checkpoint.ranges),
             state.blobs,
+            entry.name,
             self._noise_key(),
         )
         self._refuse_another_model()
         self._show_newest()
         self.machine = RoundMachine(self._rules(), standing_of(state.ledger), clock(), self.exchange.waiting)
+        self._masked = MaskedForms(state, entry.name)
         self._recall_peers()
 
     # ---- beginning ----------------------------------------------------------------------------------------------------
@@ -194,6 +213,33 @@ class Run:
             lambda role: codec.max_bytes(role, model),
             self.config.quarantine,
             self.config.strategy.min_examples,
+            self._masked_rules(),
+        )
+
+    def _masked_rules(self) -> MaskedRules | None:
+        """How updates are summed under masks.
+
+        Raises:
+            ConfigError: the configuration names a group, and nobody gave it, or too few of it are in this run.
+        """
+        config, report_s = self.config.strategy.secure_sum, self.config.windows.report_s
+        if config is None:
+            return None
+        if self._group is None:
+            raise ConfigError(f"strategy.secure_sum.group: {config.group} is in the fleet's registry; name it in [security]")
+        here = {device for cell in self.config.cells for device in cell.devices}
+        numbers = {who: number for who, number in self._group.numbers.items() if who in here}
+        least = self._group.ring.least_members
+        if len(numbers) < least:
+            raise ConfigError(
+                f"strategy.secure_sum.group: {len(numbers)} devices of {config.group} are in this run, {least} are needed to "
+                "hide one among them"
+            )
+        return MaskedRules(
+            replace(self._group, numbers=numbers),
+            config.keys_fraction * report_s,
+            config.shares_fraction * report_s,
+            masked_update_bytes(self.merging.model.num_head_parameters),
         )
 
     def _recall_peers(self) -> None:
@@ -221,6 +267,8 @@ class Run:
         """A participant goes on pulling after a restart: offer whatever this round may have offered before."""
         for planned in self._forms.all_planned():
             self.exchange.offer(planned.sources())
+        if self.machine.plan is not None:
+            self.exchange.offer(self._masked.sources(self.machine.plan))
         for board, base in sorted({(peer.board, peer.base) for peer in self.exchange.peers.values() if peer.base is not None}):
             with contextlib.suppress(ConversionError, PackageError):  # a board without a package asks for none
                 planned = await self._forms.with_difference(self._forms.planned(Role.DEVICE, board), board, base)
@@ -247,6 +295,8 @@ class Run:
         match action:
             case OpenRound() | JournalPlan() | JournalUpdate() | JournalVerdict() | JournalQuarantine() | NoteRefusal():
                 self._journal(action)
+            case JournalMaskBlob() | EndMaskStep():
+                self._journal_masked(action)
             case SendPlan() | SendWait() | SendAck() | SendRefuse():
                 await self._tell(action)
             case Pull():
@@ -299,6 +349,15 @@ class Run:
                 ledger.add_refusal(action.round, action.id, "participant", action.status, clip(action.reason))
                 self._talk(f"{action.id} refused: {action.status.name.lower().replace('_', '-')} {action.reason}".rstrip())
 
+    def _journal_masked(self, action: JournalMaskBlob | EndMaskStep) -> None:
+        match action:
+            case JournalMaskBlob():
+                blob = MaskBlobEntry(action.id, int(action.step), action.attempt, action.crc, action.content)
+                self.state.ledger.add_mask_blob(action.round, blob)
+            case EndMaskStep():
+                self.state.ledger.end_mask_step(action.round, int(action.step))
+                self._talk(self.machine.words(self._clock()))
+
     async def _tell(self, action: SendPlan | SendWait | SendAck | SendRefuse) -> None:
         match action:
             case SendPlan():
@@ -336,6 +395,10 @@ class Run:
             "seed": action.plan.seed,
             "attempt": action.attempt,
         }
+        if action.mask_step is not None:
+            word, sources = self._masked.word(action.plan, action.id, action.mask_step)
+            self.exchange.offer(sources)
+            fields["masking"] = word.to_bytes()
         training = self.merging.strategy.plan.training(action.role)
         await self.exchange.send(action.id, Message(Kind.PLAN, fields | planned.fields() | training.fields()))
 
@@ -350,11 +413,11 @@ class Run:
         number = action.plan.round
         self.state.ledger.close_round(number, action.missing)
         self._passing("round-closed")
-        entries = self.state.ledger.updates(number)
+        inputs = Inputs.of(self.state.ledger, number)
 
         def merge() -> Merged:
             try:
-                checkpoint, findings = self.merging.merge(self.checkpoint, number, entries)
+                checkpoint, findings = self.merging.merge(self.checkpoint, inputs)
                 accuracy = self._partition.evaluate(checkpoint.tensors, checkpoint.ranges, checkpoint.version)
                 return checkpoint, accuracy, findings
             except FedmoteError as error:

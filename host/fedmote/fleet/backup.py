@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A whole fleet in one file, to keep it safe or to move it: registry with keys, accounts of the broker, the last epoch.
 
-The file is not encrypted. It is as secret as the fleet: mode 0600, and for a place where nobody else reads. Cell keys are not
-in it; they are in the credentials of devices and partners alone.
+The file is not encrypted. It is as secret as the fleet: mode 0600, and for a place where nobody else reads. Cell keys and the
+secrets of groups are not in it; they are in the credentials of devices and partners alone.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from fedmote.fleet.enrolment import BrokerState, Enrolment
 from fedmote.fleet.registry import Registry
 from fedmote.private_files import read_private, write_private
 
-FORMAT = 1
+FORMAT = 2
+_FORMATS = (1, 2)  # the first one has no groups
 
 
 def export_fleet(path: Path, registry: Registry, site: str, files: BrokerFiles | None) -> None:
@@ -57,7 +58,7 @@ def _read(path: Path) -> dict[str, Any]:
     expected = {"format": int, "site": str, "epoch": int, "participants": list, "hashes": dict, "psks": dict}
     if not isinstance(content, dict) or any(not isinstance(content.get(key), kind) for key, kind in expected.items()):
         raise ConfigError(f"{path}: not a fleet that `fedmote enroll export` wrote: the keys {', '.join(expected)} are expected")
-    if content["format"] != FORMAT:
+    if content["format"] not in _FORMATS:
         raise ConfigError(f"{path}: format {content['format']}, this program knows {FORMAT}; upgrade fedmote")
     texts = [one for table in (content["hashes"], content["psks"]) for pair in table.items() for one in pair]
     if any(not isinstance(one, str) or "\n" in one for one in texts):

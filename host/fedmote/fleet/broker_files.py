@@ -244,7 +244,7 @@ def password_of(files: BrokerFiles, user: str, is_device: bool) -> str:
 def write_credentials(path: Path, credentials: Credentials) -> None:
     """Write a device's credentials file."""
     values = {"id": credentials.id, "site": credentials.site, "username": credentials.username, "password": credentials.password}
-    names = ("key", "cell_key", "psk", "verify_key")
+    names = ("key", "cell_key", "psk", "verify_key", "group_key")
     keys: dict[str, str | None] = {name: getattr(credentials, name) for name in names}
     write_toml(path, values | {name: key for name, key in keys.items() if key is not None})
 

@@ -10,11 +10,14 @@ registry, so that the next action, whichever it is, mends what an interrupted on
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Literal
+
+from nacl.bindings import crypto_scalarmult_base
 
 from fedmote.config import CellConfig, CellKey, Credentials, PartnerCredentials, load
 from fedmote.errors import ConfigError
@@ -29,8 +32,9 @@ from fedmote.fleet.broker_files import (
     write_credentials,
     write_partner_credentials,
 )
-from fedmote.fleet.registry import KEY_BYTES, Entry, Registry
+from fedmote.fleet.registry import KEY_BYTES, Entry, Group, GroupMember, Registry
 from fedmote.private_files import make_private_directory, write_private
+from fedmote.wire.masking import GROUP_BYTES, Membership, Ring
 from fedmote.wire.schema import Role
 
 BrokerState = Literal["told", "not running here", "none"]
@@ -134,13 +138,54 @@ class Enrolment:
         note = f"{id} gets its new key at its next hello; the old one is valid until it has spoken under the new one"
         return Done(self._entry(id), notes=(note,))
 
+    def group(self, name: str, ids: Sequence[str], threshold: int | None = None, *, is_again: bool = False) -> list[Done]:
+        """Make a group whose updates are summed under masks; its members get new keys as by `rotate`, and a secret each.
+
+        Secrets are in the members' credentials alone. Numbers are drawn, so that nobody chooses who is whose neighbour.
+
+        Args:
+            name: of the group.
+            ids: active devices, each once, in no other group.
+            threshold: of a member's neighbours, so many must answer; None: more than half of them.
+            is_again: it may take the place of one of its name.
+
+        Returns:
+            One for each member, in the order of their ids.
+
+        Raises:
+            ConfigError: a rule above is broken, the members are fewer than 8, or files cannot be written.
+        """
+        if doubled := [id for id, count in Counter(ids).items() if count > 1]:
+            raise ConfigError(f"{', '.join(doubled)}: named more than once")
+        ring = Ring.of(len(ids), threshold)
+        drawn = list(ids)
+        secrets.SystemRandom().shuffle(drawn)
+        numbers = {id: number for number, id in enumerate(drawn, start=1)}
+        own = {number: secrets.token_bytes(KEY_BYTES) for number in numbers.values()}
+        publics = {number: crypto_scalarmult_base(secret) for number, secret in own.items()}
+        members = tuple(GroupMember(id, number, publics[number]) for id, number in numbers.items())
+        former = [group for group in self.registry.groups() if group.name == name]
+        group = Group(name, secrets.token_bytes(GROUP_BYTES), ring, members)
+        self.registry.make_group(group, is_again=is_again)
+        keys = {
+            id: Membership(
+                group.id, number, ring, own[number], {near: publics[near] for near in ring.neighbours(number)}
+            ).to_bytes()
+            for id, number in numbers.items()
+        }
+        for id in sorted(ids):
+            self.registry.rotate(id)
+        left = [id for one in former for id in one.numbers if id not in numbers]
+        notes = (f"no longer in group {name}, and to be rotated before they take part again: {', '.join(sorted(left))}",)
+        return self._issue_all(sorted(ids), keys, notes if left else ())
+
     def revoke(self, id: str) -> Done:
         """Put a participant out; once more does no harm.
 
         Raises:
             ConfigError: it was never enrolled.
         """
-        entry = self.registry.entry(id)
+        entry, lost = self.registry.entry(id), self._lost(id)
         if entry is None or entry.state == "active":
             self.registry.revoke(id)
         broker = self.synchronise()
@@ -148,7 +193,7 @@ class Enrolment:
             file.unlink(missing_ok=True)
         entry = self._entry(id)
         files = self._write_partner(entry.cell) if entry.role is Role.DEVICE else ()
-        return Done(entry, files, broker, self._notes(broker))
+        return Done(entry, files, broker, (*lost, *self._notes(broker)))
 
     def synchronise(self, accounts: Accounts | None = None) -> BrokerState:
         """Write the broker's accounts and access lists as the registry has it, and tell the broker.
@@ -177,25 +222,60 @@ class Enrolment:
             raise ConfigError(f"{self.files.directory}: there are no broker files; `fedmote broker init` makes them")
 
     def _issue(self, id: str) -> Done:
-        """Credentials for the key that the registry has now."""
+        """Credentials for the key that the registry has now; a member of a group stays one where its secret is here."""
+        group, group_key = self.registry.group_of(id), self._group_key(id)
+        notes: tuple[str, ...] = ()
+        if group is not None and group_key is None:
+            notes = (
+                f"{id} is in group {group.name}, and its secret is not here any more: until the group is made again, it is lost",
+            )
+        return self._issue_all([id], {} if group_key is None else {id: group_key}, notes)[0]
+
+    def _issue_all(self, ids: Sequence[str], group_keys: Mapping[str, bytes], notes: tuple[str, ...]) -> list[Done]:
+        """Credentials for the keys that the registry has now, and then the broker's files, once."""
+        accounts = Accounts.read(self.files)
+        make_private_directory(self.files.credentials)
+        written = {id: self._write_credentials(id, accounts, group_keys.get(id)) for id in ids}
+        broker = self.synchronise(accounts)
+        done = []
+        for id in ids:
+            entry = self._entry(id)
+            said = (*self._for_partner(entry), *self._lacking(entry.cell), *notes, *self._notes(broker))
+            done.append(Done(entry, written[id], broker, said))
+        return done
+
+    def _write_credentials(self, id: str, accounts: Accounts, group_key: bytes | None) -> tuple[Path, ...]:
+        """The files of a participant with a new password, which its account gets."""
         entry, password = self._entry(id), new_password()
         psk = None
-        make_private_directory(self.files.credentials)
         if entry.role is Role.DEVICE:
             key, cell_key, psk = self._key(id).hex(), secrets.token_bytes(KEY_BYTES).hex(), secrets.token_bytes(KEY_BYTES).hex()
             credentials = Credentials(
-                id, self._site, id, password, key=key, cell_key=cell_key, psk=psk, verify_key=self._verify_key
+                id,
+                self._site,
+                id,
+                password,
+                key=key,
+                cell_key=cell_key,
+                psk=psk,
+                verify_key=self._verify_key,
+                group_key=None if group_key is None else group_key.hex(),
             )
             write_credentials(self.files.credentials_file(id), credentials)
             files = [self.files.credentials_file(id)]
         else:
             write_private(self.files.password_file(id), password + "\n")
             files = [self.files.password_file(id)]
-        files += self._write_partner(entry.cell)
-        accounts = Accounts.read(self.files)
         accounts.admit(id, password, psk)
-        broker = self.synchronise(accounts)
-        return Done(entry, tuple(files), broker, (*self._for_partner(entry), *self._lacking(entry.cell), *self._notes(broker)))
+        return (*files, *self._write_partner(entry.cell))
+
+    def _group_key(self, id: str) -> bytes | None:
+        """What a device has of the group that it is in, from its own file; None where it is in none, or the file is not here."""
+        group, file = self.registry.group_of(id), self.files.credentials_file(id)
+        if group is None or not file.exists():
+            return None
+        key = load(Credentials, file).group_key_bytes
+        return key if key is not None and key[:GROUP_BYTES] == group.id else None
 
     def _write_partner(self, cell: str) -> tuple[Path, ...]:
         """The keys file of a cell's partner: its own key, and the cell keys of its active devices as far as they are here."""
@@ -225,6 +305,15 @@ class Enrolment:
         return (
             f"{partner} needs {self.files.keys_file(partner).name} anew, and [[devices]] with {entry.id} in its partner.toml",
         )
+
+    def _lost(self, id: str) -> tuple[str, ...]:
+        """What it means to its group that a participant is put out."""
+        group = self.registry.group_of(id)
+        if group is None:
+            return ()
+        left, least = len(group.numbers) - 1, group.ring.least_members
+        words = f"group {group.name} has {left} members left: {id} keeps its number there and is lost in every round"
+        return (words if left >= least else f"{words}; {least} are needed: make the group again with others",)
 
     def _lacking(self, cell: str) -> tuple[str, ...]:
         partner = self._partner(cell)

@@ -34,6 +34,7 @@ from fedmote.database import Database, database_errors, upgrade
 from fedmote.errors import ConfigError, StoreError
 from fedmote.fleet.schema import SCRIPTS
 from fedmote.private_files import FILE_MODE, make_private_directory, refuse_shared
+from fedmote.wire.masking import Ring
 from fedmote.wire.schema import Role
 from fedmote.wire.seal import Renewal
 
@@ -73,6 +74,55 @@ class Entry:
     key_state: KeyState
     added_at: str
     changed_at: str
+
+
+@dataclass(frozen=True)
+class GroupMember:
+    """A device of a group.
+
+    Attributes:
+        id: of the participant.
+        number: its own in the group.
+        public: its X25519 public key, 32 bytes; the secret is in its credentials alone.
+        is_lost: it was revoked since.
+    """
+
+    id: str
+    number: int
+    public: bytes
+    is_lost: bool = False
+
+
+@dataclass(frozen=True)
+class Group:
+    """Devices whose updates are summed under masks.
+
+    Attributes:
+        name: for people.
+        id: random, 8 bytes.
+        ring: who is whose neighbour.
+        members: by number.
+    """
+
+    name: str
+    id: bytes
+    ring: Ring
+    members: tuple[GroupMember, ...]
+
+    @property
+    def numbers(self) -> dict[str, int]:
+        """Numbers of the members that were not lost, by id."""
+        return {member.id: member.number for member in self.members if not member.is_lost}
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, as JSON's types; no secret is in it."""
+        return {
+            "name": self.name,
+            "id": self.id.hex(),
+            "num_neighbours": self.ring.num_neighbours,
+            "threshold": self.ring.threshold,
+            "members": [{**vars(member), "public": member.public.hex()} for member in self.members],
+        }
 
 
 class Registry(Database):
@@ -163,6 +213,28 @@ class Registry(Database):
             )
             for name in sorted({entry.cell for entry in active})
         )
+
+    def groups(self) -> tuple[Group, ...]:
+        """All groups, by name."""
+        members: dict[str, list[GroupMember]] = {}
+        for row in self._all("SELECT name, participant, number, public, is_lost FROM mask_member ORDER BY name, number"):
+            members.setdefault(row[0], []).append(GroupMember(row[1], row[2], bytes(row[3]), bool(row[4])))
+        rows = self._all("SELECT name, id, num_neighbours, threshold FROM mask_group ORDER BY name")
+        return tuple(
+            Group(row[0], bytes(row[1]), Ring(len(members[row[0]]), row[2], row[3]), tuple(members[row[0]])) for row in rows
+        )
+
+    def group(self, name: str) -> Group:
+        """One group; ConfigError where there is none of this name."""
+        found = next((group for group in self.groups() if group.name == name), None)
+        if found is None:
+            known = ", ".join(group.name for group in self.groups()) or "none"
+            raise ConfigError(f"{self.path}: there is no group {name}, known: {known}; `fedmote enroll group` makes one")
+        return found
+
+    def group_of(self, id: str) -> Group | None:
+        """The group that a participant is in and was not lost for; None where it is in none."""
+        return next((group for group in self.groups() if id in group.numbers), None)
 
     def refresh(self) -> frozenset[str]:
         """Look for changes of other processes; cheap where there are none (a counter in the file's header).
@@ -335,19 +407,46 @@ class Registry(Database):
             self._require_active(id)
             self._write("UPDATE participant SET key = NULL, state = 'revoked', changed_at = ? WHERE id = ?", self._now(), id)
             self._write("DELETE FROM renewal WHERE id = ?", id)
+            self._write("UPDATE mask_member SET is_lost = 1 WHERE participant = ?", id)
         self._load()
 
+    def make_group(self, group: Group, *, is_again: bool = False) -> None:
+        """Register a group.
+
+        Args:
+            group: the new one.
+            is_again: it may take the place of one of its name.
+
+        Raises:
+            ConfigError: a name breaks the rules or is taken, a member is no active device, or in another group.
+        """
+        require_identifier("group", group.name)
+        with self._transaction():
+            if is_again:
+                self._write("DELETE FROM mask_group WHERE name = ?", group.name)
+            elif self._one("SELECT 1 FROM mask_group WHERE name = ?", group.name) is not None:
+                raise ConfigError(f"group {group.name} is there already; --again makes it anew, with new secrets for all")
+            for member in sorted(group.members, key=lambda member: member.id):
+                self._require_active(member.id)
+                if self._one("SELECT role FROM participant WHERE id = ?", member.id) != (int(Role.DEVICE),):
+                    raise ConfigError(f"{member.id} is a partner; groups are of devices")
+                other = self._one("SELECT name FROM mask_member WHERE participant = ? AND NOT is_lost", member.id)
+                if other is not None:
+                    raise ConfigError(f"{member.id} is in group {other[0]}; a device is in one at most")
+            self._add_group(group)
+
     def dump(self) -> dict[str, Any]:
-        """Everything as JSON's types: "epoch", "participants" and "renewals", keys in hexadecimal. As secret as the file."""
+        """Everything as JSON's types, keys in hexadecimal: "epoch", "participants", "renewals", "groups". As secret as the file."""
         (epoch,) = self._one("SELECT value FROM epoch") or (0,)
         tables = {"participants": ("participant", _COLUMNS), "renewals": ("renewal", _RENEWAL_COLUMNS)}
-        return {"epoch": epoch} | {
+        rows = {
             name: [
                 {column: value.hex() if isinstance(value, bytes) else value for column, value in zip(columns, row, strict=True)}
                 for row in self._all(f"SELECT {', '.join(columns)} FROM {table} ORDER BY id")
             ]
             for name, (table, columns) in tables.items()
         }
+        return {"epoch": epoch, **rows, "groups": [group.to_json() for group in self.groups()]}
 
     def restore(self, content: Mapping[str, Any], source: str) -> None:
         """Take in what `dump` gave; all of it or nothing.
@@ -367,6 +466,7 @@ class Registry(Database):
                 require_identifier("cell", row[2])
                 Role(row[1])
             epoch = int(content["epoch"])
+            groups = [_restored(one) for one in content.get("groups", ())]
         except (KeyError, TypeError, ValueError) as error:  # their texts could quote a key
             raise ConfigError(
                 f"{source}: participants: {type(error).__name__} in an entry; `enroll export` wrote none such"
@@ -379,11 +479,25 @@ class Registry(Database):
                     self._write(f"INSERT INTO participant VALUES ({', '.join('?' * len(_COLUMNS))})", *row)
                 for row in renewals:
                     self._write(f"INSERT INTO renewal VALUES ({', '.join('?' * len(_RENEWAL_COLUMNS))})", *row)
+                for group in groups:
+                    self._add_group(group)
             except sqlite3.IntegrityError as error:
                 raise ConfigError(f"{source}: participants: an entry breaks a rule of the registry ({error})") from error
             (last,) = self._one("SELECT value FROM epoch") or (0,)
             self._write("INSERT INTO epoch VALUES (1, ?) ON CONFLICT (id) DO UPDATE SET value = excluded.value", max(epoch, last))
         self._load()
+
+    def _add_group(self, group: Group) -> None:
+        ring = group.ring
+        self._write(
+            "INSERT INTO mask_group VALUES (?, ?, ?, ?, ?)",
+            *(group.name, group.id, ring.num_neighbours, ring.threshold, self._now()),
+        )
+        for member in group.members:
+            self._write(
+                "INSERT INTO mask_member VALUES (?, ?, ?, ?, ?)",
+                *(group.name, member.number, member.id, member.public, int(member.is_lost)),
+            )
 
     def _require_active(self, id: str) -> None:
         row = self._one("SELECT state FROM participant WHERE id = ?", id)
@@ -436,6 +550,19 @@ def _rows(entries: Iterable[Mapping[str, Any]], columns: tuple[str, ...]) -> lis
         [bytes.fromhex(one[name]) if name in _BLOBS and one[name] is not None else one[name] for name in columns]
         for one in entries
     ]
+
+
+def _restored(content: Mapping[str, Any]) -> Group:
+    """What `Group.to_json` gave; KeyError, TypeError or ValueError where it is none."""
+    members = tuple(
+        GroupMember(one["id"], int(one["number"]), bytes.fromhex(one["public"]), bool(one["is_lost"]))
+        for one in content["members"]
+    )
+    require_identifier("group", content["name"])
+    ring = Ring(len(members), int(content["num_neighbours"]), int(content["threshold"]))
+    if [member.number for member in members] != list(range(1, len(members) + 1)):
+        raise ValueError("numbers of members")
+    return Group(content["name"], bytes.fromhex(content["id"]), ring, members)
 
 
 def _make(path: Path) -> None:

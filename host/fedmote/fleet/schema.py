@@ -31,5 +31,24 @@ CREATE TABLE renewal (
 );
 """
 
+VERSION_3 = """
+CREATE TABLE mask_group (                       -- whose updates are summed under masks
+    name TEXT PRIMARY KEY,
+    id BLOB NOT NULL CHECK (length(id) = 8),    -- random
+    num_neighbours INTEGER NOT NULL,
+    threshold INTEGER NOT NULL,
+    made_at TEXT NOT NULL                       -- UTC, for people
+);
+CREATE TABLE mask_member (
+    name TEXT NOT NULL REFERENCES mask_group (name) ON DELETE CASCADE,
+    number INTEGER NOT NULL,                    -- from 1, random
+    participant TEXT NOT NULL REFERENCES participant (id),
+    public BLOB NOT NULL CHECK (length(public) = 32),
+    is_lost INTEGER NOT NULL,                   -- revoked since: it keeps its number, and never takes part again
+    PRIMARY KEY (name, number),
+    UNIQUE (name, participant)
+);
+"""
+
 # Script of version n at index n - 1.
-SCRIPTS = (VERSION_1, VERSION_2)
+SCRIPTS = (VERSION_1, VERSION_2, VERSION_3)

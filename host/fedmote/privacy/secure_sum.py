@@ -1,307 +1,300 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Secure aggregation: the coordinator learns the sum of a group's updates and no single one.
+"""Masked sums: the coordinator learns the sum of a group's updates and no single one (device_sdk/protocol/SPEC.md, section 13).
 
-Source: Bonawitz et al., "Practical Secure Aggregation for Privacy-Preserving Machine Learning" (CCS 2017); neighbours instead of
-everybody with everybody from Bell et al. (CCS 2020). Each step is a message of every member that still lives:
+Source: Bonawitz et al., "Practical Secure Aggregation for Privacy-Preserving Machine Learning" (CCS 2017); neighbours on a ring
+instead of everybody with everybody from Bell et al. (CCS 2020). Lasting keys, made at enrolment, save the first of their four
+messages, and a salt that never comes again the randomness of a round:
 
-    adverts    two public keys, hash of the own seed       -> everybody's are sent to everybody
-    shares     to each neighbour, sealed: a share of the   -> passed on
-               mask key and one of the own seed
-    masked     update + own mask + sum of pairwise masks   -> summed
-    answers    of each neighbour: the share of its own seed where its masked update came, of its mask key where not
+    keys       a public key, hash of the own seed, and to each neighbour,   -> passed on as peers
+               in a box: a share of the mask secret and one of the seed
+    masked     update + own mask + sum of pair masks                        -> summed
+    shares     of each neighbour: of its seed where its masked update came, of its mask secret where its keys alone did
 
-Pairwise masks cancel between two members whose updates came. Of a member that was lost after `shares` the mask key is put
-together from its neighbours' shares, and its masks are taken off the others.
+Pair masks cancel between two members whose updates came. Of a member that was lost after its keys the mask secret is put
+together from its neighbours' shares, and its pair masks are taken off the others.
 
-Why two masks. With pairwise masks alone a coordinator could call a slow member lost, put its mask key together, and open its
-update when it comes after all. Under the own mask it stays closed: a neighbour gives a share of the seed or of the mask key and
-never both, and both kinds together would take 2 t shares of k neighbours, which 2 t > k forbids. A second message of the
-survivors (their pairwise masks with the lost) would need no shares, but the loss of one more member in that step would lose the
+Why two masks. With pair masks alone a coordinator could call a slow member lost, put its mask secret together, and open its
+update when it comes after all. Under the own mask it stays closed: a neighbour gives a share of the seed or of the mask secret
+and never both, and both kinds together would take 2 t shares of k neighbours, which 2 t > k forbids. A second message of the
+survivors (their pair masks with the lost) would need no shares, but the loss of one more member in that step would lose the
 round.
 
-What it does not do. A coordinator and 2 t - k neighbours of a member that work together can open its update; so can a coordinator
-that invents members, unless their keys are proved. Nobody can look at a single update, so rules that judge single updates cannot
-be used, and a member that does not cut its own is found by the norm of the sum at best.
+What it does not do. A coordinator that lies and 2 t - k neighbours of a member that work together can open its update. Nobody
+can look at a single update, so rules that judge single updates cannot be used, and a member that does not cut its own is found by
+the norm of the sum at best.
 
-No I/O and no randomness of its own: whoever calls passes both in.
+`Member` is the device's side, as the firmware does it; `Collector` the coordinator's, whose result is a function of blobs that
+are journaled. Neither does I/O or has randomness of its own.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
-from fedmote.errors import ConfigError, RoundError
+from fedmote.errors import RemoteWireError, RoundError
 from fedmote.privacy import masks, shamir
+from fedmote.privacy.masks import Derivation, Purpose, Words
+from fedmote.wire import masking
+from fedmote.wire.masking import Keys, Membership, Peer, Ring
+from fedmote.wire.schema import Status
 
-# Fewer members would hide a single one among too few.
-LEAST_MEMBERS = 8
+Blob = TypeVar("Blob")
 
-Words = NDArray[np.uint32]
+_MASK_SECRET, _SEED = 0, 1  # the b of coefficients, and the order of two shares in a box
 
 
-@dataclass(frozen=True)
-class Group:
-    """What every member of a group knows before the first message.
+def salt_of(boot: int, number: int) -> bytes:
+    """Of the participation of a boot that began `number` masked rounds before: never the same twice for a member."""
+    return boot.to_bytes(4, "little") + number.to_bytes(4, "little")
 
-    Attributes:
-        label: of run, round and group: no two groups share one.
-        members: ids, ascending.
-        num_neighbours: k; even, or everybody else.
-        threshold: t: so many of a member's neighbours must answer.
-        size: words of an update.
-        least_members: fewer than so many updates are not summed.
 
-    Raises:
-        ConfigError: numbers that protect nothing or cannot work; the message says why.
+def pair_mask(derivation: Derivation, secret: bytes, public: bytes, own: int, other: int, size: int) -> Words:
+    """What member `own` adds for its neighbour `other`, uint32 (size,); what the other adds is its negative.
+
+    ValueError where the public key is none.
     """
-
-    label: bytes
-    members: tuple[str, ...]
-    num_neighbours: int
-    threshold: int
-    size: int
-    least_members: int = LEAST_MEMBERS
-
-    def __post_init__(self) -> None:
-        count, near, needed = len(self.members), self.num_neighbours, self.threshold
-        if list(self.members) != sorted(set(self.members)):
-            raise ConfigError("members of a group: ids in ascending order, each once, are expected")
-        if count < self.least_members:
-            raise ConfigError(f"a group of {count} members: at least {self.least_members} are needed to hide one among them")
-        if not 1 <= near < count or (near % 2 and near != count - 1) or near > shamir.MAX_SHARES:
-            raise ConfigError(f"{near} neighbours in a group of {count}: an even number, or all {count - 1}, are expected")
-        if not near < 2 * needed <= 2 * near:
-            raise ConfigError(
-                f"threshold {needed} of {near} neighbours: more than half are needed, or their shares could open an update that "
-                "was called lost"
-            )
-
-    def neighbours(self, who: str) -> tuple[str, ...]:
-        """Neighbours of a member, ascending; whoever is one's neighbour has one for a neighbour.
-
-        A ring in an order that the label decides, each one with the k/2 before and behind it.
-        """
-        if self.num_neighbours == len(self.members) - 1:
-            return tuple(one for one in self.members if one != who)
-        ring = sorted(self.members, key=self._place)
-        at, half = ring.index(who), self.num_neighbours // 2
-        return tuple(sorted(ring[(at + offset) % len(ring)] for offset in range(-half, half + 1) if offset))
-
-    def _place(self, who: str) -> bytes:
-        return hashlib.blake2b(who.encode(), key=hashlib.blake2b(self.label, digest_size=32).digest(), digest_size=16).digest()
-
-    def pair_mask(self, secret: bytes, public: bytes, own: str, other: str) -> Words:
-        """What `own` adds for its neighbour `other`; what the other adds is its negative."""
-        names = (min(own, other), max(own, other))
-        mask = masks.keystream(masks.agreed_key(secret, public, self.label, "mask", names), self.size)
-        return mask if own < other else np.negative(mask)
-
-    def own_mask(self, seed: bytes, who: str) -> Words:
-        """What a member adds for itself."""
-        return masks.keystream(masks.own_key(seed, self.label, who), self.size)
+    key = derivation.key(masks.agreed_key(secret, public), Purpose.PAIR_MASK, min(own, other), max(own, other))
+    mask = masks.keystream(key, size)
+    return mask if own < other else np.negative(mask)
 
 
-@dataclass(frozen=True)
-class Advert:
-    """What everybody may know of a member.
-
-    Attributes:
-        mask_key, share_key: X25519 public keys, for pairwise masks and for sealing shares.
-        seed_hash: BLAKE2b-256 of its own seed, so that a seed that was put together from changed shares is found out.
-    """
-
-    mask_key: bytes
-    share_key: bytes
-    seed_hash: bytes
-
-
-@dataclass(frozen=True)
-class Answer:
-    """Shares that a member gives back: of seeds of members whose updates came, of mask keys of those that were lost."""
-
-    seeds: Mapping[str, bytes]
-    mask_keys: Mapping[str, bytes]
+def own_mask(derivation: Derivation, seed: bytes, number: int, size: int) -> Words:
+    """What a member adds for itself, uint32 (size,)."""
+    return masks.keystream(derivation.key(seed, Purpose.OWN_MASK, number), size)
 
 
 class Member:
-    """One member's side of one round.
+    """One member's side of one participation in a round.
 
     Args:
-        group: of the round.
-        id: of the member.
-        entropy: gives so many fresh random bytes.
+        membership: what it has from its enrolment.
+        run, round: which round; the run's random name has 8 bytes.
+        salt: see `salt_of`.
     """
 
-    def __init__(self, group: Group, id: str, entropy: Callable[[int], bytes]) -> None:
-        self._group = group
-        self._id = id
-        self._neighbours = group.neighbours(id)
-        self._mask_secret, self._share_secret, self._seed = (entropy(masks.KEY_BYTES) for _ in range(3))
-        self._entropy = entropy
-        self._adverts: dict[str, Advert] = {}
-        self._held: dict[str, tuple[bytes, bytes]] = {}
-        self._is_done = False
+    def __init__(self, membership: Membership, run: bytes, round: int, salt: bytes) -> None:
+        self._own = membership
+        self._derivation = Derivation(run, round)
+        self._salt = salt
+        self._neighbours = membership.ring.neighbours(membership.number)
+        self._mask_secret = self._derived(Purpose.MASK_SECRET)
+        self._seed = self._derived(Purpose.SEED)
+        self._held: dict[int, tuple[bytes, bytes]] | None = None
+        self._peers: dict[int, Peer] = {}
+        self._answered: tuple[int, bytes] | None = None
 
-    def advert(self) -> Advert:
-        """First message."""
-        return Advert(masks.public_key(self._mask_secret), masks.public_key(self._share_secret), _hash(self._seed))
-
-    def shares(self, adverts: Mapping[str, Advert]) -> dict[str, bytes]:
-        """Second message, by receiver.
+    def keys(self) -> bytes:
+        """The blob of step 1; the same however often it is asked for.
 
         Raises:
-            RoundError: too few neighbours are there.
+            RemoteWireError: `mask-neighbours` where a neighbour's public key is none.
         """
-        self._adverts = {who: adverts[who] for who in self._neighbours if who in adverts}
-        self._refuse_few(self._adverts)
-        threshold, near = self._group.threshold, len(self._neighbours)
-        parts = [
-            shamir.split(secret, threshold, near, self._entropy((threshold - 1) * masks.KEY_BYTES))
-            for secret in (self._mask_secret, self._seed)
-        ]
-        return {
-            who: masks.seal(self._share_key(who, (self._id, who)), parts[0][number] + parts[1][number])
-            for number, who in enumerate(self._neighbours, start=1)
-            if who in self._adverts
-        }
+        parts = [self._split(secret, kind) for kind, secret in ((_MASK_SECRET, self._mask_secret), (_SEED, self._seed))]
+        boxes = tuple(
+            masks.seal(self._box_key(who, self._own.number, who, self._salt), parts[0][place] + parts[1][place])
+            for place, who in enumerate(self._neighbours, start=1)
+        )
+        public = masks.public_key(self._mask_secret)
+        return Keys(self._own.number, self._salt, public, masks.hash_of(self._seed), boxes).to_bytes()
 
-    def masked(self, words: Words, shares: Mapping[str, bytes]) -> Words:
-        """Third message: the update under masks.
-
-        Args:
-            words: the update in fixed point, uint32 (size,).
-            shares: that neighbours sealed for this member, by sender.
+    def take_peers(self, blob: bytes) -> None:
+        """Take the peers blob; the first one of a participation counts.
 
         Raises:
-            RoundError: too few neighbours sent shares, or some were changed on their way.
+            RemoteWireError: it is none, or `mask-neighbours`: too few neighbours have keys, or a box does not open.
         """
-        for who in self._neighbours:
-            if who in shares and who in self._adverts:
-                self._held[who] = self._opened(who, shares[who])
-        self._refuse_few(self._held)
-        if words.shape != (self._group.size,) or words.dtype != np.uint32:
-            raise ValueError(f"words {words.dtype} {words.shape}, uint32 {(self._group.size,)} expected")
-        total = words + self._group.own_mask(self._seed, self._id)
-        for who in self._held:
-            total = total + self._group.pair_mask(self._mask_secret, self._adverts[who].mask_key, self._id, who)
+        if self._held is not None:
+            return
+        listed = zip(self._neighbours, masking.read_peers(blob, self._own.ring), strict=True)
+        peers = {who: peer for who, peer in listed if peer is not None}
+        if len(peers) < self._own.ring.threshold:
+            raise RemoteWireError(
+                Status.MASK_NEIGHBOURS, f"keys of {len(peers)} neighbours, {self._own.ring.threshold} are needed"
+            )
+        self._held = {who: self._opened(who, peer) for who, peer in peers.items()}
+        self._peers = peers
+
+    def masked(self, words: Words) -> Words:
+        """The update under masks, uint32 (P,), from its words; after `take_peers`.
+
+        Raises:
+            RemoteWireError: `state` before the peers came, `mask-neighbours` where a neighbour's X is none.
+        """
+        if self._held is None:
+            raise RemoteWireError(Status.STATE, "no peers yet")
+        own, size = self._own.number, words.size
+        total = words + own_mask(self._derivation, self._seed, own, size)
+        for who, peer in self._peers.items():
+            try:
+                total = total + pair_mask(self._derivation, self._mask_secret, peer.public, own, who, size)
+            except ValueError as error:
+                raise RemoteWireError(Status.MASK_NEIGHBOURS, f"{error}: X of member {who}") from error
         return total
 
-    def answer(self, survivors: Collection[str]) -> Answer:
-        """Fourth message, given once: of each neighbour one share, never both.
+    def answer(self, survivors: int) -> bytes:
+        """The blob of step 3: of each neighbour one share, never both; the same question has the same answer.
 
         Args:
-            survivors: whose masked updates came.
+            survivors: bit i: neighbour i, counted from 0, is one.
 
         Raises:
-            RoundError: asked a second time, or the survivors are too few, or not this group's.
+            RemoteWireError: `state` before the peers came; `mask-neighbours` where survivors are among those without keys, or
+                too few; `mask-answered` where the question was another one before.
         """
-        if self._is_done:
-            raise RoundError("shares of a round are given back once: a second answer could open an update")
-        if self._id not in survivors or not set(survivors) <= set(self._group.members):
-            raise RoundError("the survivors that were named are not of this group")
-        if len(set(survivors)) < self._group.least_members:
-            raise RoundError(f"{len(set(survivors))} survivors, {self._group.least_members} are needed")
-        self._is_done = True
-        return Answer(
-            {who: seed for who, (_, seed) in self._held.items() if who in survivors},
-            {who: mask_key for who, (mask_key, _) in self._held.items() if who not in survivors},
+        if self._held is None:
+            raise RemoteWireError(Status.STATE, "no peers yet")
+        if self._answered is not None:
+            if self._answered[0] != survivors:
+                raise RemoteWireError(Status.MASK_ANSWERED, "shares were given out for other survivors")
+            return self._answered[1]
+        alive = [who for place, who in enumerate(self._neighbours) if survivors >> place & 1]
+        if survivors >> len(self._neighbours) or not set(alive) <= set(self._held):
+            raise RemoteWireError(Status.MASK_NEIGHBOURS, "survivors whose keys never came")
+        if len(alive) < self._own.ring.threshold:
+            raise RemoteWireError(
+                Status.MASK_NEIGHBOURS, f"{len(alive)} neighbours survived, {self._own.ring.threshold} are needed"
+            )
+        held = self._held
+        blob = masking.shares_blob(
+            tuple(held[who][_SEED if who in alive else _MASK_SECRET] if who in held else None for who in self._neighbours)
         )
+        self._answered = (survivors, blob)
+        return blob
 
-    def _share_key(self, other: str, names: tuple[str, str]) -> bytes:
-        return self._agreed(other, self._adverts[other].share_key, names)
+    def _derived(self, purpose: Purpose, b: int = 0, i: int = 0) -> bytes:
+        return self._derivation.key(self._own.secret, purpose, self._own.number, b, i, self._salt)
 
-    def _agreed(self, other: str, public: bytes, names: tuple[str, str]) -> bytes:
+    def _split(self, secret: bytes, kind: int) -> dict[int, bytes]:
+        threshold = self._own.ring.threshold
+        coefficients = b"".join(self._derived(Purpose.COEFFICIENT, kind, j) for j in range(1, threshold))
+        return shamir.split(secret, threshold, len(self._neighbours), coefficients)
+
+    def _box_key(self, other: int, sender: int, receiver: int, salt: bytes) -> bytes:
         try:
-            return masks.agreed_key(self._share_secret, public, self._group.label, "share", names)
+            shared = masks.agreed_key(self._own.secret, self._own.publics[other])
         except ValueError as error:
-            raise RoundError(f"keys of {other}: {error}") from error
+            raise RemoteWireError(Status.MASK_NEIGHBOURS, f"{error}: that of member {other}") from error
+        return self._derivation.key(shared, Purpose.BOX, sender, receiver, salt=salt)
 
-    def _opened(self, who: str, sealed: bytes) -> tuple[bytes, bytes]:
+    def _opened(self, who: int, peer: Peer) -> tuple[bytes, bytes]:
         try:
-            content = masks.unseal(self._share_key(who, (who, self._id)), sealed)
+            content = masks.unseal(self._box_key(who, who, self._own.number, peer.salt), peer.box)
         except ValueError as error:
-            raise RoundError(f"shares of {who}: {error}") from error
-        return content[: masks.KEY_BYTES], content[masks.KEY_BYTES :]
-
-    def _refuse_few(self, found: Collection[str]) -> None:
-        if len(found) < self._group.threshold:
-            raise RoundError(f"{len(found)} neighbours of {self._id} are there, {self._group.threshold} are needed")
+            raise RemoteWireError(Status.MASK_NEIGHBOURS, f"{error}: that of member {who}") from error
+        return content[: masking.KEY_BYTES], content[masking.KEY_BYTES :]
 
 
-@dataclass
+@dataclass(frozen=True)
 class Collector:
-    """The coordinator's side of one round.
+    """The coordinator's side of one round: pure functions of what members handed in, by their numbers.
 
     Attributes:
-        group: of the round.
-        adverts: that came, by member.
-        sharers: members whose shares were passed on.
-        masked: sums of what came, and whose.
+        ring: of the group.
+        run, round: which round; the run's random name has 8 bytes.
     """
 
-    group: Group
-    adverts: dict[str, Advert] = field(default_factory=dict)
-    sharers: set[str] = field(default_factory=set)
-    survivors: set[str] = field(default_factory=set)
-    _total: Words | None = None
+    ring: Ring
+    run: bytes
+    round: int
 
-    def add_masked(self, who: str, words: Words) -> None:
-        """A masked update came. Only the sum is kept."""
-        if who not in self.sharers or who in self.survivors or words.shape != (self.group.size,):
-            raise RoundError(f"no masked update of {who} is expected, or not this one")
-        self.survivors.add(who)
-        self._total = words.copy() if self._total is None else self._total + words
-
-    def result(self, answers: Mapping[str, Answer]) -> Words:
-        """The sum of the survivors' words modulo 2^32.
+    def peers(self, number: int, keys: Mapping[int, bytes]) -> bytes:
+        """The peers blob of a member.
 
         Args:
-            answers: by member.
+            number: whose.
+            keys: blobs of step 1.
+        """
+        found: list[Peer | None] = []
+        for who in self.ring.neighbours(number):
+            if who not in keys:
+                found.append(None)
+                continue
+            one = Keys.read(keys[who], self.ring, who)
+            found.append(Peer(one.salt, one.public, one.boxes[self.ring.neighbours(who).index(number)]))
+        return masking.peers_blob(tuple(found))
+
+    def survivor_bits(self, number: int, survivors: Collection[int]) -> int:
+        """Which of a member's neighbours survived."""
+        return sum(1 << place for place, who in enumerate(self.ring.neighbours(number)) if who in survivors)
+
+    def complaint(self, keyed: Collection[int], survivors: Collection[int], answered: Collection[int]) -> str | None:
+        """Why there is no sum, in words; None where there is one if nobody lied.
+
+        Args:
+            keyed: whose keys came.
+            survivors: whose masked updates came.
+            answered: whose shares came.
+        """
+        if len(survivors) < self.ring.least_members:
+            return f"{len(survivors)} masked updates, {self.ring.least_members} are needed"
+        lacking = [who for who in sorted(keyed) if self._is_lacking(who, survivors, answered)]
+        if not lacking:
+            return None
+        names = ", ".join(str(who) for who in lacking[:5]) + (" and others" if len(lacking) > 5 else "")
+        return f"fewer than {self.ring.threshold} neighbours gave their shares of member {names}"
+
+    def _is_lacking(self, who: int, survivors: Collection[int], answered: Collection[int]) -> bool:
+        near = self.ring.neighbours(who)
+        if who not in survivors and not any(other in survivors for other in near):
+            return False  # nobody in the sum has a mask with it
+        return sum(other in answered and other in survivors for other in near) < self.ring.threshold
+
+    def result(self, keys: Mapping[int, bytes], masked: Mapping[int, Words], shares: Mapping[int, bytes]) -> Words:
+        """The sum of the survivors' words modulo 2^32, uint32 (P,).
+
+        Args:
+            keys: blobs of step 1.
+            masked: masked updates, uint32 (P,): of the survivors.
+            shares: blobs of step 3.
 
         Raises:
-            RoundError: too few survivors or answers: the round is abandoned, and nobody's update is known.
+            RoundError: too few survivors or shares, or somebody gave a false one: nobody's update is known.
         """
-        if self._total is None or len(self.survivors) < self.group.least_members:
-            raise RoundError(f"{len(self.survivors)} masked updates, {self.group.least_members} are needed")
-        total = self._total
-        for who in sorted(self.survivors):
-            shares = {other: answer.seeds[who] for other, answer in answers.items() if who in answer.seeds}
-            seed = self._joined(who, "seed", shares)
-            if _hash(seed) != self.adverts[who].seed_hash:
-                raise RoundError(f"shares of the seed of {who} do not give it: somebody changed one")
-            total = total - self.group.own_mask(seed, who)
-        for who in sorted(self.sharers - self.survivors):
-            near = [other for other in self.group.neighbours(who) if other in self.survivors]
+        complaint = self.complaint(keys, masked, shares)
+        if complaint is not None:
+            raise RoundError(complaint)
+        derivation = Derivation(self.run, self.round)
+        known = {who: Keys.read(blob, self.ring, who) for who, blob in keys.items()}
+        given = {who: masking.read_shares(blob, self.ring) for who, blob in shares.items() if who in masked}
+        size = next(iter(masked.values())).size
+        total = _sum(masked.values(), size)
+        for who in sorted(masked):
+            seed = self._joined(who, given)
+            if masks.hash_of(seed) != known[who].seed_hash:
+                raise RoundError(f"shares of the seed of member {who} do not give it: somebody changed one")
+            total = total - own_mask(derivation, seed, who, size)
+        for who in sorted(known.keys() - masked.keys()):
+            near = [other for other in self.ring.neighbours(who) if other in masked]
             if not near:
                 continue
-            shares = {other: answer.mask_keys[who] for other, answer in answers.items() if who in answer.mask_keys}
-            secret = self._joined(who, "mask key", shares)
-            if masks.public_key(secret) != self.adverts[who].mask_key:
-                raise RoundError(f"shares of the mask key of {who} do not give its key: somebody changed one")
+            secret = self._joined(who, given)
+            if masks.public_key(secret) != known[who].public:
+                raise RoundError(f"shares of the mask secret of member {who} do not give it: somebody changed one")
             # Each survivor added the negative of what the lost one would have added for it.
-            total = total + _sum(
-                (self.group.pair_mask(secret, self.adverts[other].mask_key, who, other) for other in near), self.group.size
-            )
+            total = total + _sum((self._pair_mask(derivation, secret, known, who, other, size) for other in near), size)
         return total
 
-    def _joined(self, who: str, what: str, shares: Mapping[str, bytes]) -> bytes:
-        numbers = {other: number for number, other in enumerate(self.group.neighbours(who), start=1)}
+    def _pair_mask(
+        self, derivation: Derivation, secret: bytes, known: Mapping[int, Keys], who: int, other: int, size: int
+    ) -> Words:
         try:
-            return shamir.join(
-                {numbers[other]: share for other, share in shares.items() if other in numbers}, self.group.threshold
-            )
+            return pair_mask(derivation, secret, known[other].public, who, other, size)
         except ValueError as error:
-            raise RoundError(f"the {what} of {who} cannot be put together: {error}") from error
+            raise RoundError(f"X of member {other}: {error}") from error
 
-
-def _hash(seed: bytes) -> bytes:
-    return hashlib.blake2b(seed, digest_size=32).digest()
+    def _joined(self, who: int, given: Mapping[int, tuple[bytes, ...]]) -> bytes:
+        """What the shares give that neighbours of a member handed in."""
+        shares = {
+            place: given[other][self.ring.neighbours(other).index(who)]
+            for place, other in enumerate(self.ring.neighbours(who), start=1)
+            if other in given
+        }
+        return shamir.join(shares, self.ring.threshold)
 
 
 def _sum(rows: Iterable[Words], size: int) -> Words:
@@ -312,41 +305,37 @@ def _sum(rows: Iterable[Words], size: int) -> Words:
 
 
 def run(
-    group: Group, members: Mapping[str, Member], words: Mapping[str, Words], lost: Mapping[str, int]
-) -> tuple[Words, set[str]]:
+    collector: Collector, members: Mapping[int, Member], words: Mapping[int, Words], lost: Mapping[int, int]
+) -> tuple[Words, set[int]]:
     """A whole round in one process.
 
     Args:
-        group: of the round.
-        members: of the group, by id.
-        words: every member's update.
-        lost: step (1 to 4) whose message a member does not send any more; whoever is not named sends all four. A member that
+        collector: of the round.
+        members: of the group, by number.
+        words: every member's update, uint32 (P,).
+        lost: step (1 to 3) whose blob a member does not hand in any more; whoever is not named hands in all three. A member that
             refuses a step, because too few neighbours are left, is lost at that step.
 
     Returns:
         The sum, and whose updates are in it.
 
     Raises:
-        RoundError: the round is abandoned.
+        RoundError: there is no sum.
     """
 
-    def lives(who: str, step: int) -> bool:
-        return lost.get(who, 5) > step
+    def handed_in(step: int, who: Iterable[int], make: Callable[[int], Blob]) -> dict[int, Blob]:
+        blobs: dict[int, Blob] = {}
+        for one in who:
+            if lost.get(one, 4) > step:
+                with contextlib.suppress(RemoteWireError):
+                    blobs[one] = make(one)
+        return blobs
 
-    collector = Collector(group, {who: member.advert() for who, member in members.items() if lives(who, 1)})
-    sealed: dict[str, dict[str, bytes]] = {}
-    for who in collector.adverts:
-        if lives(who, 2):
-            with contextlib.suppress(RoundError):
-                shares = members[who].shares(collector.adverts)
-                collector.sharers.add(who)
-                for receiver, content in shares.items():
-                    sealed.setdefault(receiver, {})[who] = content
-    for who in sorted(collector.sharers):
-        if lives(who, 3):
-            with contextlib.suppress(RoundError):
-                collector.add_masked(who, members[who].masked(words[who], sealed.get(who, {})))
-    if len(collector.survivors) < group.least_members:
-        raise RoundError(f"{len(collector.survivors)} masked updates, {group.least_members} are needed")
-    answers = {who: members[who].answer(collector.survivors) for who in sorted(collector.survivors) if lives(who, 4)}
-    return collector.result(answers), collector.survivors
+    def mask(who: int) -> Words:
+        members[who].take_peers(collector.peers(who, keys))
+        return members[who].masked(words[who])
+
+    keys = handed_in(1, sorted(members), lambda who: members[who].keys())
+    masked = handed_in(2, keys, mask)
+    shares = handed_in(3, masked, lambda who: members[who].answer(collector.survivor_bits(who, masked)))
+    return collector.result(keys, masked, shares), set(masked)

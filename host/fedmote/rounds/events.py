@@ -5,10 +5,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import IntEnum
 
 from fedmote.rounds.quarantine import Verdict
 from fedmote.strategies import RoundPlan
 from fedmote.wire.schema import Role, Status
+
+
+class MaskStep(IntEnum):
+    """Steps of a masked round, as `mask_step` of the protocol has them."""
+
+    KEYS = 1
+    UPDATE = 2
+    SHARES = 3
+
 
 # ---- events ---------------------------------------------------------------------------------------------------------
 
@@ -55,6 +65,7 @@ class Reported:
         num_examples: its weight.
         max_examples: the largest weight that is believed of it; None: any.
         numbers: what else the report says (losses, counts), for the journal.
+        mask_step: which blob of a masked round it is; None: an update that is not masked.
     """
 
     id: str
@@ -68,6 +79,7 @@ class Reported:
     attempt: int | None = None
     max_examples: int | None = None
     numbers: Mapping[str, int] = field(default_factory=dict)
+    mask_step: MaskStep | None = None
 
 
 @dataclass(frozen=True)
@@ -139,13 +151,14 @@ class JournalPlan:
 
 @dataclass(frozen=True)
 class SendPlan:
-    """Send a participant its plan; it has `remaining_s` left."""
+    """Send a participant its plan; it has `remaining_s` left. `mask_step` is what a masked one is asked for."""
 
     plan: RoundPlan
     id: str
     role: Role
     attempt: int
     remaining_s: float
+    mask_step: MaskStep | None = None
 
 
 @dataclass(frozen=True)
@@ -216,6 +229,26 @@ class JournalUpdate:
     crc: int
     content: str
     numbers: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class JournalMaskBlob:
+    """Journal keys or shares of a member of a masked sum whose blob is stored: from here on they count."""
+
+    round: int
+    id: str
+    step: MaskStep
+    attempt: int
+    crc: int
+    content: str
+
+
+@dataclass(frozen=True)
+class EndMaskStep:
+    """Journal that a step is over: whose keys came, or whose masked updates did, is fixed from here on."""
+
+    round: int
+    step: MaskStep
 
 
 @dataclass(frozen=True)
@@ -294,6 +327,8 @@ Action = (
     | Pull
     | DropPull
     | JournalUpdate
+    | JournalMaskBlob
+    | EndMaskStep
     | JournalVerdict
     | JournalQuarantine
     | CloseRound

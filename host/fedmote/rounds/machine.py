@@ -3,7 +3,8 @@
 
             everybody there, or window over            all plans taken             all settled, or goal, or deadline
  SELECTION ---------------------------> CONFIGURATION ---------------> REPORTING ----------------------------------+
-  ^  ^ ^                                      |                            |                                        |
+  ^  ^ ^                                      |                            |         (UNMASKING, where masked sums  |
+  |  | |                                      |                            |          are made: shares, or time over)
   |  | |  nobody came                         +-------- deadline ----------+                   enough reported?     |
   |  | +--------+                                                                            yes |          | no    |
   |  |  committed / spoiled                                                                      v          v       |
@@ -27,14 +28,19 @@ A participant speaks first. Plans are given in answer to a hello, again under th
 same (the plan was lost), under the next attempt where it changed (the device was reset); a report under an earlier attempt is
 answered with the newest plan, whose attempt its sender adopts. Members that are being waited for
 are named by `words`.
+
+Masked members (`masking.py`) hand in keys first, then their updates, which are counted like any other; once reporting is over
+those whose updates came are asked for shares. A sum that cannot be unmasked leaves all of them out.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from dataclasses import replace
 
 from fedmote.aggregation import Finding
+from fedmote.privacy.group import MaskedGroup
 from fedmote.rounds.events import (
     AbandonRound,
     Action,
@@ -43,11 +49,13 @@ from fedmote.rounds.events import (
     CloseRound,
     Doubled,
     DropPull,
+    EndMaskStep,
     Event,
     JournalPlan,
     JournalQuarantine,
     JournalUpdate,
     JournalVerdict,
+    MaskStep,
     NoteRefusal,
     OpenRound,
     Pause,
@@ -66,6 +74,7 @@ from fedmote.rounds.events import (
     TookPlan,
 )
 from fedmote.rounds.leases import Leases
+from fedmote.rounds.masking import Masking
 from fedmote.rounds.pace import Pace, Resets
 from fedmote.rounds.progress import (
     MAX_ATTEMPTS,
@@ -78,7 +87,7 @@ from fedmote.rounds.progress import (
 )
 from fedmote.rounds.quarantine import DOUBLED, Quarantine, Verdict
 from fedmote.rounds.selection import Selection
-from fedmote.rounds.standing import OpenRoundStanding, Rules, Standing
+from fedmote.rounds.standing import MaskedStanding, OpenRoundStanding, Rules, Standing
 from fedmote.rounds.status import RunStatus, Stage
 from fedmote.strategies import Member, Previous, RoundPlan
 from fedmote.wire.schema import Role, Status
@@ -114,6 +123,7 @@ class RoundMachine:
         self._members = {member.id: member for cell in rules.cells for member in cell.members()}
         self._progress: dict[str, Progress]
         self._unsettled: set[str]
+        self._masking: Masking | None
         self._is_done = False
         self._leases = Leases(rules.windows, now)
         self._pace = Pace(rules.windows, rules.seed, len(self._members))
@@ -137,6 +147,8 @@ class RoundMachine:
             return Stage.SELECTION if self._paused_until is None else Stage.PAUSED
         if self._is_closing:
             return Stage.CLOSING
+        if self._is_unmasking:
+            return Stage.UNMASKING
         is_configured = all(one.step not in (Step.EXPECTED, Step.PLANNED) for one in self._progress.values())
         return Stage.REPORTING if is_configured else Stage.CONFIGURATION
 
@@ -145,7 +157,7 @@ class RoundMachine:
         if self._is_done or self._is_closing:
             return math.inf
         if self.plan is not None:
-            return self._leases.end(self._unsettled)
+            return self._round_wakes_at()
         return self._selection.wake_at() if self._paused_until is None else self._paused_until
 
     def is_member(self, who: str) -> bool:
@@ -158,8 +170,17 @@ class RoundMachine:
 
     def claimed_examples(self, who: str) -> int:
         """Weight of the update that a participant is sending; 0 where it sends none."""
-        progress = self._progress.get(who)
-        return 0 if progress is None or progress.report is None else progress.report.num_examples
+        report = self._sending(who)
+        return 0 if report is None else report.num_examples
+
+    def mask_step(self, who: str) -> MaskStep | None:
+        """Which blob of a masked round a participant is sending; None: an update that is not masked, or nothing."""
+        report = self._sending(who)
+        return None if report is None else report.mask_step
+
+    def _sending(self, who: str) -> Reported | None:
+        shares = None if self._masking is None else self._masking.pulled(who)
+        return shares or (self._progress[who].report if who in self._progress else None)
 
     @property
     def num_expected(self) -> int:
@@ -185,6 +206,8 @@ class RoundMachine:
         selection, wake_at = self._selection, self.wake_at()
         is_open = self.plan is not None
         expected = len(self._progress) if is_open else selection.num_expected
+        masking = self._masking
+        silent = [] if masking is None else masking.silent()
         return RunStatus(
             stage=self.stage,
             merged=self.num_merged,
@@ -195,7 +218,10 @@ class RoundMachine:
             come=self.num_counted if is_open else selection.num_present,
             expected=expected,
             needed=self._needed_of(expected),
-            missing=self.missing() if is_open else dict.fromkeys(selection.absent(), "not there"),
+            missing=self.missing() | dict.fromkeys(silent, "its shares are awaited")
+            if is_open
+            else dict.fromkeys(selection.absent(), "not there"),
+            awaited=None if masking is None or self._is_closing else masking.words(self._unsettled),
             left_s=None if math.isinf(wake_at) else max(0.0, wake_at - now),
             reason=self.complaint,
         )
@@ -271,6 +297,7 @@ class RoundMachine:
         self.plan = None
         self._progress = {}
         self._unsettled = set()
+        self._masking = None
         self.num_counted = 0
         self._is_closing = self._is_merging = False
         self._left_out = self._quarantine.left_out(self._num_rounds + 1)
@@ -312,7 +339,15 @@ class RoundMachine:
             self._begin_selection(now)
         return []
 
-    def _open(self, seed: int, members: Iterable[Member], now: float) -> list[Action]:
+    def _masked_of(self, members: Sequence[Member]) -> MaskedGroup | None:
+        """The group with those of its members that are in the round; None where nobody is."""
+        if self.rules.masked is None:
+            return None
+        group = self.rules.masked.group
+        numbers = {member.id: group.numbers[member.id] for member in sorted(members) if member.id in group.numbers}
+        return replace(group, numbers=numbers) if numbers else None
+
+    def _open(self, seed: int, members: Sequence[Member], now: float) -> list[Action]:
         self._num_rounds += 1
         self.plan = RoundPlan(
             self._num_rounds,
@@ -321,6 +356,7 @@ class RoundMachine:
             seed,
             tuple(sorted(members)),
             self._selection.num_candidates,
+            self._masked_of(members),
         )
         self._follow(self.plan, now)
         return [OpenRound(self.plan)]
@@ -330,6 +366,19 @@ class RoundMachine:
         self._progress = {member.id: Progress(member) for member in plan.members}
         self._unsettled = set(self._progress)
         self.num_counted = 0
+        self._masking = None
+        if plan.masked is None or self.rules.masked is None:
+            return
+        least = plan.masked.ring.least_members
+        if len(plan.masked.numbers) >= least:
+            self._masking = Masking(self.rules.masked, plan, self.rules.run, now)
+            return
+        self._fail_all(plan.masked.numbers, f"{len(plan.masked.numbers)} of its group are there, {least} are needed")
+
+    def _fail_all(self, members: Iterable[str], reason: str) -> None:
+        for who in members:
+            self._progress[who].fail(reason)
+            self._settle(who)
 
     def _settle(self, who: str) -> None:
         """Count a member from which nothing more is awaited, once."""
@@ -351,6 +400,18 @@ class RoundMachine:
             self._progress[who].step, self._progress[who].crc = Step.COUNTED, crc
             self._settle(who)
         self._is_closing = standing.is_closed
+        if self._masking is not None and standing.masked is not None:
+            self._restore_masking(self._masking, standing.masked, now)
+
+    def _restore_masking(self, masking: Masking, standing: MaskedStanding, now: float) -> None:
+        masking.restore(standing, self.counted(), now)
+        for who in masking.keyed:
+            if self._progress[who].step is Step.PLANNED:
+                self._progress[who].step = Step.KEYED
+        if masking.step is not MaskStep.KEYS:
+            self._leave_out_keyless(masking)
+        if masking.step is MaskStep.SHARES:
+            self._fail_all(sorted(self._unsettled), "no update came in time")
 
     # ---- configuration -----------------------------------------------------------------------------------------------
 
@@ -382,10 +443,44 @@ class RoundMachine:
             return [self._wait(hello.id, "the run is complete")]
         if progress is None:
             return [self._wait(hello.id, self._left_out.get(hello.id, "not in this round"), self._time_to_next(now))]
-        if self._is_closing or progress.is_settled:
+        masking = self._masking_of(hello.id)
+        if masking is not None and masking.step is not MaskStep.KEYS and not self._is_closing:
+            return self._answer_masked(masking, progress, hello.boot, now)
+        if self._is_closing or self._is_unmasking or progress.is_settled:
             return [self._wait(hello.id, progress.reason or "this round has your update", self._time_to_next(now))]
         self._leases.joined(hello.id, hello.board)
         return self._give_plan(progress, hello.boot, now)
+
+    def _masking_of(self, who: str) -> Masking | None:
+        """The masked part of the round, where a participant is in it."""
+        return self._masking if self._masking is not None and self._masking.is_member(who) else None
+
+    def _answer_masked(self, masking: Masking, progress: Progress, boot: int, now: float) -> list[Action]:
+        """The hello of a masked member once it is fixed whose keys came: nobody begins anew."""
+        who = progress.member.id
+        if boot in progress.old_boots and not progress.is_settled:
+            return self._old_boot(progress)
+        actions: list[Action] = []
+        if progress.boot is not None and progress.boot != boot and progress.step is not Step.FAILED and masking.wants(who):
+            actions = self._lose_masked(masking, progress, "reset after its keys were fixed")
+        if progress.step is Step.FAILED or not masking.wants(who) or actions:
+            return [*actions, self._wait(who, progress.reason or "this round has your update", self._time_to_next(now))]
+        return [self._masked_plan(masking, progress, now)]
+
+    def _masked_plan(self, masking: Masking, progress: Progress, now: float) -> SendPlan:
+        assert self.plan is not None  # callers looked
+        who = progress.member.id
+        end = masking.shares_end if masking.step is MaskStep.SHARES else self._leases.latest(who)
+        return SendPlan(self.plan, who, progress.member.role, progress.attempt, max(0.0, end - now), masking.step)
+
+    def _lose_masked(self, masking: Masking, progress: Progress, reason: str) -> list[Action]:
+        """Nothing more comes of a member: what it handed in counts."""
+        who = progress.member.id
+        if progress.step is Step.COUNTED:
+            masking.lose(who)
+        else:
+            progress.fail(reason)
+        return [DropPull(who)]
 
     def _time_to_next(self, now: float) -> float:
         """Half of what the open round still takes if it is like the one before: whoever comes back then is hardly too late."""
@@ -412,7 +507,9 @@ class RoundMachine:
         assert self.plan is not None  # callers looked
         member = progress.member
         remaining = max(0.0, self._leases.latest(member.id) - now)
-        return SendPlan(self.plan, member.id, member.role, progress.attempt, remaining)
+        masking = self._masking_of(member.id)
+        step = None if masking is None else masking.step
+        return SendPlan(self.plan, member.id, member.role, progress.attempt, remaining, step)
 
     def _begin_attempt(self, progress: Progress, boot: int) -> list[Action]:
         assert self.plan is not None  # callers looked
@@ -421,6 +518,8 @@ class RoundMachine:
             progress.old_boots.add(progress.boot)
         progress.boot, progress.report, progress.step = boot, None, Step.PLANNED
         progress.attempt += 1
+        if self._masking is not None:
+            self._masking.forget_keys(progress.member.id)
         journal = JournalPlan(self.plan.round, progress.member.id, progress.attempt, boot)
         return [DropPull(progress.member.id), journal] if is_pulling else [journal]
 
@@ -457,7 +556,12 @@ class RoundMachine:
     def _fail(self, who: str, reason: str) -> list[Action]:
         """Wait for a member of the open round no longer."""
         progress = self._progress.get(who)
-        if self.plan is None or self._is_closing or progress is None or progress.is_settled:
+        if self.plan is None or self._is_closing or progress is None:
+            return []
+        masking = self._masking_of(who)
+        if masking is not None and progress.step is Step.COUNTED:
+            return self._lose_masked(masking, progress, reason)
+        if progress.is_settled:
             return []
         progress.fail(reason)
         return [DropPull(who)]
@@ -477,14 +581,21 @@ class RoundMachine:
     def _reported(self, report: Reported, now: float) -> list[Action]:
         if report.run == self.rules.run and self._last_counted.get(report.id) == (report.round, report.crc):
             return [SendAck(report.id, report.handle, report.round)]  # the ack was lost
+        masking = self._masking_of(report.id)
+        if masking is not None and report.run == self.rules.run and masking.is_known(report):
+            return [SendAck(report.id, report.handle, report.round)]
         complaint = self._complaint(report)
         if complaint is not None:
             status, reason = complaint
             refuse = SendRefuse(report.id, status, reason, report.handle, report.round)
             if status in (Status.UPDATE_SHAPE, Status.FIELD_RANGE):
+                if masking is not None and self._progress[report.id].step is Step.COUNTED:
+                    return [*self._lose_masked(masking, self._progress[report.id], reason), refuse]
                 self._progress[report.id].fail(f"update refused: {_word(status)}")  # it would only say the same again
                 return [self._invalid(report.round, report.id, f"{_word(status)}: {reason}"), refuse]
             return [refuse]
+        if masking is not None and masking.step is MaskStep.SHARES:
+            return [Pull(report.id, report.handle, report.size, report.crc)] if masking.pull(report) else []
         progress = self._progress[report.id]
         if report.attempt is not None and report.attempt < progress.attempt:
             progress.num_old_reports += 1
@@ -509,27 +620,48 @@ class RoundMachine:
         progress = self._progress.get(report.id)
         if report.round > self.plan.round or progress is None or progress.attempt == 0:
             return Status.NOT_EXPECTED, f"no plan for round {report.round}"
-        if progress.step is Step.COUNTED:
+        masking = self._masking_of(report.id)
+        is_of_shares = masking is not None and report.mask_step is MaskStep.SHARES
+        if progress.step is Step.COUNTED and not is_of_shares:
             return Status.DUPLICATE, "another update of this round is counted"
         if progress.step is Step.FAILED:
             return Status.NOT_EXPECTED, progress.reason
+        if self._is_unmasking and not is_of_shares:
+            return Status.STALE_ROUND, "updates of this round are awaited no longer"
+        objection = masking.objection(report) if masking is not None else _unmasked(report)
+        if objection is not None:
+            return objection
         if report.version != self.plan.version:
             return Status.WRONG_MODEL, f"base is {report.version}, the round's is {self.plan.version}"
         behind = 0 if report.attempt is None else progress.attempt - report.attempt
         if behind < 0 or (behind > 0 and progress.num_old_reports >= MAX_OLD_REPORTS):
             return Status.STALE_ROUND, f"attempt {report.attempt}, the newest plan is attempt {progress.attempt}"
         limit = self.rules.max_update_bytes(progress.member.role)
-        if not 0 < report.size <= limit:
+        if masking is None and not 0 < report.size <= limit:
             return Status.UPDATE_SHAPE, f"{report.size} bytes, at most {limit}"
         if report.max_examples is not None and report.num_examples > report.max_examples:
             return Status.FIELD_RANGE, f"{report.num_examples} examples, at most {report.max_examples}"
         return None
 
     def _arrived(self, event: BlobArrived) -> list[Action]:
+        masking = self._masking_of(event.id)
+        shares = None if masking is None else masking.pulled(event.id)
+        if masking is not None and shares is not None and self.plan is not None and not self._is_closing:
+            if shares.handle != event.handle:
+                return []
+            attempt = self._progress[event.id].attempt
+            return [
+                masking.took_shares(shares, attempt, event.content),
+                SendAck(event.id, event.handle, self.plan.round),
+            ]
         progress = self._pulling(event.id, event.handle)
         if progress is None or progress.report is None or self.plan is None:
             return []
         report, member = progress.report, progress.member
+        if masking is not None and report.mask_step is MaskStep.KEYS:
+            progress.step, progress.report = Step.KEYED, None
+            keys = masking.took_keys(report, progress.attempt, event.content)
+            return [keys, SendAck(member.id, event.handle, self.plan.round)]
         progress.step, progress.report, progress.crc = Step.COUNTED, None, report.crc
         self._last_counted[member.id] = (self.plan.round, report.crc)
         journal = JournalUpdate(
@@ -545,13 +677,19 @@ class RoundMachine:
         return [journal, SendAck(member.id, event.handle, self.plan.round)]
 
     def _spoiled(self, event: BlobSpoiled) -> list[Action]:
+        masking = self._masking_of(event.id)
+        shares = None if masking is None else masking.pulled(event.id)
+        if masking is not None and shares is not None and self.plan is not None:
+            if shares.handle != event.handle or masking.spoiled(event.id, event.status):
+                return []
+            return [SendRefuse(event.id, event.status, event.reason, event.handle, self.plan.round)]
         progress = self._pulling(event.id, event.handle)
         if progress is None or self.plan is None:
             return []
         if event.status is Status.CRC and progress.num_crc_failures + 1 < MAX_CRC_FAILURES:
             # The update itself may be sound: the participant repeats its report, and the pull starts anew.
             progress.num_crc_failures += 1
-            progress.step, progress.report = Step.TRAINING, None
+            self._rest(progress)
             return []
         # Whoever trained garbage would train it again: it is left out until the next round.
         progress.fail(f"update refused: {_word(event.status)}")
@@ -565,15 +703,27 @@ class RoundMachine:
 
     def _refused(self, event: Refused) -> list[Action]:
         progress = self._progress.get(event.id)
-        if self.plan is None or progress is None or progress.is_settled:
+        masking = self._masking_of(event.id)
+        if self.plan is None or progress is None:
             return []
         note = NoteRefusal(event.id, event.status, event.reason, self.plan.round)
+        if masking is not None and event.id in masking.silent():
+            if event.handle is None:
+                masking.lose(event.id)  # it gives no shares
+            return [DropPull(event.id), note]
+        if progress.is_settled:
+            return []
         if event.handle is not None and progress.report is not None and event.handle == progress.report.handle:
-            progress.step, progress.report = Step.TRAINING, None
+            self._rest(progress)
             return [DropPull(event.id), note]  # it forgot the blob: it will report, or say hello, again
         if event.handle is None:
             progress.fail(f"refused the plan: {_word(event.status)}")
         return [note]
+
+    def _rest(self, progress: Progress) -> None:
+        """What a participant was sending is not on its way any more."""
+        is_keyed = self._masking is not None and self._masking.has_keys(progress.member.id)
+        progress.step, progress.report = Step.KEYED if is_keyed else Step.TRAINING, None
 
     def _pulling(self, who: str, handle: int) -> Progress | None:
         progress = self._progress.get(who)
@@ -600,13 +750,22 @@ class RoundMachine:
     def _close_if_over(self, now: float) -> list[Action]:
         if self.plan is None or self._is_closing or self._is_done:
             return []
+        if self._masking is not None and self._is_unmasking:
+            return self._unmask(self._masking, now)
+        actions = [] if self._masking is None else self._end_keys_if_over(self._masking, now)
         if not self._unsettled or self.num_counted >= self._goal() or now >= self._leases.end(self._unsettled):
-            return self._end_round(now)
-        return []
+            return [*actions, *self._end_round(now)]
+        return actions
 
     def _end_round(self, now: float) -> list[Action]:
-        """Close the round, or abandon it where too few reported."""
-        assert self.plan is not None  # callers looked
+        """Ask for what takes the masks off, or close the round, or abandon it where too few reported."""
+        if self.num_counted >= self._needed() and self._masking is not None:
+            survivors = [who for who in self.counted() if self._masking.is_member(who)]
+            if survivors:
+                return self._begin_unmasking(self._masking, survivors, now)
+        return self._close_or_abandon(now)
+
+    def _close_or_abandon(self, now: float) -> list[Action]:
         if self.num_counted < self._needed():
             return self._abandon(f"{self.num_counted} of {len(self._progress)} reported, {self._needed()} are needed", now)
         self._is_closing = True
@@ -619,14 +778,81 @@ class RoundMachine:
 
     def _send_away(self) -> list[Action]:
         """Whoever is still sending is told that the round is over."""
+        return [action for progress in self._progress.values() for action in self._turn_away(progress)]
+
+    def _turn_away(self, progress: Progress) -> list[Action]:
         assert self.plan is not None  # callers looked
+        if progress.report is None:
+            return []
+        who, handle = progress.member.id, progress.report.handle
+        self._rest(progress)
+        return [DropPull(who), SendRefuse(who, Status.STALE_ROUND, "the round is over", handle, self.plan.round)]
+
+    # ---- masked sums -------------------------------------------------------------------------------------------------
+
+    @property
+    def _is_unmasking(self) -> bool:
+        return self._masking is not None and self._masking.step is MaskStep.SHARES
+
+    def _round_wakes_at(self) -> float:
+        """When the open round has something to do if nothing is heard."""
+        if self._masking is None:
+            return self._leases.end(self._unsettled)
+        match self._masking.step:
+            case MaskStep.KEYS:
+                return min(self._masking.keys_end, self._leases.end(self._unsettled))
+            case MaskStep.UPDATE:
+                return self._leases.end(self._unsettled)
+            case MaskStep.SHARES:
+                return self._masking.shares_end
+
+    def _end_keys_if_over(self, masking: Masking, now: float) -> list[Action]:
+        """Fix whose keys came, and give them to each other."""
+        is_waiting = any(who in self._unsettled and not masking.has_keys(who) for who in masking.group.numbers)
+        if self.plan is None or masking.step is not MaskStep.KEYS or (is_waiting and now < masking.keys_end):
+            return []
+        masking.end_keys()
+        actions: list[Action] = [EndMaskStep(self.plan.round, MaskStep.KEYS), *self._leave_out_keyless(masking)]
+        keyed = [self._progress[who] for who in masking.keyed if who in self._unsettled]
+        return actions + [self._masked_plan(masking, progress, now) for progress in keyed]
+
+    def _leave_out_keyless(self, masking: Masking) -> list[Action]:
+        """Await nothing of those whose keys did not come, nor of anybody where these were too many."""
         actions: list[Action] = []
-        for who, progress in self._progress.items():
-            if progress.report is not None:
-                refuse = SendRefuse(who, Status.STALE_ROUND, "the round is over", progress.report.handle, self.plan.round)
-                actions += [DropPull(who), refuse]
-                progress.step, progress.report = Step.TRAINING, None
+        reason = masking.too_few_keys()
+        for who in sorted(masking.group.numbers):
+            progress = self._progress[who]
+            if progress.is_settled or (masking.has_keys(who) and reason is None):
+                continue
+            actions += self._turn_away(progress)
+            progress.fail(reason or "its keys did not come in time")
+            self._settle(who)
         return actions
+
+    def _begin_unmasking(self, masking: Masking, survivors: Sequence[str], now: float) -> list[Action]:
+        """Fix whose masked updates came, and ask these for shares."""
+        assert self.plan is not None  # callers looked
+        actions: list[Action] = [*self._send_away(), EndMaskStep(self.plan.round, MaskStep.UPDATE)]
+        masking.begin_shares(survivors, now)
+        complaint = masking.too_few(survivors)
+        if complaint is not None:
+            return [*actions, *self._leave_out(masking, complaint, now)]
+        return actions + [self._masked_plan(masking, self._progress[who], now) for who in masking.silent()]
+
+    def _unmask(self, masking: Masking, now: float) -> list[Action]:
+        """Close the round once the masks can be taken off, or never will be."""
+        complaint = masking.complaint()
+        if complaint is None:
+            return [*(DropPull(who) for who in masking.silent() if masking.pulled(who)), *self._close_or_abandon(now)]
+        is_over = not masking.silent() or now >= masking.shares_end or masking.too_few(masking.survivors) is not None
+        return self._leave_out(masking, complaint, now) if is_over else []
+
+    def _leave_out(self, masking: Masking, complaint: str, now: float) -> list[Action]:
+        """No sum comes of the masked updates: none of them counts."""
+        for who in masking.survivors:
+            self._progress[who].fail(f"its masked sum is left out: {complaint}")
+        self.num_counted -= len(masking.survivors)
+        return self._close_or_abandon(now)
 
     def _abandon(self, reason: str, now: float) -> list[Action]:
         assert self.plan is not None  # callers looked
@@ -654,6 +880,13 @@ class RoundMachine:
         elif self._previous is not None:
             self._previous = Previous(self.plan.phase, self._previous.cells, is_committed)
         self._begin_selection(now)
+
+
+def _unmasked(report: Reported) -> tuple[Status, str] | None:
+    """Why a report of somebody whose update is not masked cannot be taken, or None."""
+    if report.mask_step is None:
+        return None
+    return Status.NOT_EXPECTED, f"step {int(report.mask_step)} of a masked round, and this update is not to be masked"
 
 
 def _word(status: Status) -> str:

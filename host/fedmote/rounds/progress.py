@@ -17,6 +17,7 @@ class Step(StrEnum):
     PLANNED = "plan sent"
     TRAINING = "training"
     SENDING = "sending its update"
+    KEYED = "its keys are in"
     COUNTED = "counted"
     FAILED = "failed"
 

@@ -8,8 +8,27 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from fedmote.config import QuarantineConfig, WindowsConfig
+from fedmote.privacy.group import MaskedGroup
+from fedmote.rounds.events import MaskStep
 from fedmote.strategies import Cell, Previous, RoundPlan, Strategy
 from fedmote.wire.schema import Role
+
+
+@dataclass(frozen=True)
+class MaskedRules:
+    """How a group's updates are summed under masks.
+
+    Attributes:
+        group: with everybody who may take part.
+        keys_s: keys are awaited for so long after a round opened.
+        shares_s: shares are awaited for so long after the updates.
+        update_bytes: size of a masked update.
+    """
+
+    group: MaskedGroup
+    keys_s: float
+    shares_s: float
+    update_bytes: int
 
 
 @dataclass(frozen=True)
@@ -26,6 +45,7 @@ class Rules:
         max_update_bytes: largest update blob of a role.
         quarantine: when a participant is left out.
         min_examples: fewest samples behind an update that is not empty.
+        masked: whose updates are summed under masks; None: nobody's are.
     """
 
     run: bytes
@@ -37,11 +57,26 @@ class Rules:
     max_update_bytes: Callable[[Role], int]
     quarantine: QuarantineConfig = field(default_factory=QuarantineConfig)
     min_examples: int = 0
+    masked: MaskedRules | None = None
 
     def round_seed(self, number: int) -> int:
         """Seed of a round, u32: a hash, so that neighbouring rounds have unrelated draws."""
         text = f"{self.seed}/{number}".encode()
         return int.from_bytes(hashlib.blake2b(text, digest_size=4).digest(), "little")
+
+
+@dataclass(frozen=True)
+class MaskedStanding:
+    """What the masked members of an open round handed in beside their updates.
+
+    Attributes:
+        keys, shares: CRC of the blob by participant.
+        ended: steps that are over.
+    """
+
+    keys: Mapping[str, int]
+    shares: Mapping[str, int]
+    ended: frozenset[MaskStep]
 
 
 @dataclass(frozen=True)
@@ -54,6 +89,7 @@ class OpenRoundStanding:
         counted: CRC of the counted update by participant.
         is_closed: the set of updates is fixed, only the merge is missing.
         boards: of the participants that were sent a plan.
+        masked: what its masked members handed in; None in a round without.
     """
 
     plan: RoundPlan
@@ -61,6 +97,7 @@ class OpenRoundStanding:
     counted: Mapping[str, int]
     is_closed: bool
     boards: Mapping[str, str] = field(default_factory=dict)
+    masked: MaskedStanding | None = None
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ class Stage(StrEnum):
     SELECTION = "selection"
     CONFIGURATION = "configuration"
     REPORTING = "reporting"
+    UNMASKING = "unmasking"
     CLOSING = "closing"
     PAUSED = "paused"
     DONE = "done"
@@ -36,6 +37,7 @@ class RunStatus:
         missing: what each one that is not there is at.
         left_s: seconds until the wait ends by itself; None where it does not.
         reason: why the run is paused.
+        awaited: what a masked sum waits for, in words; None where there is none.
     """
 
     stage: Stage
@@ -50,6 +52,7 @@ class RunStatus:
     missing: Mapping[str, str] = field(default_factory=dict)
     left_s: float | None = None
     reason: str | None = None
+    awaited: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """For programs."""
@@ -71,6 +74,8 @@ class RunStatus:
                 return f"round {self.round} ({self.phase}): merging {self.come} updates"
             case _:
                 text = f"round {self.round} ({self.phase}): {self.come} of {self.expected} reported, need {self.needed}"
+                if self.awaited is not None:
+                    text += f"; the masked sum waits for {self.awaited}"
                 missing = [f"{who} ({why})" for who, why in self.missing.items()]
                 return f"{text}; missing {listed(missing)}; {left} left" if missing else text
 

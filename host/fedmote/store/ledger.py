@@ -19,15 +19,18 @@ from pathlib import Path
 
 from fedmote.database import Database, database_errors, tables_version, upgrade
 from fedmote.errors import StoreError
+from fedmote.privacy.group import MaskedGroup
 from fedmote.store.log import Log
 from fedmote.store.schema import SCRIPTS
 from fedmote.strategies import Member, RoundPlan
+from fedmote.wire.masking import Ring
 from fedmote.wire.schema import Phase, Role, Status
 
 # The reasons of strangers are theirs to choose: a bound keeps them from filling the disk with new rows.
 _MAX_REFUSAL_ROWS = 10_000
 _VERSION_WITH_DEADLINE = 3
 _VERSION_WITH_CONDUCT = 4
+_VERSION_WITH_MASKS = 5
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,17 @@ class UpdateEntry:
     crc: int
     content: str
     numbers: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class MaskBlobEntry:
+    """Keys (step 1) or shares (step 3) of a member of a masked sum."""
+
+    participant: str
+    step: int
+    attempt: int
+    crc: int
+    content: str
 
 
 @dataclass(frozen=True)
@@ -227,13 +241,28 @@ class Ledger(Database):
                 datetime.now(UTC).isoformat(),
                 report_s,
             )
+            numbers = {} if plan.masked is None else plan.masked.numbers
             for member in plan.members:
-                self._write("INSERT INTO member VALUES (?, ?, ?, ?, NULL)", plan.round, member.id, int(member.role), member.cell)
+                self._write(
+                    "INSERT INTO member (round, participant, role, cell, mask_number) VALUES (?, ?, ?, ?, ?)",
+                    *(plan.round, member.id, int(member.role), member.cell, numbers.get(member.id)),
+                )
+            if plan.masked is not None:
+                group, ring = plan.masked, plan.masked.ring
+                shape = (ring.num_members, ring.num_neighbours, ring.threshold)
+                self._write(
+                    "INSERT INTO masking VALUES (?, ?, ?, ?, ?, ?, ?)", plan.round, group.name, group.id, *shape, group.clip_norm
+                )
             self._write("INSERT INTO draw VALUES (?, ?)", plan.round, plan.num_candidates)
 
     def add_plan(self, number: int, plan: PlanEntry) -> None:
-        """Journal that a participant begins an attempt."""
+        """Journal that a participant begins an attempt; keys that it handed in before count no longer."""
         with self._transaction():
+            self._write(
+                "DELETE FROM mask_blob WHERE round = ? AND participant = ? AND step = 1 AND NOT EXISTS "
+                "(SELECT 1 FROM mask_step WHERE round = ? AND step = 1)",
+                *(number, plan.participant, number),
+            )
             self._write(
                 "INSERT INTO plan VALUES (?, ?, ?, ?, ?, ?, ?)",
                 number,
@@ -254,6 +283,8 @@ class Ledger(Database):
         with self._transaction():
             if self._one("SELECT state FROM round WHERE round = ?", number) != ("open",):
                 raise StoreError(f"{self.path}: update of {update.participant} for round {number}, which is not open")
+            if self._one("SELECT 1 FROM mask_step WHERE (round, step) = (?, 2)", number) is not None:
+                raise StoreError(f"{self.path}: update of {update.participant} for round {number}, whose updates are fixed")
             self._write(
                 'INSERT INTO "update" VALUES (?, ?, ?, ?, ?, ?, ?)',
                 number,
@@ -264,6 +295,28 @@ class Ledger(Database):
                 update.content,
                 json.dumps(dict(sorted(update.numbers.items()))),
             )
+
+    def add_mask_blob(self, number: int, blob: MaskBlobEntry) -> None:
+        """Journal keys or shares of a masked member of an open round; from here on they count.
+
+        Raises:
+            StoreError: some of this member count already, the step is over, or the round is not open.
+        """
+        with self._transaction():
+            is_over = self._one("SELECT 1 FROM mask_step WHERE (round, step) = (?, ?)", number, blob.step) is not None
+            if self._one("SELECT state FROM round WHERE round = ?", number) != ("open",) or is_over:
+                raise StoreError(
+                    f"{self.path}: step {blob.step} of {blob.participant} for round {number}, which is over or not open"
+                )
+            self._write(
+                "INSERT INTO mask_blob VALUES (?, ?, ?, ?, ?, ?)",
+                *(number, blob.participant, blob.step, blob.attempt, blob.crc, blob.content),
+            )
+
+    def end_mask_step(self, number: int, step: int) -> None:
+        """Journal that a step is over: whose keys came (1), or whose masked updates did (2), is fixed."""
+        with self._transaction():
+            self._write("INSERT INTO mask_step VALUES (?, ?)", number, step)
 
     def add_refusal(self, number: int, participant: str, side: str, status: Status, reason: str, count: int = 1) -> None:
         """Count a no, that was said `count` times."""
@@ -376,14 +429,19 @@ class Ledger(Database):
         where, arguments = ("", ()) if number is None else ("WHERE round = ?", (number,))
         members: dict[int, list[Member]] = {}
         missing: dict[int, dict[str, str]] = {}
+        numbers: dict[int, dict[str, int]] = {}
+        # A ledger that is only looked at keeps its version: columns may not be there.
+        mask_number = "mask_number" if self.version >= _VERSION_WITH_MASKS else "NULL"
         for row in self._all(
-            f"SELECT round, participant, role, cell, missing FROM member {where} ORDER BY round, participant",
+            f"SELECT round, participant, role, cell, missing, {mask_number} FROM member {where} ORDER BY round, participant",
             *arguments,
         ):
             members.setdefault(row[0], []).append(Member(row[1], Role(row[2]), row[3]))
             if row[4] is not None:
                 missing.setdefault(row[0], {})[row[1]] = row[4]
-        # A ledger that is only looked at keeps its version: the column may not be there.
+            if row[5] is not None:
+                numbers.setdefault(row[0], {})[row[1]] = row[5]
+        masked = self._masked(numbers)
         report_s = "report_s" if self.version >= _VERSION_WITH_DEADLINE else "NULL"
         has_draws = self.version >= _VERSION_WITH_CONDUCT
         drawn, join = ("coalesce(num_candidates, 0)", "LEFT JOIN draw USING (round)") if has_draws else ("0", "")
@@ -394,7 +452,7 @@ class Ledger(Database):
         )
         return [
             RoundEntry(
-                RoundPlan(row[0], Phase(row[1]), row[2], row[3], tuple(members.get(row[0], ())), row[10]),
+                RoundPlan(row[0], Phase(row[1]), row[2], row[3], tuple(members.get(row[0], ())), row[10], masked.get(row[0])),
                 row[4],
                 row[5],
                 row[6],
@@ -405,6 +463,33 @@ class Ledger(Database):
             )
             for row in rows
         ]
+
+    def _masked(self, numbers: Mapping[int, Mapping[str, int]]) -> dict[int, MaskedGroup]:
+        """The groups of masked rounds, with the numbers of their members, by round."""
+        if not numbers:
+            return {}
+        rows = self._all("SELECT round, name, id, num_members, num_neighbours, threshold, clip_norm FROM masking")
+        return {
+            row[0]: MaskedGroup(row[1], bytes(row[2]), Ring(row[3], row[4], row[5]), row[6], numbers[row[0]])
+            for row in rows
+            if row[0] in numbers
+        }
+
+    def mask_blobs(self, number: int, step: int) -> list[MaskBlobEntry]:
+        """Keys (step 1) or shares (step 3) of a round, in ascending order of participants."""
+        if self.version < _VERSION_WITH_MASKS:
+            return []
+        rows = self._all(
+            "SELECT participant, step, attempt, crc, content FROM mask_blob WHERE (round, step) = (?, ?) ORDER BY participant",
+            *(number, step),
+        )
+        return [MaskBlobEntry(*row) for row in rows]
+
+    def ended_mask_steps(self, number: int) -> frozenset[int]:
+        """Steps of a masked round that are over."""
+        if self.version < _VERSION_WITH_MASKS:
+            return frozenset()
+        return frozenset(row[0] for row in self._all("SELECT step FROM mask_step WHERE round = ?", number))
 
     def updates(self, number: int) -> list[UpdateEntry]:
         """The updates of a round that count, in ascending order of participants."""

@@ -110,5 +110,34 @@ CREATE TABLE draw (
 );
 """
 
+VERSION_5 = """
+UPDATE run SET strategy = replace(strategy, '"server_learning_rate"', '"secure_sum": null, "server_learning_rate"');
+ALTER TABLE member ADD COLUMN mask_number INTEGER;  -- in the round's group; null of whoever counts by itself
+CREATE TABLE masking (                          -- the group of a round whose updates are summed under masks
+    round INTEGER PRIMARY KEY REFERENCES round (round),
+    name TEXT NOT NULL,                         -- for people
+    id BLOB NOT NULL,                           -- 8 random bytes
+    num_members INTEGER NOT NULL,
+    num_neighbours INTEGER NOT NULL,
+    threshold INTEGER NOT NULL,
+    clip_norm REAL NOT NULL
+);
+CREATE TABLE mask_blob (                        -- keys and shares that count
+    round INTEGER NOT NULL,
+    participant TEXT NOT NULL,
+    step INTEGER NOT NULL CHECK (step IN (1, 3)),
+    attempt INTEGER NOT NULL,
+    crc INTEGER NOT NULL,
+    content TEXT NOT NULL,                      -- BLAKE2b-256, name of the blob
+    PRIMARY KEY (round, participant, step),
+    FOREIGN KEY (round, participant) REFERENCES member (round, participant)
+);
+CREATE TABLE mask_step (                        -- a step that is over: whose keys, or masked updates, came is fixed
+    round INTEGER NOT NULL REFERENCES masking (round),
+    step INTEGER NOT NULL CHECK (step IN (1, 2)),
+    PRIMARY KEY (round, step)
+);
+"""
+
 # Script of version n at index n - 1.
-SCRIPTS = (VERSION_1, VERSION_2, VERSION_3, VERSION_4)
+SCRIPTS = (VERSION_1, VERSION_2, VERSION_3, VERSION_4, VERSION_5)

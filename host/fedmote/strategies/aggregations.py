@@ -22,6 +22,8 @@ def aggregation_of(config: StrategyConfig, cells: Sequence[Cell], ignored: Ignor
     Raises:
         ConfigError: the combination makes no sense; the message says why.
     """
+    if config.secure_sum is not None:
+        _refuse_unmasked(config, ignored)
     if config.privacy is not None:
         return _private(config, cells, ignored)
     rate, weights = config.server_learning_rate, config.weights
@@ -43,6 +45,26 @@ def aggregation_of(config: StrategyConfig, cells: Sequence[Cell], ignored: Ignor
             'majority; use "clipped_mean"'
         )
     return MultiKrum(config.hostile_share, config.clip_factor, config.weight_cap, weights, rate, ignored)
+
+
+def _refuse_unmasked(config: StrategyConfig, ignored: Ignored) -> None:
+    """What does not go together with updates that nobody can look at."""
+    if config.preset != "centaur" or config.ignore == "devices":
+        raise ConfigError("strategy: secure_sum sums head updates of devices, and in this run none counts; leave it out")
+    if config.privacy is not None:
+        raise ConfigError(
+            "strategy: secure_sum with privacy: noise is scaled to updates that the coordinator cuts itself; choose one of both"
+        )
+    if config.aggregation != "mean":
+        raise ConfigError(
+            f'strategy: secure_sum with aggregation = "{config.aggregation}": members cut their own updates, and no single one '
+            'can be judged under its mask; use aggregation = "mean"'
+        )
+    if config.cells_per_round is not None:
+        raise ConfigError(
+            "strategy: secure_sum with cells_per_round: a member whose neighbours were not drawn cannot take part; leave "
+            "cells_per_round out"
+        )
 
 
 def _private(config: StrategyConfig, cells: Sequence[Cell], ignored: Ignored) -> PrivateMean:

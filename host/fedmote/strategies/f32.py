@@ -11,6 +11,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from fedmote.aggregation.ranges import Ranges, range_complaint
 from fedmote.errors import ConfigError, RemoteWireError
 from fedmote.package.head import head_tensors
@@ -47,10 +50,13 @@ class Float32:
 
     def decode(self, role: Role, blob: bytes, model: ModelShape) -> Decoded:
         """Read an update of either role and check names, shapes and values."""
-        return self._decode_head(blob, model) if role is Role.DEVICE else _decode_full(blob, model)
+        if role is Role.DEVICE:
+            return self.head_of(decode_head_update(blob, model.num_head_parameters), model)
+        return _decode_full(blob, model)
 
-    def _decode_head(self, blob: bytes, model: ModelShape) -> Decoded:
-        tensors = head_tensors(model.layers, decode_head_update(blob, model.num_head_parameters))
+    def head_of(self, delta: NDArray[np.float32], model: ModelShape) -> Decoded:
+        """What devices train of a head update's float32 (P,)."""
+        tensors = head_tensors(model.layers, delta)
         trained = model.head if self.device is None else self.device.trained_head(model.layers)
         return Decoded({name: tensors[name] for name in model.head if name in trained}, {})
 

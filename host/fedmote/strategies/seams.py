@@ -23,6 +23,7 @@ from fedmote.aggregation import Finding, Update
 from fedmote.aggregation.ranges import Ranges
 from fedmote.package.graph import HeadLayer
 from fedmote.package.head import parameter_count
+from fedmote.privacy.group import MaskedGroup
 from fedmote.tensors import Tensors
 from fedmote.wire.schema import Loss, Phase, Role
 
@@ -67,6 +68,7 @@ class RoundPlan:
         seed: of all draws of the round.
         members: everybody who is expected to report, in ascending order of ids.
         num_candidates: cells that were there to be drawn from; 0 where the journal does not say.
+        masked: the members whose updates are summed under masks; None: nobody's.
     """
 
     round: int
@@ -75,6 +77,7 @@ class RoundPlan:
     seed: int
     members: tuple[Member, ...]
     num_candidates: int = 0
+    masked: MaskedGroup | None = None
 
     @property
     def cells(self) -> frozenset[str]:
@@ -232,6 +235,10 @@ class Codec(Protocol):
 
     def decode(self, role: Role, blob: bytes, model: ModelShape) -> Decoded:
         """Read an update; RemoteWireError with `update-shape` or `update-not-finite` where it does not fit."""
+        ...
+
+    def head_of(self, delta: NDArray[np.float32], model: ModelShape) -> Decoded:
+        """The update that the values of a head make, float32 (P,) in the order of devices."""
         ...
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Blobs that are CBOR themselves: head updates and selected samples (device_sdk/protocol/SPEC.md, section 6)."""
+"""Blobs that are CBOR: head updates, masked ones, selected samples (device_sdk/protocol/SPEC.md, sections 6 and 13)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from fedmote.tensors import is_subnormal, without_subnormals
 from fedmote.wire.cbor import Major, Reader
 from fedmote.wire.schema import Encoding, Status
 
-_FLOAT32_LITTLE_ENDIAN = 85  # tag of RFC 8746
+# Tags of RFC 8746.
+_UINT32_LITTLE_ENDIAN = 70
+_FLOAT32_LITTLE_ENDIAN = 85
 _RECORD_HEAD_BYTES = 12  # index, label, epoch mask
 
 Selected = tuple[NDArray[np.uint32], NDArray[np.uint32], NDArray[np.uint32], NDArray[np.int8]]
@@ -31,18 +33,7 @@ def decode_head_update(blob: bytes, num_parameters: int | None = None) -> NDArra
         RemoteWireError: not the strict form; UPDATE_SHAPE where P is not `num_parameters` (if given);
             UPDATE_NOT_FINITE where a value is infinite, no number, or subnormal.
     """
-    reader = Reader(blob)
-    _expect_keys(reader, 2)
-    encoding = _number(reader, key=1)
-    if encoding != Encoding.F32:
-        raise RemoteWireError(Status.FIELD_RANGE, f"encoding {encoding} of a head update")
-    if reader.key(1) != 2:
-        raise RemoteWireError(Status.MISSING_FIELD, "key 2 of a head update")
-    major, tag = reader.head()
-    if major is not Major.TAG or tag != _FLOAT32_LITTLE_ENDIAN:
-        raise RemoteWireError(Status.FIELD_TYPE, f"tag {_FLOAT32_LITTLE_ENDIAN} expected for the values of a head update")
-    floats = _bytes(reader)
-    reader.end()
+    floats = _values(blob, Encoding.F32, _FLOAT32_LITTLE_ENDIAN, "head update")
     if len(floats) % 4 or num_parameters not in (None, len(floats) // 4):
         raise RemoteWireError(Status.UPDATE_SHAPE, f"{len(floats)} bytes, {num_parameters} parameters expected")
     delta = np.frombuffer(floats, dtype="<f4").astype(np.float32)
@@ -50,6 +41,45 @@ def decode_head_update(blob: bytes, num_parameters: int | None = None) -> NDArra
     if bad.any():
         raise RemoteWireError(Status.UPDATE_NOT_FINITE, f"{np.count_nonzero(bad)} of {delta.size} values")
     return delta
+
+
+def encode_masked_update(words: NDArray[np.uint32]) -> bytes:
+    """A masked update: uint32 (P,), in the order of a head update."""
+    content = np.ascontiguousarray(words, dtype="<u4").tobytes()
+    return cbor2.dumps({1: int(Encoding.MASKED), 2: cbor2.CBORTag(_UINT32_LITTLE_ENDIAN, content)}, canonical=True)
+
+
+def masked_update_bytes(num_parameters: int) -> int:
+    """Size of the blob of a masked update."""
+    return len(encode_masked_update(np.zeros(num_parameters, np.uint32)))
+
+
+def decode_masked_update(blob: bytes, num_parameters: int) -> NDArray[np.uint32]:
+    """The uint32 (P,) of a masked update.
+
+    Raises:
+        RemoteWireError: not the strict form; UPDATE_SHAPE where P is not `num_parameters`.
+    """
+    content = _values(blob, Encoding.MASKED, _UINT32_LITTLE_ENDIAN, "masked update")
+    if len(content) != 4 * num_parameters:
+        raise RemoteWireError(Status.UPDATE_SHAPE, f"{len(content)} bytes, {num_parameters} parameters expected")
+    return np.frombuffer(content, dtype="<u4").astype(np.uint32)
+
+
+def _values(blob: bytes, wanted: Encoding, tag: int, what: str) -> bytes:
+    """Bytes of the values of an update."""
+    reader = Reader(blob)
+    _expect_keys(reader, 2)
+    encoding = _number(reader, key=1)
+    if encoding != wanted:
+        raise RemoteWireError(Status.FIELD_RANGE, f"encoding {encoding} of a {what}")
+    if reader.key(1) != 2:
+        raise RemoteWireError(Status.MISSING_FIELD, f"key 2 of a {what}")
+    if reader.head() != (Major.TAG, tag):
+        raise RemoteWireError(Status.FIELD_TYPE, f"tag {tag} expected for the values of a {what}")
+    values = _bytes(reader)
+    reader.end()
+    return values
 
 
 def encode_selected_samples(

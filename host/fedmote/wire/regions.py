@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from fedmote.config import Credentials
 from fedmote.errors import LocalWireError, RemoteWireError
 from fedmote.wire.cbor import Major, Reader
+from fedmote.wire.masking import Membership
 from fedmote.wire.schema import LIMIT_IDENTIFIER, LIMIT_TEXT, Status
 from fedmote.wire.seal import KEY_BYTES
 
@@ -41,6 +42,7 @@ class Identity:
         key: 32 bytes that the board shares with the coordinator; none: its messages are not sealed.
         cell_key: 32 bytes that it shares with its partner; none beside a key: it sends no samples.
         verify_key: 32 bytes, public: it takes only packages that the key's owner signed; none: all.
+        membership: of a group whose updates are summed under masks; none: it is in none.
     """
 
     id: str
@@ -53,6 +55,7 @@ class Identity:
     key: bytes | None = field(default=None, repr=False)
     cell_key: bytes | None = field(default=None, repr=False)
     verify_key: bytes | None = None
+    membership: Membership | None = None
 
 
 def samples_region(x: NDArray[np.int8], y: NDArray[np.integer]) -> bytes:
@@ -89,6 +92,7 @@ def identity_region(
     key: bytes | None = None,
     cell_key: bytes | None = None,
     verify_key: bytes | None = None,
+    group_key: bytes | None = None,
 ) -> bytes:
     """The region of an identity; LocalWireError for texts, numbers or keys that do not fit."""
     for name, text, limit in (("id", id, LIMIT_IDENTIFIER), ("site", site, LIMIT_IDENTIFIER)):
@@ -101,12 +105,17 @@ def identity_region(
         raise LocalWireError(Status.FIELD_RANGE, f"link {link!r}, keep-alive {keep_alive_s} s")
     if key is None and cell_key is not None:
         raise LocalWireError(Status.ARGUMENT, "a cell key without a key: the board could not prove itself to the coordinator")
+    if group_key is not None:
+        if key is None:
+            raise LocalWireError(Status.ARGUMENT, "a group without a key: members need their boots counted")
+        Membership.read(group_key)
     keys = {number: one for number, one in ((8, key), (9, cell_key), (10, verify_key)) if one is not None}
     for one in keys.values():
         if len(one) != KEY_BYTES:
             raise LocalWireError(Status.FIELD_RANGE, f"a key has {len(one)} bytes; {KEY_BYTES} expected")
     numbers = {3: _LINKS.index(link), 6: int(is_sending_samples), 7: keep_alive_s}
-    body = cbor2.dumps({1: id, 2: site, 4: username, 5: password} | numbers | keys, canonical=True)
+    groups = {} if group_key is None else {11: group_key}
+    body = cbor2.dumps({1: id, 2: site, 4: username, 5: password} | numbers | keys | groups, canonical=True)
     return _IDENTITY_HEAD.pack(_IDENTITY_MAGIC, len(body), zlib.crc32(body)) + body
 
 
@@ -123,6 +132,7 @@ def credentials_region(credentials: Credentials, link: Link, is_sending_samples:
         credentials.key_bytes,
         credentials.cell_key_bytes,
         credentials.verify_key_bytes,
+        credentials.group_key_bytes,
     )
 
 
@@ -141,7 +151,20 @@ def read_identity_region(region: bytes) -> Identity:
         raise RemoteWireError(Status.MISSING_FIELD, f"key {error} of an identity") from error
     if link >= len(_LINKS) or is_sending > 1:
         raise RemoteWireError(Status.FIELD_RANGE, f"link {link}, is_sending_samples {is_sending}")
-    return Identity(texts[0], texts[1], _LINKS[link], texts[2], texts[3], bool(is_sending), keep_alive, *keys)
+    membership = Membership.read(_bytes(items[11])) if 11 in items else None
+    return Identity(
+        texts[0],
+        texts[1],
+        _LINKS[link],
+        texts[2],
+        texts[3],
+        bool(is_sending),
+        keep_alive,
+        key=keys[0],
+        cell_key=keys[1],
+        verify_key=keys[2],
+        membership=membership,
+    )
 
 
 def _unpack(head: struct.Struct, region: bytes) -> tuple[bytes, list[int]]:
@@ -196,9 +219,14 @@ def _number(item: Item) -> int:
     return item
 
 
-def _key(item: Item) -> bytes:
+def _bytes(item: Item) -> bytes:
     if not isinstance(item, bytes):
         raise RemoteWireError(Status.FIELD_TYPE, "a key expected, something else found")
+    return item
+
+
+def _key(item: Item) -> bytes:
+    item = _bytes(item)
     if len(item) != KEY_BYTES:
         raise RemoteWireError(Status.FIELD_RANGE, f"a key of {len(item)} bytes")
     return item

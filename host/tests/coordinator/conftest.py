@@ -231,6 +231,7 @@ class Site:
     partition: TinyPartition = field(default_factory=TinyPartition)
     keys: "TestKeys | None" = None
     epoch: int = 0
+    group: object = None
 
     def serve(self, passing=None, is_fresh=False, only=None, while_running=None, timeout=30.0):
         return asyncio.run(asyncio.wait_for(self._serve(passing, is_fresh, only, while_running), timeout))
@@ -247,6 +248,7 @@ class Site:
             tell=self.statuses.append,
             passing=passing,
             security=security,
+            group=self.group,
         )
         self.network = network
         self.tasks = {

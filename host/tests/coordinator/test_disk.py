@@ -215,7 +215,7 @@ def test_damage_at_any_byte_of_the_newest_checkpoint_is_mended_from_the_journal(
         path = state.checkpoints.path(newest.version)
         whole = path.read_bytes()
         tensors, ranges = one.partition.first_model()
-        merging = Merging(strategy, one.partition.shape(tensors, ranges), state.blobs)
+        merging = Merging(strategy, one.partition.shape(tensors, ranges), state.blobs, b"run-name")
         for position in range(len(whole)):
             flipped = whole[:position] + bytes([whole[position] ^ 0x10]) + whole[position + 1 :]
             for hurt in (flipped, *([whole[:position]] if position % 8 == 0 else [])):

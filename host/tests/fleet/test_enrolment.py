@@ -223,7 +223,7 @@ def test_a_file_that_is_no_fleet_is_refused_without_a_word_of_its_content(fleet,
     wrongs = [
         "{" + key,
         json.dumps([key]),
-        json.dumps({**sound, "format": 2}),
+        json.dumps({**sound, "format": 3}),
         json.dumps({**sound, "site": "barn"}),
         json.dumps({**sound, "psks": {"board-1": "x\ny"}}),
         json.dumps({**sound, "participants": [{**sound["participants"][0], "key": key + "zz"}]}),

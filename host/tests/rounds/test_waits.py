@@ -386,6 +386,7 @@ def test_status_says_in_data_what_the_words_say(fleet):
         "phase": "device",
         "come": 1,
         "expected": 3,
+        "awaited": None,
         "needed": 2,
         "missing": {"board-2": "plan sent", "board-3": "plan sent"},
         "left_s": 41.0,

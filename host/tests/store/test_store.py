@@ -17,10 +17,23 @@ import numpy as np
 import pytest
 
 from fedmote.errors import ConfigError, StoreError
-from fedmote.store import Blobs, Checkpoint, CheckpointEntry, Checkpoints, Ledger, PlanEntry, RunEntry, State, UpdateEntry
+from fedmote.privacy.group import MaskedGroup
+from fedmote.store import (
+    Blobs,
+    Checkpoint,
+    CheckpointEntry,
+    Checkpoints,
+    Ledger,
+    MaskBlobEntry,
+    PlanEntry,
+    RunEntry,
+    State,
+    UpdateEntry,
+)
 from fedmote.store.durable import write_durably, write_result
 from fedmote.store.schema import SCRIPTS
 from fedmote.strategies import Member, RoundPlan
+from fedmote.wire.masking import Ring
 from fedmote.wire.schema import Phase, Role, Status
 
 PLAN = RoundPlan(1, Phase.DEVICE, 0, 7, (Member("board-1", Role.DEVICE, "a"), Member("phone-1", Role.PARTNER, "a")))
@@ -198,6 +211,11 @@ def test_update_of_somebody_unexpected_is_refused(tmp_path):
             ledger.add_update(1, update("mallory"))
 
 
+# As runs began with before they could be masked, and as they are now.
+STRATEGY = '{"seed": 1, "server_learning_rate": 1.0}'
+UPGRADED = '{"seed": 1, "secure_sum": null, "server_learning_rate": 1.0}'
+
+
 def write_former_ledger(path, version):
     """A ledger of a former version with a run, a round, a plan, an update, a refusal."""
     with contextlib.closing(sqlite3.connect(path)) as connection:
@@ -206,7 +224,7 @@ def write_former_ledger(path, version):
         connection.execute(f"PRAGMA user_version = {version}")
         base = () if version == 1 else (bytes(32),)
         for statement, values in (
-            ("INSERT INTO run VALUES (1, ?, 42, '{}', 'then')", (b"run-0001",)),
+            ("INSERT INTO run VALUES (1, ?, 42, ?, 'then')", (b"run-0001", STRATEGY)),
             ("INSERT INTO checkpoint VALUES (0, 0, 'h0', 0, 0.5)", ()),
             (f"INSERT INTO round VALUES (1, 1, 0, 7, 'open', NULL, NULL, NULL, 'then'{', NULL' if version >= 3 else ''})", ()),
             ("INSERT INTO member VALUES (1, 'board-1', 1, 'a', NULL)", ()),
@@ -222,8 +240,8 @@ def write_former_ledger(path, version):
 def test_ledger_of_a_former_version_is_read_as_it_is_and_upgraded_with_all_that_it_holds(tmp_path, version):
     write_former_ledger(tmp_path / "l", version)
 
-    def check(ledger):
-        assert ledger.run() == RunEntry(b"run-0001", 42, "{}")
+    def check(ledger, strategy):
+        assert ledger.run() == RunEntry(b"run-0001", 42, strategy)
         assert [one.accuracy for one in ledger.checkpoints()] == [0.5]
         (entry,) = ledger.rounds()
         assert (entry.state, entry.plan.seed, entry.opened_at, entry.report_s) == ("open", 7, "then", None)
@@ -231,10 +249,12 @@ def test_ledger_of_a_former_version_is_read_as_it_is_and_upgraded_with_all_that_
         assert ledger.refusals()[0].count == 3
 
     with Ledger.open(tmp_path / "l", is_read_only=True) as ledger:
-        check(ledger)
+        check(ledger, STRATEGY)
+        assert ledger.mask_blobs(1, 1) == []
+        assert ledger.ended_mask_steps(1) == frozenset()
         assert ledger.version == version
     with Ledger.open(tmp_path / "l") as ledger:
-        check(ledger)
+        check(ledger, STRATEGY if version == 5 else UPGRADED)
         assert ledger.version == len(SCRIPTS)
         assert ledger.plans(1)["board-1"] == PlanEntry("board-1", 2, 77, "posix", 144, None if version == 1 else bytes(32))
         ledger.close_round(1, {})
@@ -243,6 +263,61 @@ def test_ledger_of_a_former_version_is_read_as_it_is_and_upgraded_with_all_that_
         ledger.open_round(second, 60.0)
         ledger.add_plan(2, PlanEntry("board-1", 1, 78, "posix", 144, bytes(32)))
         assert ledger.rounds(2)[0].report_s == 60.0
+
+
+GROUP = MaskedGroup("street", b"group-01", Ring.of(9), 0.5, {"board-1": 4, "board-2": 9})
+MASKED = RoundPlan(
+    1, Phase.DEVICE, 0, 7, tuple(Member(who, Role.DEVICE, "a") for who in ("board-1", "board-2", "board-3")), masked=GROUP
+)
+
+
+@pytest.fixture
+def masked(tmp_path):
+    with Ledger.open(tmp_path / "l") as ledger:
+        ledger.begin_run(RunEntry(b"run-0001", 42, "{}"), CheckpointEntry(0, 0, "h0", 0, None))
+        ledger.open_round(MASKED, 60.0)
+        for who in ("board-1", "board-2"):
+            ledger.add_plan(1, PlanEntry(who, 1, 5, "posix", 144))
+        yield ledger
+
+
+def test_the_group_of_a_round_and_what_its_members_hand_in_come_back(masked):
+    assert masked.rounds()[0].plan == MASKED
+    keys = [MaskBlobEntry(who, 1, 1, 7, f"keys of {who}") for who in ("board-1", "board-2")]
+    for one in reversed(keys):
+        masked.add_mask_blob(1, one)
+    masked.end_mask_step(1, 1)
+    masked.add_mask_blob(1, MaskBlobEntry("board-2", 3, 1, 8, "shares"))
+    assert masked.mask_blobs(1, 1) == keys
+    assert [one.content for one in masked.mask_blobs(1, 3)] == ["shares"]
+    assert masked.ended_mask_steps(1) == {1}
+
+
+def test_keys_go_with_their_attempt_until_they_are_fixed(masked):
+    masked.add_mask_blob(1, MaskBlobEntry("board-1", 1, 1, 7, "first"))
+    masked.add_plan(1, PlanEntry("board-1", 2, 6, "posix", 144))
+    assert masked.mask_blobs(1, 1) == []
+    masked.add_mask_blob(1, MaskBlobEntry("board-1", 1, 2, 8, "second"))
+    masked.end_mask_step(1, 1)
+    masked.add_plan(1, PlanEntry("board-1", 3, 7, "posix", 144))
+    assert [one.content for one in masked.mask_blobs(1, 1)] == ["second"]
+
+
+def test_what_comes_after_a_step_was_fixed_or_twice_breaks_the_journal(masked):
+    masked.add_mask_blob(1, MaskBlobEntry("board-1", 1, 1, 7, "keys"))
+    with pytest.raises(StoreError):
+        masked.add_mask_blob(1, MaskBlobEntry("board-1", 1, 1, 9, "other keys"))
+    masked.end_mask_step(1, 1)
+    with pytest.raises(StoreError, match="over or not open"):
+        masked.add_mask_blob(1, MaskBlobEntry("board-2", 1, 1, 7, "late keys"))
+    masked.end_mask_step(1, 2)
+    with pytest.raises(StoreError, match="updates are fixed"):
+        masked.add_update(1, update("board-1"))
+    with pytest.raises(StoreError):
+        masked.end_mask_step(1, 2)
+    masked.close_round(1, {})
+    with pytest.raises(StoreError, match="over or not open"):
+        masked.add_mask_blob(1, MaskBlobEntry("board-1", 3, 1, 7, "late shares"))
 
 
 def test_newer_ledger_is_refused(tmp_path):
