@@ -155,6 +155,8 @@ const uint8_t *fedmote_store_hash(const struct fedmote_store *store) {
     return store->is_installed ? base(store, store->slot) + HASH_AT : NULL;
 }
 
+const uint8_t *fedmote_store_spare(const struct fedmote_store *store) { return base(store, spare(store)); }
+
 /* ---- trial --------------------------------------------------------------------------------------------------------
  */
 

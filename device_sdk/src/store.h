@@ -53,6 +53,9 @@ const uint8_t *fedmote_store_package(const struct fedmote_store *store);
 /* hash[32] of the installed package, NULL where there is none. */
 const uint8_t *fedmote_store_hash(const struct fedmote_store *store);
 
+/* The slot that the next package goes to. */
+const uint8_t *fedmote_store_spare(const struct fedmote_store *store);
+
 /* Bytes that a slot has for a package. */
 uint32_t fedmote_store_room(const struct fedmote_store *store);
 

@@ -93,6 +93,7 @@ enum fedmote_event {
     FEDMOTE_EVENT_DIFFERENCE_LOST, /* status, negative: it makes no package here; the whole one is fetched */
     FEDMOTE_EVENT_REVERTED,     /* trials so far: a package on trial gave way to the one before it, at fedmote_init() */
     FEDMOTE_EVENT_JOURNAL_LOST, /* status, negative: this boot, or this update, is not in the journal */
+    FEDMOTE_EVENT_RESUMED,      /* offset: from there on the rest of a package is fetched, which was begun before */
 };
 
 /* A picture of the device, filled by fedmote_status(). */
