@@ -80,6 +80,7 @@ class Port(ctypes.Structure):
         ("cache", ctypes.c_void_p),
         *_cache_callbacks.items(),
         ("patching", ctypes.c_void_p),
+        ("resuming", ctypes.c_void_p),
         ("journal", ctypes.c_void_p),
         *_journal_callbacks.items(),
         ("sealing", ctypes.c_void_p),
@@ -247,7 +248,7 @@ class Device:
                  identifier: str = "board-1", site: str = "lab", board: str = "bench",
         username: str | None = None, is_sending: bool = True, has_hash: bool = True, flash: FlashModel | None = None,
                  seed: int = 1, password: str | None = None, keep_alive_s: int = 0,
-        arithmetic: str = "fedmote_float32", is_patching: bool = False, key: bytes | None = None,
+        arithmetic: str = "fedmote_float32", is_patching: bool = False, is_resuming: bool = False, key: bytes | None = None,
         cell_key: bytes | None = None, verify_key: bytes | None = None, verify: int | None = None,
         masking: bytes | None = None) -> None:  # fmt: skip
         self.x, self.y = np.ascontiguousarray(x, np.int8), y
@@ -267,6 +268,8 @@ class Device:
         self._port = Port(None, *self._bind(has_hash), all_operators(library()), address_of(library(), arithmetic), *cache)
         if is_patching:
             self._port.patching = address_of(library(), "fedmote_difference_patching")
+        if is_resuming:
+            self._port.resuming = address_of(library(), "fedmote_slot_resuming")
         if self.flash.journal_bytes:
             self._port.journal = address_of(library(), "fedmote_flash_journal")
             self._port.journal_bytes = self.flash.journal_bytes

@@ -5,10 +5,11 @@
  *
  *     flash_accidents STORY ERASED TEAR WHAT [SEED COUNT] PACKAGE...
  *
- * STORY is whole, difference, journal, or keys, which is journal where the coordinator renews the key twice; ERASED
- * what erased bytes read as; TEAR a number of enum flash_tear; WHAT cuts (each operation), steps (between any two steps
- * of the device), pairs (COUNT pairs of either), errors (each operation, with and without effect), wear (no accident,
- * COUNT rounds). Prints figures, "name value" each; ends with 1 and a sentence where something is wrong.
+ * STORY is whole, rest (a package of two windows, in larger slots), difference, journal, or keys, which is journal
+ * where the coordinator renews the key twice; ERASED what erased bytes read as; TEAR a number of enum flash_tear; WHAT
+ * cuts (each operation), steps (between any two steps of the device), pairs (COUNT pairs of either), errors (each
+ * operation, with and without effect), wear (no accident, COUNT rounds). Prints figures, "name value" each; ends with 1
+ * and a sentence where something is wrong.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -22,6 +23,7 @@
 enum {
     ARENA_BYTES = 8192,
     SLOT_BYTES = 2560,
+    LARGE_SLOT_BYTES = 8192,
     PACKAGES = 4,
     QUEUE = 72,
     SAMPLES = 6,
@@ -43,7 +45,7 @@ struct cut {
     uint32_t at; /* FLASH_NEVER: not any more */
 };
 
-enum story { WHOLE, DIFFERENCE, JOURNALING, REKEYING };
+enum story { WHOLE, REST, DIFFERENCE, JOURNALING, REKEYING };
 
 struct blob {
     uint8_t *bytes;
@@ -83,6 +85,8 @@ struct bench {
     uint32_t boots;
     uint32_t errors_told;
     uint32_t recalled; /* reports of updates that were made before a reset */
+    uint32_t served;   /* bytes of chunks of the second round's package */
+    uint32_t resumed;  /* fetches that went on with what was there */
     uint8_t arena[ARENA_BYTES] __attribute__((aligned(16)));
     const char *what; /* the accident under way, for messages */
     uint32_t index;
@@ -164,6 +168,7 @@ static int32_t port_journal_write(void *context, uint32_t region, uint32_t offse
 
 static void port_event(void *context, int32_t event, int32_t value) {
     (void)value;
+    ((struct bench *)context)->resumed += event == FEDMOTE_EVENT_RESUMED;
     ((struct bench *)context)->errors_told += event == FEDMOTE_EVENT_ERROR || event == FEDMOTE_EVENT_JOURNAL_LOST;
 }
 
@@ -285,6 +290,7 @@ static void hear_get(struct bench *bench, const struct fedmote_message *get) {
         fedmote_message_number(&data, FEDMOTE_FIELD_OFFSET, at);
         fedmote_message_string(&data, FEDMOTE_FIELD_DATA, NULL, size);
         tell(bench, &data, blob->bytes + at, size);
+        bench->served += handle == MODEL_HANDLE && bench->peer.round == 2U ? size : 0U;
     }
 }
 
@@ -421,7 +427,7 @@ static struct fedmote_port make_port(struct bench *bench) {
         .stream_write = port_stream_write,
         .sample_count = port_sample_count,
         .sample_read = port_sample_read,
-        .slot_bytes = SLOT_BYTES,
+        .slot_bytes = bench->flash.regions[0].size,
         .slot_base = port_slot_base,
         .slot_erase = port_slot_erase,
         .slot_write = port_slot_write,
@@ -429,6 +435,7 @@ static struct fedmote_port make_port(struct bench *bench) {
         .operators = operators,
         .arithmetic = &fedmote_float32,
         .patching = &fedmote_difference_patching,
+        .resuming = &fedmote_slot_resuming,
         .journal = &fedmote_flash_journal,
         .journal_bytes = bench->flash.regions[JOURNAL].size,
         .journal_base = port_journal_base,
@@ -556,7 +563,8 @@ static const struct cut no_cuts[1] = {{false, FLASH_NEVER}};
 
 /* The first round, on a new part: package 0 is there and confirmed. */
 static void begin_story(struct bench *bench, uint8_t erased, uint32_t journal_bytes) {
-    const uint32_t sizes[FLASH_REGIONS] = {SLOT_BYTES, SLOT_BYTES, journal_bytes, journal_bytes};
+    const uint32_t slot_bytes = bench->story == REST ? LARGE_SLOT_BYTES : SLOT_BYTES;
+    const uint32_t sizes[FLASH_REGIONS] = {slot_bytes, slot_bytes, journal_bytes, journal_bytes};
     flash_init(&bench->flash, sizes, erased);
     bench->random = 1;
     bench->peer.round = bench->peer.rounds = 1;
@@ -579,7 +587,12 @@ static void print(const char *name, uint32_t value) { (void)printf("%s %u\n", na
 
 static void do_cuts(struct bench *bench, const struct bench *start, const struct bench *calm, bool is_step) {
     const uint32_t moments = is_step ? calm->steps : calm->flash.operations;
+    const uint32_t window = FEDMOTE_LIMIT_WINDOW * FEDMOTE_CHUNK_MAX;
     uint32_t recalled = 0;
+    uint32_t resumed = 0;
+    uint32_t anew = 0; /* the package was sent again by more than a window */
+    uint32_t most = 0; /* bytes that were sent again, otherwise, and in any case */
+    uint32_t worst = 0;
     for (uint32_t at = 0; at < moments; at++) {
         const struct cut cuts[2] = {{is_step, at}, {false, FLASH_NEVER}};
         *bench = *start;
@@ -590,9 +603,18 @@ static void do_cuts(struct bench *bench, const struct bench *start, const struct
         check_end(bench, &calm->peer);
         check(bench, !client_of(bench)->store.is_on_trial, "the last package is still on trial");
         recalled += bench->recalled > 0U;
+        resumed += bench->resumed > 0U;
+        const uint32_t again = bench->served - calm->served;
+        anew += again > window;
+        most = again <= window && again > most ? again : most;
+        worst = again > worst ? again : worst;
     }
     print("cuts", moments);
     print("recalled", recalled);
+    print("resumed", resumed);
+    print("anew", anew);
+    print("again", most);
+    print("worst", worst);
 }
 
 static struct cut draw_cut(const struct bench *calm, uint32_t *random) {
@@ -623,7 +645,7 @@ static void do_pairs(struct bench *bench, const struct bench *start, const struc
 /* What the failed operation must have led to: whether the round was refused for it, and whether the port was told. */
 static void check_told(struct bench *bench, const struct bench *start, bool was_booting) {
     const struct flash_model *flash = &bench->flash;
-    const uint32_t marks_at = SLOT_BYTES - FEDMOTE_SLOT_END_BYTES;
+    const uint32_t marks_at = flash->regions[0].size - FEDMOTE_SLOT_END_BYTES;
     const bool is_slot = flash->failed_region < JOURNAL;
     const bool is_mark = is_slot && !flash->is_failed_erase && flash->failed_offset >= marks_at &&
                          flash->failed_offset < marks_at + (FEDMOTE_TRIALS + 1U) * FLASH_UNIT;
@@ -692,7 +714,7 @@ static void do_accidents(struct bench *bench, const struct bench *start, const c
 
 int main(int argument_count, char **arguments) {
     static struct bench bench, start;
-    const char *stories[] = {"whole", "difference", "journal", "keys"};
+    const char *stories[] = {"whole", "rest", "difference", "journal", "keys"};
     if (argument_count < 8) {
         (void)printf("usage: flash_accidents STORY ERASED TEAR WHAT SEED COUNT PACKAGE...\n");
         return 2;

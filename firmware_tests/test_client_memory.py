@@ -14,6 +14,7 @@ TESTS = (
     "test_client_cache.py",
     "test_client_journal.py",
     "test_client_refusals.py",
+    "test_client_resume.py",
     "test_client_trial.py",
     "test_mqtt.py",
 )

@@ -396,9 +396,12 @@ def test_a_round_that_ends_late_is_reported_and_hello_asks_for_the_next():
     assert kinds.count(Kind.HELLO) > 1
 
 
-def test_a_refusal_that_could_not_leave_is_not_said_of_the_next_round():
+@pytest.mark.parametrize("steps", [0, 1])  # a device hears first in every second step, and says something in the others
+def test_a_refusal_that_could_not_leave_is_not_said_of_the_next_round(steps):
     device, peers = bench()
     peers.run(device, lambda: device.state == "encode")
+    for _ in range(steps):
+        device.step()
     device.write_limit = lambda: 0
     device.is_sample_broken = True
     peers.run(device, lambda: device.state == "idle")
@@ -409,7 +412,7 @@ def test_a_refusal_that_could_not_leave_is_not_said_of_the_next_round():
         device.step()
     device.write_limit = lambda: 1 << 30
     peers.run(device, lambda: device.info.rounds_done == 1)
-    assert not refusals(peers)
+    assert [refusal["round"] for refusal in refusals(peers)] in ([], [1])  # it was composed before the plan came
 
 
 def test_a_coordinator_that_lost_the_blob_makes_the_device_ask_again_for_a_plan():

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from fedmote.package.difference import make_difference
+from fedmote.wire.schema import LIMIT_WINDOW
 from firmware_tests.device_bench import BODY_MAX, CHUNK
 from firmware_tests.native import SDK, compile_c
 from firmware_tests.one_round import build
@@ -23,6 +24,7 @@ SEED = 20_261
 Result = subprocess.CompletedProcess[str]
 TEARS = {"nothing": 0, "prefix": 1, "bits": 2, "unordered": 3}
 PACKAGES = [build(version, filler=1000) for version in range(4)]
+LARGE = [build(version, filler=6500) for version in range(2)]  # of two windows
 
 
 # Of the operators the packages here have one.
@@ -57,8 +59,12 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     difference = directory / "difference.fmd"
     difference.write_bytes(make_difference(PACKAGES[0], PACKAGES[1]))
     names = [str(path) for path in paths]
+    large = [directory / f"large-{version}.fmp" for version in range(len(LARGE))]
+    for path, package in zip(large, LARGE, strict=True):
+        path.write_bytes(package)
     return {
         "whole": names[:2],
+        "rest": [str(path) for path in large],
         "difference": [*names[:2], str(difference)],
         "journal": names[:1],
         "keys": names[:1],
@@ -81,13 +87,13 @@ def tell(story: str, files: list[str], what: str, tear: str = "nothing", erased:
 
 @pytest.mark.parametrize("erased", [0xFF, 0x00])
 @pytest.mark.parametrize("tear", TEARS)
-@pytest.mark.parametrize("story", ["whole", "difference", "journal", "keys"])
+@pytest.mark.parametrize("story", ["whole", "rest", "difference", "journal", "keys"])
 def test_power_may_fail_at_every_operation(story: str, tear: str, erased: int, files: dict[str, list[str]]) -> None:
     figures = tell(story, files[story], "cuts", tear, erased)
     assert figures["cuts"] == figures["operations"] > 100
 
 
-@pytest.mark.parametrize("story", ["whole", "difference", "journal", "keys"])
+@pytest.mark.parametrize("story", ["whole", "rest", "difference", "journal", "keys"])
 def test_power_may_fail_between_any_two_steps(story: str, files: dict[str, list[str]]) -> None:
     figures = tell(story, files[story], "steps")
     assert figures["cuts"] == figures["steps"] > 40
@@ -95,17 +101,36 @@ def test_power_may_fail_between_any_two_steps(story: str, files: dict[str, list[
 
 
 @pytest.mark.parametrize("erased", [0xFF, 0x00])
-@pytest.mark.parametrize("story", ["whole", "difference", "journal", "keys"])
+@pytest.mark.parametrize("story", ["whole", "rest", "difference", "journal", "keys"])
 def test_every_operation_may_fail_with_an_error(story: str, erased: int, files: dict[str, list[str]]) -> None:
     figures = tell(story, files[story], "errors", erased=erased)
     assert figures["errors"] == 2 * figures["operations"]
     assert figures["refused"] > 0 or story in ("journal", "keys")
 
 
-@pytest.mark.parametrize(("story", "count"), [("whole", 1500), ("difference", 1200), ("journal", 650), ("keys", 650)])
+@pytest.mark.parametrize("erased", [0xFF, 0x00])
+@pytest.mark.parametrize("what", ["cuts", "steps"])
+def test_after_a_cut_a_package_comes_again_from_its_last_window_on(what: str, erased: int, files: dict[str, list[str]]) -> None:
+    """Wherever the cut came, but for the middle of the commit record; units are written or not, none is torn."""
+    figures = tell("rest", files["rest"], what, "nothing", erased)
+    assert LIMIT_WINDOW * CHUNK < len(LARGE[1]) < 2 * LIMIT_WINDOW * CHUNK
+    header = 6 if what == "cuts" else 1  # units, and chunks, without which nothing tells what the slot holds
+    assert figures["resumed"] >= len(LARGE[1]) // (8 if what == "cuts" else CHUNK) - header
+    assert figures["anew"] == (1 if what == "cuts" else 0)
+    assert 0 < figures["again"] <= LIMIT_WINDOW * CHUNK
+
+
+@pytest.mark.parametrize("tear", ["prefix", "bits", "unordered"])
+def test_a_unit_that_a_cut_has_torn_costs_the_package_once_more_at_most(tear: str, files: dict[str, list[str]]) -> None:
+    figures = tell("rest", files["rest"], "cuts", tear)
+    assert figures["resumed"] >= len(LARGE[1]) // 8 - 32
+    assert figures["worst"] <= len(LARGE[1]) + LIMIT_WINDOW * CHUNK
+
+
+@pytest.mark.parametrize(("story", "count"), [("whole", 1500), ("rest", 300), ("difference", 1200), ("journal", 650), ("keys", 650)])
 @pytest.mark.parametrize("tear", ["prefix", "bits", "unordered"])
 def test_power_may_fail_twice(story: str, count: int, tear: str, files: dict[str, list[str]]) -> None:
-    """12,000 random pairs of moments, operations and steps, in all, with a power cut at both."""
+    """12,900 random pairs of moments, operations and steps, in all, with a power cut at both."""
     figures = tell(story, files[story], "pairs", tear, count=count)
     assert figures["pairs"] == count
     assert figures["recalled"] > 0

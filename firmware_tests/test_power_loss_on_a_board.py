@@ -26,8 +26,8 @@ from fedmote.package.specimen import random_int8_graph, random_samples
 from fedmote.transport.link import LinkServer
 from fedmote.wire.codec import Message
 from fedmote.wire.regions import identity_region, samples_region
-from fedmote.wire.schema import Channel, Kind, Phase, Status
-from fedmote.wire.transfer import BlobSink, BlobSource
+from fedmote.wire.schema import LIMIT_WINDOW, Channel, Kind, Phase, Status
+from fedmote.wire.transfer import BlobSink, BlobSource, chunk_bytes
 from fedmote_hil.virtual import VirtualDevice
 
 _missing = [tool for tool in ("arm-none-eabi-gcc", "qemu-system-arm") if shutil.which(tool) is None]
@@ -68,6 +68,7 @@ class Coordinator:
     Attributes:
         boots: the boot of every hello, in order.
         installed: packages that a hello named, as numbers.
+        served: bytes of chunks that the board was sent, round by round.
     """
 
     server: LinkServer
@@ -75,6 +76,7 @@ class Coordinator:
     packages: list[Package]
     boots: list[int] = field(default_factory=list)
     installed: list[int | None] = field(default_factory=list)
+    served: list[int] = field(default_factory=list)
 
     async def say(self, message: Message) -> None:
         await self.server.send("board-1", Channel.COORDINATOR, message)
@@ -85,6 +87,7 @@ class Coordinator:
         source = BlobSource(zlib.crc32(package.device_form()), package.device_form())
         counts: Counter[str] = Counter()
         attempt, sink, max_body = 0, None, BOARD.body_max
+        self.served.append(0)
 
         def happens(word: str) -> None:
             counts[word] += 1
@@ -105,6 +108,7 @@ class Coordinator:
             elif message.kind is Kind.GET:
                 for chunk in source.answer(message, max_body):
                     await self.say(chunk)
+                    self.served[-1] += len(chunk["data"])
                     happens("chunk")
             elif message.kind is Kind.REPORT and message["round"] == number:
                 happens("report")
@@ -162,6 +166,10 @@ def check(moments: list[Moment]) -> None:
     coordinator, calm, disturbed = asyncio.run(_rounds(moments))
     for number, (moment, update) in enumerate(zip(moments, disturbed, strict=True), PACKAGES + 1):
         assert update == calm[(number - 1) % PACKAGES], f"moment {moment}"
+    window = LIMIT_WINDOW * chunk_bytes(BOARD.body_max)
+    sizes = [len(package.device_form()) for package in coordinator.packages]
+    for number, (moment, served) in enumerate(zip(moments, coordinator.served[PACKAGES:], strict=True), PACKAGES + 1):
+        assert served <= sizes[number % PACKAGES] + window, f"moment {moment}: what was written is fetched once"
     boots = sorted(set(coordinator.boots))
     assert boots == list(range(boots[0], boots[0] + len(moments) + 1)), "every reset was one boot"
     assert coordinator.installed[0] is None

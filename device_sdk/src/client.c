@@ -137,6 +137,9 @@ void fedmote_client_install(struct fedmote_client *client) {
         if (client->fetch == FEDMOTE_FETCH_DIFFERENCE && client->port->patching->is_lost(client, status)) {
             return;
         }
+        if (client->fetch == FEDMOTE_FETCH_REST && client->port->resuming->is_lost(client, status)) {
+            return;
+        }
         if (is_lasting(status)) {
             client->misfit = status;
             memcpy(client->misfit_hash, plan->model_hash, sizeof client->misfit_hash);
@@ -183,7 +186,8 @@ static void choose(struct fedmote_client *client) {
         fedmote_client_fail(client, status, found == FEDMOTE_ERR_NO_PACKAGE ? "fetch" : "package", true);
     } else if (found == FEDMOTE_OK) {
         begin_head(client);
-    } else if (!client->port->patching || !client->port->patching->begin(client)) {
+    } else if (!(client->port->resuming && client->port->resuming->begin(client)) &&
+               !(client->port->patching && client->port->patching->begin(client))) {
         erase(client);
     }
 }
@@ -196,17 +200,15 @@ static bool work_fetch(struct fedmote_client *client) {
     case FEDMOTE_FETCH_ERASE:
         erase(client);
         return true;
-    case FEDMOTE_FETCH_INSTALL:
-        fedmote_client_install(client);
-        return true;
     case FEDMOTE_FETCH_DIFFERENCE:
         return client->port->patching->work(client);
     case FEDMOTE_FETCH_BEGIN:
         begin_round(client);
         return true;
     case FEDMOTE_FETCH_MODEL:
+    case FEDMOTE_FETCH_REST:
         if (client->receiver.missing == 0) {
-            client->fetch = FEDMOTE_FETCH_INSTALL;
+            fedmote_client_install(client);
             return true;
         }
         return false;

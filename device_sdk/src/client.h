@@ -9,6 +9,7 @@
 #include "link.h"
 #include "masks.h"
 #include "patch.h"
+#include "resume.h"
 #include "round.h"
 #include "seal.h"
 #include "signature.h"
@@ -17,10 +18,10 @@
 /* What FEDMOTE_STATE_FETCH is doing. */
 enum fedmote_fetch {
     FEDMOTE_FETCH_CHOOSE, /* what to fetch */
-    FEDMOTE_FETCH_ERASE,  /* for the whole package, after a difference that was of no use */
-    FEDMOTE_FETCH_INSTALL,
+    FEDMOTE_FETCH_ERASE,  /* for the whole package, after a difference, or a beginning, that was of no use */
     FEDMOTE_FETCH_BEGIN,
     FEDMOTE_FETCH_MODEL, /* from here on chunks are asked for */
+    FEDMOTE_FETCH_REST,  /* of a package that was begun before */
     FEDMOTE_FETCH_DIFFERENCE,
     FEDMOTE_FETCH_HEAD,
     FEDMOTE_FETCH_PEERS /* in FEDMOTE_STATE_REPORT */

@@ -195,6 +195,10 @@ static void hear_data(struct fedmote_client *client, const struct fedmote_messag
             fedmote_client_fail(client, status, "write", true);
             return;
         }
+    } else if (client->fetch == FEDMOTE_FETCH_REST) {
+        if (!client->port->resuming->keep(client, offset, bytes, size)) {
+            return;
+        }
     } else if (client->fetch == FEDMOTE_FETCH_HEAD) {
         memcpy((uint8_t *)fedmote_round_head_base(&client->round) + offset, bytes, size);
     } else {

@@ -3,6 +3,7 @@
  * What is to be said, most urgent first: refusals, hello, questions, answers, announcements. Messages are composed in
  * the transmit buffer where the link wants their body; chunks are written behind their CBOR without a copy.
  */
+#include <stddef.h>
 #include <string.h>
 
 #include "client.h"
@@ -30,6 +31,20 @@ static void send(struct fedmote_client *client) {
     }
     if (size > 0) {
         client->identity.link->send(&client->line, client->said_channel, client->said_kind, size);
+    }
+}
+
+/* A field of a message, and where its number is in the client. */
+struct number {
+    uint16_t field, offset;
+};
+
+static void put_numbers(const struct fedmote_client *client, struct fedmote_message *message,
+                        const struct number *numbers, uint32_t count) {
+    for (; count-- > 0; numbers++) {
+        uint32_t value;
+        memcpy(&value, (const uint8_t *)client + numbers->offset, sizeof value);
+        fedmote_message_number(message, numbers->field, value);
     }
 }
 
@@ -151,16 +166,19 @@ static uint32_t micro(float sum, uint32_t count) {
 }
 
 static void say_report(struct fedmote_client *client) {
+    static const struct number reported[] = {
+        {FEDMOTE_FIELD_NUM_EXAMPLES, offsetof(struct fedmote_client, round.results.num_examples)},
+        {FEDMOTE_FIELD_VERSION, offsetof(struct fedmote_client, round.plan.version)},
+        {FEDMOTE_FIELD_ATTEMPT, offsetof(struct fedmote_client, round.plan.attempt)},
+        {FEDMOTE_FIELD_DISCARDED, offsetof(struct fedmote_client, round.results.discarded)},
+        {FEDMOTE_FIELD_TRAINED, offsetof(struct fedmote_client, round.results.trained)},
+        {FEDMOTE_FIELD_SENT, offsetof(struct fedmote_client, round.results.sent)},
+    };
     const struct fedmote_round *round = &client->round;
     struct fedmote_message message;
     fedmote_message_begin(&message, FEDMOTE_KIND_REPORT);
     put_offer(client, &client->update, &message);
-    fedmote_message_number(&message, FEDMOTE_FIELD_NUM_EXAMPLES, round->results.num_examples);
-    fedmote_message_number(&message, FEDMOTE_FIELD_VERSION, round->plan.version);
-    fedmote_message_number(&message, FEDMOTE_FIELD_ATTEMPT, round->plan.attempt);
-    fedmote_message_number(&message, FEDMOTE_FIELD_DISCARDED, round->results.discarded);
-    fedmote_message_number(&message, FEDMOTE_FIELD_TRAINED, round->results.trained);
-    fedmote_message_number(&message, FEDMOTE_FIELD_SENT, round->results.sent);
+    put_numbers(client, &message, reported, sizeof reported / sizeof *reported);
     fedmote_message_number(&message, FEDMOTE_FIELD_LOSS_MICRO, micro(round->results.loss_sum, round->sample_count));
     if (round->results.last_trained > 0) {
         uint32_t loss = micro(round->results.last_loss_sum, round->results.last_trained);

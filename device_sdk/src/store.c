@@ -26,11 +26,6 @@ static const uint8_t *base(const struct fedmote_store *store, uint32_t slot) {
     return store->port->slot_base(store->port->context, slot);
 }
 
-/* The slot that the next package goes to: never the one that holds the last confirmed one. */
-static uint32_t spare(const struct fedmote_store *store) {
-    return store->is_installed && !store->is_on_trial ? 1 - store->slot : store->slot;
-}
-
 static bool write(const struct fedmote_store *store, uint32_t slot, uint32_t offset, const uint8_t *bytes,
                   uint32_t size) {
     return store->port->slot_write(store->port->context, slot, offset, bytes, size) >= 0;
@@ -186,19 +181,19 @@ int32_t fedmote_store_begin(struct fedmote_store *store, uint32_t size) {
     const struct fedmote_port *port = store->port;
     store->is_installed = store->is_installed && !store->is_on_trial; /* whose slot it is then */
     store->is_on_trial = false;
-    return port->slot_erase(port->context, spare(store)) < 0 ? FEDMOTE_ERR_SLOT_IO : FEDMOTE_OK;
+    return port->slot_erase(port->context, fedmote_store_spare(store)) < 0 ? FEDMOTE_ERR_SLOT_IO : FEDMOTE_OK;
 }
 
 int32_t fedmote_store_write(struct fedmote_store *store, uint32_t offset, const uint8_t *bytes, uint32_t size) {
     if (size > fedmote_store_room(store) || offset > fedmote_store_room(store) - size) {
         return FEDMOTE_ERR_SLOT_IO;
     }
-    return write(store, spare(store), offset, bytes, size) ? FEDMOTE_OK : FEDMOTE_ERR_SLOT_IO;
+    return write(store, fedmote_store_spare(store), offset, bytes, size) ? FEDMOTE_OK : FEDMOTE_ERR_SLOT_IO;
 }
 
 int32_t fedmote_store_verify(const struct fedmote_store *store, uint32_t size, const uint8_t hash[32],
                              struct fedmote_package *package) {
-    int32_t status = fedmote_package_open(package, store->port, base(store, spare(store)), size);
+    int32_t status = fedmote_package_open(package, store->port, base(store, fedmote_store_spare(store)), size);
     if (status != FEDMOTE_OK) {
         return status;
     }
@@ -208,7 +203,7 @@ int32_t fedmote_store_verify(const struct fedmote_store *store, uint32_t size, c
 int32_t fedmote_store_commit(struct fedmote_store *store, uint32_t size, uint32_t serial) {
     const uint32_t next = store->generation + 1;
     const uint32_t generation = serial > next ? serial : next;
-    uint32_t slot = spare(store);
+    uint32_t slot = fedmote_store_spare(store);
     uint8_t record[RECORD_BYTES];
     memcpy(record, mark, 4);
     fedmote_put_u32(record + 4, generation);

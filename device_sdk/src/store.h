@@ -53,6 +53,11 @@ const uint8_t *fedmote_store_package(const struct fedmote_store *store);
 /* hash[32] of the installed package, NULL where there is none. */
 const uint8_t *fedmote_store_hash(const struct fedmote_store *store);
 
+/* The slot that the next package goes to: never the one that holds the last confirmed one. */
+static inline uint32_t fedmote_store_spare(const struct fedmote_store *store) {
+    return store->is_installed && !store->is_on_trial ? 1 - store->slot : store->slot;
+}
+
 /* Bytes that a slot has for a package. */
 uint32_t fedmote_store_room(const struct fedmote_store *store);
 

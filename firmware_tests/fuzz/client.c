@@ -219,6 +219,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         .operators = all_operators,
         .arithmetic = &fedmote_float32,
         .patching = &fedmote_difference_patching,
+        .resuming = &fedmote_slot_resuming,
     };
     install(&port);
     uint8_t *arena = block_of(NULL, ARENA);

@@ -30,6 +30,7 @@ FLASH_LIMIT_BYTES = 32 * 1024  # of the SDK with its share of the libraries, for
 EXAMPLE_OPERATORS = (Opcode.CONV_2D, Opcode.MAX_POOL_2D, Opcode.MEAN)
 # What the image's port names and a program need not: packages that travel as differences, what outlives a reset.
 PATCHING = ("difference.c", "patch.c")
+RESUMING = ("resume.c",)
 JOURNAL = ("journal.c",)
 SEALING = ("seal.c",)
 REKEYING = ("rekey.c",)
@@ -151,6 +152,7 @@ def document(image: Image, sizes: Sizes, frames: list[tuple[str, int]], compiler
         f"static RAM of its own; all other RAM is the caller's. With every operator, as in this image: {flash:,} bytes.",
         "A program links the operators that its table names; and, where its port names it, what makes packages from",
         f"differences ({', '.join(PATCHING)}): {sizes.files(PATCHING):,} bytes more than the first number; so it is with what",
+        f"goes on with a fetch after a reset ({', '.join(RESUMING)}): {sizes.files(RESUMING):,} bytes; with what",
         f"keeps boots and updates over a reset ({', '.join(JOURNAL)}): {sizes.files(JOURNAL):,} bytes; and with what seals",
         f"messages ({', '.join(SEALING)}): {sizes.files(SEALING):,} bytes, and what masks updates in the sums of a group",
         f"({', '.join(MASKING)}): {sizes.files(MASKING):,} bytes, beside the library of the cryptography.",
@@ -197,11 +199,8 @@ def promised(sizes: Sizes) -> int:
     What other operators share stays counted: never too few.
     """
     others = [opcode for opcode in Opcode if opcode not in EXAMPLE_OPERATORS]
-    return (
-        sizes.total("flash", ("sdk", "library"))
-        - sizes.operators(others)
-        - sizes.files(PATCHING + JOURNAL + SEALING + REKEYING + MASKING)
-    )
+    optional = PATCHING + RESUMING + JOURNAL + SEALING + REKEYING + MASKING
+    return sizes.total("flash", ("sdk", "library")) - sizes.operators(others) - sizes.files(optional)
 
 
 def _listed(opcodes: Iterable[Opcode]) -> str:

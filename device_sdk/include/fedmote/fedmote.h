@@ -96,6 +96,7 @@ enum fedmote_event {
     FEDMOTE_EVENT_REVERTED,     /* trials so far: a package on trial gave way to the one before it, at fedmote_init() */
     FEDMOTE_EVENT_JOURNAL_LOST, /* status, negative: this boot, this update or this key is not in the journal */
     FEDMOTE_EVENT_REKEYED,      /* 0: a key of the coordinator is in the journal, and used from now on */
+    FEDMOTE_EVENT_RESUMED,      /* offset: from there on the rest of a package is fetched, which was begun before */
 };
 
 /* A picture of the device, filled by fedmote_status(). */

@@ -26,6 +26,11 @@ extern const struct fedmote_cache fedmote_cache_region;
 struct fedmote_patching;
 extern const struct fedmote_patching fedmote_difference_patching;
 
+/* What goes on with a package's fetch after a reset; where none names it, it is not linked and the fetch begins anew
+ * (src/resume.c). */
+struct fedmote_resuming;
+extern const struct fedmote_resuming fedmote_slot_resuming;
+
 /* What keeps a boot counter and finished updates over a reset; where none names it, it is not linked (src/journal.c).
  */
 struct fedmote_journal;
@@ -111,6 +116,10 @@ struct fedmote_port {
 
     /* Optional: &fedmote_difference_patching, or NULL. */
     const struct fedmote_patching *patching;
+
+    /* Optional, for slots that outlive a reset: &fedmote_slot_resuming, or NULL. Units that a power cut left erased can
+     * be written. */
+    const struct fedmote_resuming *resuming;
 
     /* Optional memory that outlives a reset: `journal` is &fedmote_flash_journal and the others are complete, or all
      * are NULL and 0. Two regions (0 and 1) of journal_bytes each, a multiple of 8, readable in place at an address

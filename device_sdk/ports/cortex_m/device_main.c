@@ -68,6 +68,7 @@ static const struct fedmote_port port = {
     .operators = operators,
     .arithmetic = &FEDMOTE_BOARD_ARITHMETIC,
     .patching = &fedmote_difference_patching,
+    .resuming = &fedmote_slot_resuming,
     .journal = &fedmote_flash_journal,
     .journal_bytes = FEDMOTE_BOARD_JOURNAL_BYTES,
     .journal_base = journal_base,

@@ -340,6 +340,7 @@ int main(int count, char **arguments) {
         .cache_erase = has_cache ? port_cache_erase : NULL,
         .cache_write = has_cache ? port_cache_write : NULL,
         .patching = &fedmote_difference_patching,
+        .resuming = &fedmote_slot_resuming,
         .journal = options.flash != NULL ? &fedmote_flash_journal : NULL,
         .journal_bytes = FEDMOTE_BOARD_JOURNAL_BYTES,
         .journal_base = port_journal_base,

@@ -128,6 +128,7 @@ const struct fedmote_port board_port = {
     .operators = operators,
     .arithmetic = &fedmote_int16, /* &fedmote_float32 on a core with an FPU */
     .patching = NULL,             /* &fedmote_difference_patching: new packages may come as differences */
+    .resuming = NULL,             /* &fedmote_slot_resuming: a package's fetch goes on after a reset */
     .journal = NULL,              /* &fedmote_flash_journal: boots are counted, and finished updates outlive a reset */
     .journal_bytes = JOURNAL_BYTES,
     .journal_base = journal_base,
