@@ -137,10 +137,12 @@ void fedmote_client_install(struct fedmote_client *client) {
         if (client->fetch == FEDMOTE_FETCH_DIFFERENCE && client->port->patching->is_lost(client, status)) {
             return;
         }
-        if (client->fetch == FEDMOTE_FETCH_REST && client->port->resuming->is_lost(client, status)) {
+        const bool will_last = is_lasting(status);
+        if (client->fetch == FEDMOTE_FETCH_REST && !will_last) {
+            client->fetch = FEDMOTE_FETCH_ERASE; /* what was there is to blame, or the flash */
             return;
         }
-        if (is_lasting(status)) {
+        if (will_last) {
             client->misfit = status;
             memcpy(client->misfit_hash, plan->model_hash, sizeof client->misfit_hash);
             client->misfit_samples = client->port->sample_count(client->port->context);

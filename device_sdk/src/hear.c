@@ -189,14 +189,12 @@ static void hear_data(struct fedmote_client *client, const struct fedmote_messag
     uint32_t offset = message->number[FEDMOTE_FIELD_OFFSET];
     uint32_t size = message->number[FEDMOTE_FIELD_DATA];
     const uint8_t *bytes = message->bytes[FEDMOTE_FIELD_DATA];
-    if (client->fetch == FEDMOTE_FETCH_MODEL) {
-        int32_t status = fedmote_store_write(&client->store, offset, bytes, size);
+    if (client->fetch <= FEDMOTE_FETCH_REST) {
+        int32_t status = client->fetch == FEDMOTE_FETCH_MODEL
+                             ? fedmote_store_write(&client->store, offset, bytes, size)
+                             : client->port->resuming->keep(client, offset, bytes, size);
         if (status != FEDMOTE_OK) {
             fedmote_client_fail(client, status, "write", true);
-            return;
-        }
-    } else if (client->fetch == FEDMOTE_FETCH_REST) {
-        if (!client->port->resuming->keep(client, offset, bytes, size)) {
             return;
         }
     } else if (client->fetch == FEDMOTE_FETCH_HEAD) {

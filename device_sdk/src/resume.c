@@ -83,38 +83,23 @@ static bool begin(struct fedmote_client *client) {
     return true;
 }
 
-static bool keep(struct fedmote_client *client, uint32_t offset, const uint8_t *bytes, uint32_t size) {
+static int32_t keep(struct fedmote_client *client, uint32_t offset, const uint8_t *bytes, uint32_t size) {
     const uint8_t *slot = spare_slot(client);
     const uint8_t erased = erased_byte(client, slot);
     uint32_t first = 0; /* of the units that are to be written together */
-    for (uint32_t at = 0; at <= size; at += UNIT) {
+    int32_t status = FEDMOTE_OK;
+    for (uint32_t at = 0; at <= size && status == FEDMOTE_OK; at += UNIT) {
         const bool is_same = at == size || memcmp(slot + offset + at, bytes + at, UNIT) == 0;
         if (!is_same && !is_all(slot + offset + at, erased, UNIT)) {
             client->fetch = FEDMOTE_FETCH_ERASE;
-            return false;
+            return FEDMOTE_OK;
         }
-        if (!is_same) {
-            continue;
+        if (is_same && first < at) {
+            status = fedmote_store_write(&client->store, offset + first, bytes + first, at - first);
         }
-        if (first < at) {
-            const int32_t status = fedmote_store_write(&client->store, offset + first, bytes + first, at - first);
-            if (status != FEDMOTE_OK) {
-                fedmote_client_fail(client, status, "write", true);
-                return false;
-            }
-        }
-        first = at + UNIT;
+        first = is_same ? at + UNIT : first;
     }
-    return true;
+    return status;
 }
 
-/* Other bytes than the wanted ones: the flash has lost some, or they were never of this package. */
-static bool is_lost(struct fedmote_client *client, int32_t status) {
-    if (status > FEDMOTE_ERR_PACKAGE_MAGIC || status < FEDMOTE_ERR_PACKAGE_HASH) {
-        return false;
-    }
-    client->fetch = FEDMOTE_FETCH_ERASE;
-    return true;
-}
-
-const struct fedmote_resuming fedmote_slot_resuming = {.begin = begin, .keep = keep, .is_lost = is_lost};
+const struct fedmote_resuming fedmote_slot_resuming = {.begin = begin, .keep = keep};

@@ -13,11 +13,9 @@ struct fedmote_client;
 struct fedmote_resuming {
     /* Goes on with the plan's package where its slot ends. False: nothing of it is there, or its difference is less. */
     bool (*begin)(struct fedmote_client *client);
-    /* Writes what of a chunk is not there yet. False: something else is; the whole package is fetched anew. */
-    bool (*keep)(struct fedmote_client *client, uint32_t offset, const uint8_t *bytes, uint32_t size);
-    /* The package is refused with `status`. True where what was there is to blame: the whole package is fetched anew.
-     */
-    bool (*is_lost)(struct fedmote_client *client, int32_t status);
+    /* Writes what of a chunk is not there yet. Where something else is, the whole package is fetched anew. Error:
+     * FEDMOTE_ERR_SLOT_IO. */
+    int32_t (*keep)(struct fedmote_client *client, uint32_t offset, const uint8_t *bytes, uint32_t size);
 };
 
 #endif

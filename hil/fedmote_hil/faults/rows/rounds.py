@@ -287,9 +287,9 @@ def brown_out(bench: Bench) -> None:
     serving = site.serve(site.configure("loop", 1000, windows=windows))
     fleet.start()
     bench.wait_for("a first round", lambda: site.round_states("loop")[:1] == ["committed"], _PATIENCE_S)
-    sick, resets, began = fleet[0], 0, time.monotonic()
-    before = site.ledger("loop", "SELECT count(*) FROM plan WHERE participant = ?", sick.id)[0][0]
-    boots_before = _boots(site, sick.id)
+    sick, resets = fleet[0], 0
+    bench.wait_for("a plan for the sick one", lambda: _boots(site, sick.id) > 0, _PATIENCE_S)
+    boots_before, began = _boots(site, sick.id), time.monotonic()
     while time.monotonic() - began < loop_s:
         time.sleep(draw.uniform(0.2, 2.0))
         sick.cut_power()
@@ -299,7 +299,7 @@ def brown_out(bench: Bench) -> None:
     seconds = time.monotonic() - began
     bench.facts.note(f"{resets} resets in {seconds:.0f} s")
     bench.facts.must(accepted <= 3, f"{accepted} new boots accepted")
-    bench.facts.must(before > 0 and serving.is_running, "coordinator alive")
+    bench.facts.must(serving.is_running, "coordinator alive")
     rounds = len([state for state in site.round_states("loop") if state == "committed"])
     bench.facts.must(rounds > 1, f"{rounds} rounds merged meanwhile")
     serving.kill9()
