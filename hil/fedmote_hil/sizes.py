@@ -33,6 +33,7 @@ PATCHING = ("difference.c", "patch.c")
 JOURNAL = ("journal.c",)
 SEALING = ("seal.c",)
 REKEYING = ("rekey.c",)
+PROVISIONING = ("provision.c",)
 _LARGEST_FRAMES = 8
 
 # " .text.name   0x08000100   0x3c  path/to/object", the name sometimes on a line of its own
@@ -153,6 +154,8 @@ def document(image: Image, sizes: Sizes, frames: list[tuple[str, int]], compiler
         f"keeps boots and updates over a reset ({', '.join(JOURNAL)}): {sizes.files(JOURNAL):,} bytes; and with what seals",
         f"messages ({', '.join(SEALING)}): {sizes.files(SEALING):,} bytes, beside the library of the cryptography.",
         f"What takes a renewed key ({', '.join(REKEYING)}) is {sizes.files(REKEYING):,} bytes more.",
+        f"What takes an identity over the serial line ({', '.join(PROVISIONING)}) is linked where it is called:",
+        f"{sizes.files(PROVISIONING):,} bytes.",
         "",
         "## Operators",
         "",
@@ -196,7 +199,9 @@ def promised(sizes: Sizes) -> int:
     """
     others = [opcode for opcode in Opcode if opcode not in EXAMPLE_OPERATORS]
     return (
-        sizes.total("flash", ("sdk", "library")) - sizes.operators(others) - sizes.files(PATCHING + JOURNAL + SEALING + REKEYING)
+        sizes.total("flash", ("sdk", "library"))
+        - sizes.operators(others)
+        - sizes.files(PATCHING + JOURNAL + SEALING + REKEYING + PROVISIONING)
     )
 
 

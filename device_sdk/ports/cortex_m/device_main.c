@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * The federated device: the whole image. Identity and samples are regions of flash outside the image, so that one image
- * serves a fleet.
+ * serves a fleet. A board whose identity is erased waits for one on its line.
  */
 #include <stddef.h>
 
@@ -11,6 +11,7 @@
 #include "fedmote_board.h"
 #include "journal_regions.h"
 #include "monocypher_port.h"
+#include "provision_board.h"
 #include "samples_region.h"
 #include "slots.h"
 
@@ -121,6 +122,9 @@ static uint32_t identity_salt(const uint8_t *region) {
     return (uint32_t)region[8] | (uint32_t)region[9] << 8 | (uint32_t)region[10] << 16 | (uint32_t)region[11] << 24;
 }
 
+/* NULL: a board without an identity says so and does nothing else. */
+static int32_t (*const provision)(const struct fedmote_port *, uint8_t *, uint32_t) = FEDMOTE_PORT_PROVISION;
+
 int main(void) {
     const uint8_t *identity_region = (const uint8_t *)FEDMOTE_BOARD_REGIONS_IDENTITY_ADDRESS;
     struct fedmote_identity identity;
@@ -129,6 +133,17 @@ int main(void) {
     slots_start();
     int32_t status =
         fedmote_identity_read(&identity, identity_text, identity_region, FEDMOTE_BOARD_REGIONS_IDENTITY_BYTES);
+    if (status != FEDMOTE_OK && provision != NULL) {
+        say("fedmote: no identity in flash, waiting for one here: ");
+        say_status(status);
+        say("\r\n");
+        entropy_start(0U);
+        status = provision(&port, arena, sizeof arena);
+        if (status == FEDMOTE_OK) {
+            status =
+                fedmote_identity_read(&identity, identity_text, identity_region, FEDMOTE_BOARD_REGIONS_IDENTITY_BYTES);
+        }
+    }
     if (status != FEDMOTE_OK) {
         refuse_to_start("no identity in flash", status);
     }
