@@ -36,7 +36,7 @@ def test_the_bill_of_an_image_names_every_source_that_was_linked_with_its_hash_a
     linked = {"device_sdk/src/client.c", "device_sdk/src/seal.c", "device_sdk/src/provision.c", "device_sdk/ports/nrf51/flash.c"}
     assert linked <= files.keys()
     # The head of a core without an FPU, the kernels of this one, and no cryptography but Monocypher's.
-    others = ("src/head_float.c", "src/kernels/conv_2d.c", "ports/mbedtls/mbedtls_port.c")
+    others = ("src/head_float.c", "src/kernels/dot.c", "ports/mbedtls/mbedtls_port.c")
     assert [name for name in others if f"device_sdk/{name}" in files] == []
     assert {"newlib", "libgcc"} <= components.keys()
     if crypto_sources() is not None:
