@@ -13,6 +13,7 @@
 #include "little_endian.h"
 #include "store.h"
 #include "transfer.h"
+#include "wipe.h"
 #include "wire.h"
 
 enum {
@@ -221,15 +222,6 @@ static bool speak(struct provision *provision, uint32_t now) {
     return true;
 }
 
-/* Keys were here; nobody reads these bytes again, so the compiler might leave an ordinary store out. */
-static void wipe(uint8_t *arena) {
-    volatile uint8_t *bytes = arena;
-    const uint32_t count = (uint32_t)PROVISION_BYTES + fedmote_link_bytes();
-    for (uint32_t i = 0; i < count; i++) {
-        bytes[i] = 0;
-    }
-}
-
 int32_t fedmote_provision_step(uint8_t *arena) {
     struct provision *provision = inside(arena);
     const struct fedmote_port *port = provision->about->port;
@@ -240,7 +232,7 @@ int32_t fedmote_provision_step(uint8_t *arena) {
         hear(provision, &frame);
     }
     if (provision->is_done && fedmote_line_is_free(&provision->line)) {
-        wipe(arena);
+        fedmote_wipe(arena, (uint32_t)PROVISION_BYTES + fedmote_link_bytes());
         return FEDMOTE_OK;
     }
     return speak(provision, now) || status == FEDMOTE_LINK_FRAME || provision->line.has_moved ? FEDMOTE_BUSY

@@ -102,14 +102,18 @@ static void say_status(int32_t status) {
     say(digit);
 }
 
+static void complain(const char *what, int32_t status) {
+    say("fedmote: ");
+    say(what);
+    say(": ");
+    say_status(status);
+    say("\r\n");
+}
+
 /* A board that cannot start says why, in words, once a second: there is a person at the other end of the line now. */
 __attribute__((noreturn)) static void refuse_to_start(const char *what, int32_t status) {
     for (;;) {
-        say("fedmote: ");
-        say(what);
-        say(": ");
-        say_status(status);
-        say("\r\n");
+        complain(what, status);
         const uint32_t said = chip_now_ms();
         while (chip_now_ms() - said < SAY_AGAIN_MS) {
             chip_sleep();
@@ -117,13 +121,16 @@ __attribute__((noreturn)) static void refuse_to_start(const char *what, int32_t 
     }
 }
 
+static void say_unprovisioned(int32_t status) { complain("no identity in flash", status); }
+
 /* The salt of the entropy: the identity's own checksum differs from board to board. */
 static uint32_t identity_salt(const uint8_t *region) {
     return (uint32_t)region[8] | (uint32_t)region[9] << 8 | (uint32_t)region[10] << 16 | (uint32_t)region[11] << 24;
 }
 
 /* NULL: a board without an identity says so and does nothing else. */
-static int32_t (*const provision)(const struct fedmote_port *, uint8_t *, uint32_t) = FEDMOTE_PORT_PROVISION;
+static int32_t (*const provision)(const struct fedmote_port *, uint8_t *, uint32_t, void (*)(int32_t),
+                                  int32_t) = FEDMOTE_PORT_PROVISION;
 
 int main(void) {
     const uint8_t *identity_region = (const uint8_t *)FEDMOTE_BOARD_REGIONS_IDENTITY_ADDRESS;
@@ -134,11 +141,8 @@ int main(void) {
     int32_t status =
         fedmote_identity_read(&identity, identity_text, identity_region, FEDMOTE_BOARD_REGIONS_IDENTITY_BYTES);
     if (status != FEDMOTE_OK && provision != NULL) {
-        say("fedmote: no identity in flash, waiting for one here: ");
-        say_status(status);
-        say("\r\n");
         entropy_start(0U);
-        status = provision(&port, arena, sizeof arena);
+        status = provision(&port, arena, sizeof arena, say_unprovisioned, status);
         if (status == FEDMOTE_OK) {
             status =
                 fedmote_identity_read(&identity, identity_text, identity_region, FEDMOTE_BOARD_REGIONS_IDENTITY_BYTES);

@@ -15,11 +15,12 @@
 
 enum { TAG = 16, MOST = FEDMOTE_BODY_MAX + TAG };
 
-/* A subkey for one message, as the library's volatile key. */
+/* A subkey for one message of `size` bytes, as the library's volatile key. */
 static psa_status_t import(psa_key_id_t *id, struct xchacha20 *x, const uint8_t key[32], const uint8_t nonce[24],
-                           psa_key_usage_t usage) {
+                           psa_key_usage_t usage, uint32_t size) {
     psa_key_attributes_t attributes = PSA_KEY_ATTRIBUTES_INIT;
-    if (xchacha20_begin(x, key, nonce) != 0) {
+    *id = PSA_KEY_ID_NULL;
+    if (xchacha20_begin(x, key, nonce) != 0 || size > FEDMOTE_BODY_MAX) {
         return PSA_ERROR_GENERIC_ERROR;
     }
     psa_set_key_usage_flags(&attributes, usage);
@@ -33,9 +34,8 @@ static void lock(uint8_t *bytes, uint32_t size, uint8_t tag[16], const uint8_t k
     uint8_t buffer[MOST];
     size_t length = 0;
     struct xchacha20 x;
-    psa_key_id_t id = PSA_KEY_ID_NULL;
-    psa_status_t status =
-        size > FEDMOTE_BODY_MAX ? PSA_ERROR_BUFFER_TOO_SMALL : import(&id, &x, key, nonce, PSA_KEY_USAGE_ENCRYPT);
+    psa_key_id_t id;
+    psa_status_t status = import(&id, &x, key, nonce, PSA_KEY_USAGE_ENCRYPT, size);
     if (status == PSA_SUCCESS) {
         status = psa_aead_encrypt(id, PSA_ALG_CHACHA20_POLY1305, x.nonce, sizeof x.nonce, associated, associated_size,
                                   bytes, size, buffer, sizeof buffer, &length);
@@ -57,9 +57,8 @@ static int32_t unlock(uint8_t *bytes, uint32_t size, const uint8_t tag[16], cons
     uint8_t text[MOST];
     size_t length = 0;
     struct xchacha20 x;
-    psa_key_id_t id = PSA_KEY_ID_NULL;
-    psa_status_t status =
-        size > FEDMOTE_BODY_MAX ? PSA_ERROR_BUFFER_TOO_SMALL : import(&id, &x, key, nonce, PSA_KEY_USAGE_DECRYPT);
+    psa_key_id_t id;
+    psa_status_t status = import(&id, &x, key, nonce, PSA_KEY_USAGE_DECRYPT, size);
     if (status == PSA_SUCCESS) {
         memcpy(buffer, bytes, size);
         memcpy(buffer + size, tag, TAG);
