@@ -26,7 +26,7 @@ from firmware_tests.one_round import (
     undisturbed,
     until_refusal,
 )
-from firmware_tests.scripted_peers import CELL, COORDINATOR, RUN, Packet
+from firmware_tests.scripted_peers import CELL, COORDINATOR, RUN, Packet, Peers
 
 # ---- peers that misbehave, and policies -------------------------------------------------------------------------------
 
@@ -147,6 +147,19 @@ def test_an_acknowledged_round_begins_again_only_with_a_higher_attempt():
     peers.run(device, lambda: device.info.rounds_done == 1)
     peers.tell(device, Packet(COORDINATOR, Kind.PLAN, dict(peers.plan, run=RUN, round=1, attempt=1)))
     peers.run(device, lambda: peers.reports[-1]["attempt"] == 1)
+
+
+def test_the_highest_attempt_of_the_plans_of_a_round_is_the_one_that_is_reported():
+    for state in ("fetch", "encode", "train", "report"):
+        device, peers = bench()
+        peers.is_acking = False
+        peers.run(device, lambda device=device, state=state: device.state == state)
+        for attempt in (9, 4):  # the late plan of an earlier boot does not lower it
+            peers.tell(device, Packet(COORDINATOR, Kind.PLAN, dict(peers.plan, run=RUN, round=1, attempt=attempt)))
+        told = len(peers.reports)
+        peers.run(device, lambda peers=peers, told=told: len(peers.reports) > told + 1)
+        assert peers.reports[-1]["attempt"] == 9, state
+        assert device.info.round == 1
 
 
 def test_a_later_plan_ends_the_work_on_the_earlier_one():
@@ -279,6 +292,23 @@ def test_an_update_that_is_not_finite_is_never_offered():
     peers.blobs[HEAD_HANDLE] = head
     assert until_refusal(device, peers)["status"] == Status.UPDATE_NOT_FINITE
     assert not peers.reports
+
+
+def test_a_subnormal_value_of_an_update_is_sent_as_zero():
+    """One step that only decays: every sample has its label already, so the weights change by learning rate, decay and 1e-32."""
+    head = np.array([1e-32] * (PARAMETERS - CLASSES) + [2000] + [0] * (CLASSES - 1), "<f4")
+    x, _ = data()
+    for weight_decay_micro, smallest in ((1, 0.0), (2, 1.9e-38)):
+        changes = {
+            "head_handle": HEAD_HANDLE, "head_size": head.nbytes, "head_crc": zlib.crc32(head.tobytes()), "epochs": 1,
+            "batch": len(x), "learning_rate_micro": 1_000_000, "momentum_micro": 0, "alpha_milli": 0, "beta_milli": 0,
+            "weight_decay_micro": weight_decay_micro,
+        }  # fmt: skip
+        device = Device(x, np.zeros(len(x), np.int64))
+        peers = Peers(plan_for(PACKAGE, **changes), {MODEL_HANDLE: PACKAGE, HEAD_HANDLE: head.tobytes()})
+        peers.run(device, lambda peers=peers: 1 in peers.updates)
+        weights = np.abs(head_update(peers.updates[1][0])[:-CLASSES])
+        assert (weights == 0).all() if smallest == 0 else (weights > smallest).all()
 
 
 def test_samples_that_cannot_be_read_end_the_round_and_not_the_device():

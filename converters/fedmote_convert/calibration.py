@@ -33,9 +33,9 @@ from fedmote_convert.clipping import least_squares_range, percentile_range
 from fedmote_convert.equalisation import equalise
 from fedmote_convert.statistics import Channels, histograms, observe_channels
 
-# Significant bits of ranges and means, and of weight scales. Of these there are thousands, so that some lie on an edge: one that
-# falls to the other side must not round the weights of its channel anew.
-_STEADY_BITS, _SCALE_BITS = 12, 16
+# Significant bits of ranges, means and weight scales. A network has thousands, and each lies on an edge with a chance that halves
+# with every bit less; one that falls to the other side moves some weights or activations by a step.
+_STEADY_BITS = 8
 
 
 class RangeRule(StrEnum):
@@ -57,7 +57,10 @@ class Recipe:
         is_equalised: whether channels are equalised across layers.
         is_steady: whether ranges, means and weight scales have fewer significant bits than float32. The same network comes with
             weights that differ in their last bits, as exporters fold normalisations each in their own way; nearly all of these
-            numbers then are the same. It costs at most 1/1024 of the resolution.
+            numbers then are the same. It costs at most 1/128 of the resolution.
+        has_even_divisors: whether dense layers divide their sums by even numbers, so that TensorFlow Lite Micro, which rounds the
+            quotient twice, and LiteRT's reference kernel, which rounds it once, give the same. It widens weight scales by a few
+            thousandths.
         headroom: ranges of equalised activations are so many times what was seen: there every channel reaches the end of the
             range, so new samples leave it in any of them, where without equalisation only the largest channel does.
         correction_samples: the first so many samples give the means that biases are corrected by; 0: no correction.
@@ -75,6 +78,7 @@ class Recipe:
     mse_steps: int = 48
     is_equalised: bool = True
     is_steady: bool = True
+    has_even_divisors: bool = True
     headroom: float = 1.1
     correction_samples: int = 32
     is_dense_per_tensor: bool = False
@@ -132,6 +136,8 @@ def calibrate(template: Graph, tensors: Tensors, x: NDArray[np.float32], recipe:
         return template, {name: channels.range for name, channels in seen.items()} | _given(template, recipe.ranges)
     if recipe.is_steady:
         template, graph = _with_steady_scales(template), _with_steady_scales(graph)
+    if recipe.has_even_divisors:
+        template, graph = _with_even_divisors(template), _with_even_divisors(graph)
     equalised: set[str] = set()
     if recipe.is_equalised:
         template, changed = equalise(template, graph, seen)
@@ -166,8 +172,15 @@ def with_weight_bits(template: Graph, bits: Mapping[str, int]) -> Graph:
 
 
 def _with_steady_scales(graph: Graph) -> Graph:
-    """The graph with weight scales of _SCALE_BITS significant bits."""
-    return replace(graph, ops=tuple(replace(op, scale_bits=_SCALE_BITS) if op.kind in WEIGHTED else op for op in graph.ops))
+    """The graph with weight scales of _STEADY_BITS significant bits."""
+    return replace(graph, ops=tuple(replace(op, scale_bits=_STEADY_BITS) if op.kind in WEIGHTED else op for op in graph.ops))
+
+
+def _with_even_divisors(graph: Graph) -> Graph:
+    """The graph with dense layers that divide their sums by even numbers."""
+    return replace(
+        graph, ops=tuple(replace(op, has_even_divisors=True) if op.kind is OpKind.FULLY_CONNECTED else op for op in graph.ops)
+    )
 
 
 def _outwards(low: float, high: float) -> tuple[float, float]:
@@ -192,6 +205,7 @@ def _taken_over(template: Graph, earlier: Graph) -> Graph:
             outputs, inputs = before.source.output_factors, before.source.input_factors
             op = replace(op, source=replace(op.source, output_factors=outputs, input_factors=inputs))
             op = replace(op, weight_bits=before.weight_bits, has_one_scale=before.has_one_scale, scale_bits=before.scale_bits)
+            op = replace(op, has_even_divisors=before.has_even_divisors)
             op = replace(op, float_means=before.float_means, int8_means=before.int8_means)
         ops.append(op)
     return replace(template, ops=tuple(ops))

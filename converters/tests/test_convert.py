@@ -232,7 +232,28 @@ def test_a_network_of_strides_and_dense_layers_equals_tflite_micro():
 
     inputs = int8_inputs(package, x)
     np.testing.assert_array_equal(run_int8(package.graph, inputs), tflite_micro(package.encoder_tflite, inputs))
-    assert np.abs(run_int8(package.graph, inputs).astype(int) - litert_reference(package.encoder_tflite, inputs)).max() <= 2
+    np.testing.assert_array_equal(run_int8(package.graph, inputs), litert_reference(package.encoder_tflite, inputs))
+
+
+def test_ten_dense_layers_equal_litert_where_they_divide_by_even_numbers_and_not_elsewhere():
+    torch.manual_seed(10)
+    layers = [layer for _ in range(10) for layer in (nn.Linear(64, 64), nn.BatchNorm1d(64), nn.ReLU())]
+    module = nn.Sequential(*layers, nn.Linear(64, 3)).eval()
+    for layer in layers[::3]:
+        nn.init.kaiming_normal_(layer.weight)
+    x = np.random.default_rng(10).standard_normal((200, 64)).astype(np.float32)
+
+    differences = []
+    for is_even in (True, False):
+        recipe = Recipe(has_even_divisors=is_even)
+        package = convert(module, x, boards("posix"), model_id="m", recipe=recipe).package
+        inputs = quantize_input(package.graph, x)
+        micro = tflite_micro(package.encoder_tflite, inputs)
+        np.testing.assert_array_equal(run_int8(package.graph, inputs), micro)
+        differences.append(int((litert_reference(package.encoder_tflite, inputs) != micro).sum()))
+
+    assert differences[0] == 0
+    assert differences[1] > 0
 
 
 class Gate(nn.Module):

@@ -121,19 +121,21 @@ static void begin_plan(struct fedmote_client *client, const struct fedmote_messa
     fedmote_client_go(client, FEDMOTE_STATE_FETCH);
 }
 
-/* The plan of the round that this device knows already. */
+/* The plan of the round that this device knows already. Its highest attempt is the one that reports name: plans for
+ * hellos of earlier boots may still come. */
 static void hear_same_plan(struct fedmote_client *client, const struct fedmote_message *message) {
-    uint32_t attempt = fedmote_message_get(message, FEDMOTE_FIELD_ATTEMPT, 0);
-    if (client->state == FEDMOTE_STATE_REPORT) {
-        client->update.announce_at = client->now; /* the answer is the same report once more */
-        client->hello.is_set = false;
-        set_deadline(client, message->number[FEDMOTE_FIELD_REMAINING_MS]);
-    } else if (client->state == FEDMOTE_STATE_IDLE &&
-               (!client->is_round_finished || attempt > client->round.plan.attempt)) {
-        begin_plan(client, message);
-    } else if (client->state != FEDMOTE_STATE_IDLE) {
+    const uint32_t known = client->round.plan.attempt;
+    const uint32_t attempt = fedmote_message_get(message, FEDMOTE_FIELD_ATTEMPT, 0);
+    if (client->state != FEDMOTE_STATE_IDLE) {
         client->hello.is_set = false; /* it answers a hello after a lost link; the work goes on */
+        if (client->state == FEDMOTE_STATE_REPORT) {
+            client->update.announce_at = client->now; /* the answer is the same report once more */
+            set_deadline(client, message->number[FEDMOTE_FIELD_REMAINING_MS]);
+        }
+    } else if (!client->is_round_finished || attempt > known) {
+        begin_plan(client, message);
     }
+    client->round.plan.attempt = attempt > known ? attempt : known;
 }
 
 static void hear_plan(struct fedmote_client *client, const struct fedmote_message *message) {

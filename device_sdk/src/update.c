@@ -6,7 +6,7 @@
 
 #include "crc32.h"
 
-enum { PREFIX_MAX = 11, FLOAT_BYTES = 4, KEY_ENCODING = 1, KEY_TENSOR = 2, TAG_F32_LE = 85 };
+enum { PREFIX_MAX = 11, FLOAT_BYTES = 4, KEY_ENCODING = 1, KEY_TENSOR = 2, TAG_F32_LE = 85, EXPONENT = 0x7F800000 };
 
 /* {1: encoding-f32, 2: 85(bytes)} up to the floats; returns its size. */
 static uint32_t write_prefix(const struct fedmote_round *round, uint8_t out[PREFIX_MAX]) {
@@ -18,11 +18,13 @@ static uint32_t write_prefix(const struct fedmote_round *round, uint8_t out[PREF
     return size + fedmote_cbor_head(out + size, FEDMOTE_CBOR_BYTES, FLOAT_BYTES * round->package.head_parameters);
 }
 
-/* Parameter `index` of the update; also its bytes, little endian. */
+/* Parameter `index` of the update; also its bytes, little endian. What is subnormal is zero there: no update has such
+ * values. */
 static float write_delta(const struct fedmote_round *round, uint32_t index, uint8_t out[FLOAT_BYTES]) {
     float delta = round->head.arithmetic->delta(&round->head, fedmote_round_head_base(round), index);
     uint32_t bits = 0;
     memcpy(&bits, &delta, sizeof bits);
+    bits = (bits & EXPONENT) == 0 ? 0 : bits;
     for (uint32_t i = 0; i < FLOAT_BYTES; i++) {
         out[i] = (uint8_t)(bits >> 8 * i);
     }

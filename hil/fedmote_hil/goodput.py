@@ -3,14 +3,15 @@
 
     device, a process ---- Shim: pace, losses ---- LinkServer, Exchange
 
-The device is the SDK's own image; the other side is what the coordinator moves blobs with. Only the round around it is written
-down here: one plan, one report. Times are the device's own events: a package takes from the plan to its installation, an update
-from its announcement to its last chunk, so that lost plans cost nothing and lost reports do.
+The device is the SDK's own image; the other side is what the coordinator moves blobs with; messages are sealed with a key. Only
+the round around it is written down here: one plan, one report. Times are the device's own events: a package takes from the plan
+to its installation, an update from its announcement to its last chunk, so that lost plans cost nothing and lost reports do.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import time
 import zlib
@@ -27,7 +28,8 @@ from fedmote.transport import Received
 from fedmote.transport.link import LinkServer
 from fedmote.wire.codec import Message
 from fedmote.wire.regions import identity_region, samples_region
-from fedmote.wire.schema import Kind, Phase
+from fedmote.wire.schema import Channel, Kind, Phase
+from fedmote.wire.seal import KEY_BYTES, EpochEnd, FixedKeys, Seals
 from fedmote.wire.transfer import BlobSource, chunk_bytes, handle_of
 from fedmote_hil.build import build
 from fedmote_hil.models import transfer_package
@@ -96,11 +98,14 @@ async def measure(
     await asyncio.to_thread(build, board)
     x = random_samples(package.graph, _NUM_SAMPLES, 0).reshape(_NUM_SAMPLES, -1)
     samples = samples_region(x, np.arange(_NUM_SAMPLES) % 10)
-    server = LinkServer("tcp://127.0.0.1:0")
+    keys = FixedKeys({_ID: os.urandom(KEY_BYTES)})
+    seals = Seals(EpochEnd(Channel.COORDINATOR, keys, 1, time.monotonic))
+    identity = identity_region(_ID, "lab", "serial", key=keys.key(_ID))
+    server = LinkServer("tcp://127.0.0.1:0", seals=seals)
     await server.start()
     try:
         async with Shim(server.url, line, line, rate_bytes_s, seed=seed) as shim:
-            with VirtualDevice(board, _ID, samples, identity_region(_ID, "lab", "serial"), shim.url) as device:
+            with VirtualDevice(board, _ID, samples, identity, shim.url) as device:
                 desk = _Desk(server, package, blob)
                 watch = asyncio.create_task(_watch(device))
                 try:
@@ -130,7 +135,7 @@ class _Desk:
 
     def __init__(self, server: LinkServer, package: Package, blob: bytes) -> None:
         self._server = server
-        self._exchange = Exchange()
+        self._exchange = Exchange(max_pulls=1)
         self._source = BlobSource(handle_of(blob), blob, "package")
         self._plan = Message.of(
             Kind.PLAN,

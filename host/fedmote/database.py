@@ -12,11 +12,9 @@ import os
 import sqlite3
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Self
 
 from fedmote.errors import DiskFullError, StoreError
-
-FULL: Final = "{path}: the disk is full; nothing that was written is damaged: free space and start again"
 
 
 class Database:
@@ -104,7 +102,7 @@ def database_errors(path: Path) -> Iterator[None]:
         raise StoreError(f"{path}: the file refuses an entry ({error})") from error
     except sqlite3.Error as error:
         if _is_full(error, path):
-            raise DiskFullError(FULL.format(path=path)) from error
+            raise DiskFullError(path) from error
         raise StoreError(f"{path}: {error}") from error
 
 

@@ -11,6 +11,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from fedmote.wire.schema import Status
 
 
@@ -136,9 +138,17 @@ class StoreError(FedmoteError):
 
 
 class DiskFullError(StoreError):
-    """The operator can mend it: free space, and start again. Nothing that was written is damaged."""
+    """The operator can mend it: free space, and start again. Nothing that was written is damaged.
+
+    Attributes:
+        path: what could not be written.
+    """
 
     exit_code = 5
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(f"{path}: the disk is full; nothing that was written is damaged: free space and start again")
+        self.path = path
 
 
 class RigError(FedmoteError):

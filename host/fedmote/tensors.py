@@ -29,6 +29,7 @@ Ranges = dict[str, tuple[float, float]]
 _LENGTH_BYTES = 8
 # The format asks for values at a multiple of 8; the header is padded with spaces.
 _ALIGNMENT = 8
+_LOOK_VALUES = 65_536
 
 
 def dump_safetensors(tensors: Mapping[str, NDArray[np.float32]], metadata: Mapping[str, str] | None = None) -> bytes:
@@ -200,6 +201,23 @@ def shape_complaint(tensors: Mapping[str, NDArray[np.float32]], reference: Mappi
         if values.shape != reference[name].shape:
             return f"tensor {name} has shape {values.shape}, expected {reference[name].shape}"
     return None
+
+
+def is_subnormal(values: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Which values lie between zero and the smallest normal float32: cores differ in what they make of these."""
+    return np.asarray((values != 0) & (np.abs(values) < np.finfo(np.float32).tiny))
+
+
+def has_subnormals(values: NDArray[np.float32]) -> bool:
+    """Whether any value is one; looked at block by block, since the tensor may be large."""
+    flat = values.reshape(-1)
+    blocks = range(0, flat.size, _LOOK_VALUES)
+    return any(is_subnormal(flat[start : start + _LOOK_VALUES]).any() for start in blocks)
+
+
+def without_subnormals(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The values, with zero in the place of subnormal ones: no update has such values."""
+    return np.where(is_subnormal(values), np.float32(0), values)
 
 
 def finite_complaint(tensors: Mapping[str, NDArray[np.float32]]) -> str | None:

@@ -63,7 +63,7 @@ SQNR_DB, DEEP_SQNR_DB, DEEP_LAYERS = 30.0, 15.0, 20
 PEER_SQNR_DB = 2.0
 MOBILENET = "mobilenet_v1"
 # True extremes, as ai-edge-quantizer takes them here.
-PLAIN = Recipe(is_equalised=False, correction_samples=0, is_steady=False)
+PLAIN = Recipe(is_equalised=False, correction_samples=0, is_steady=False, has_even_divisors=False)
 TIE_SHARE, NUM_COMPARED = 0.01, 500
 EXPORT_SHARE = 0.01
 PAYLOAD_RATIO, PAYLOAD_FLOOR = 1.35, 20_000

@@ -180,6 +180,7 @@ class Site:
         rounds: int = 1,
         *,
         state: Path | None = None,
+        run: Mapping[str, Any] | None = None,
         windows: Mapping[str, Any] | None = None,
         strategy: Mapping[str, Any] | None = None,
         numbers: Iterable[int] | None = None,
@@ -190,12 +191,13 @@ class Site:
             name: of the run, its file and its state directory.
             rounds: merges to make.
             state: another state directory.
-            windows: keys of their table beside those of all runs.
+            run: keys of their table beside those of all runs.
+            windows: the same.
             strategy: the same.
             numbers: devices that take part; all where None.
         """
         path = self.directory / f"{name}.toml"
-        run = {
+        table = {
             "site": SITE,
             "name": name,
             "state_directory": str(state or self.state(name)),
@@ -203,10 +205,11 @@ class Site:
             "test_data": str(self.model.test),
             "rounds": rounds,
             "seed": 7,
+            **(run or {}),
         }
         cells = self.cells if numbers is None else [self.cells[number] for number in numbers]
         content = {
-            "run": run,
+            "run": table,
             **self.way_in(),
             **({"security": self._security()} if self.has_keys else {}),
             "strategy": {**STRATEGY, **(strategy or {})},

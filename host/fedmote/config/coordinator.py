@@ -25,6 +25,9 @@ class RunConfig(Table):
         test_data: `.npz` with `x` (float, torch layout) and `y`, for the accuracy of every round; none: no accuracy.
         rounds: merges to make.
         seed: of everything that is drawn.
+        full_disk_wait_s: where the disk of the state directory is full, the run pauses for so long at most; with space again it
+            goes on by itself, without it ends. 0: it ends at once.
+        max_pulls_at_once: so many updates are pulled at the same time, others wait for their turn: what memory updates take.
     """
 
     site: Identifier
@@ -34,6 +37,8 @@ class RunConfig(Table):
     test_data: Path | None = None
     rounds: Annotated[int, Bounds(1, 1_000_000)] = 10
     seed: Annotated[int, U32] = 0
+    full_disk_wait_s: Annotated[float, Bounds(0, 604_800)] = 600.0
+    max_pulls_at_once: Annotated[int, Bounds(1, 1_000_000)] = 64
 
 
 @dataclass(frozen=True)

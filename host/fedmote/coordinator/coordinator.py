@@ -11,6 +11,7 @@ One task reads each transport into one inbox; everything else happens in one tas
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import time
@@ -24,7 +25,7 @@ from fedmote.coordinator.forms import Partition
 from fedmote.coordinator.results import RunResult
 from fedmote.coordinator.run import Run, Talk
 from fedmote.coordinator.security import Security
-from fedmote.errors import RemoteWireError, TransportError
+from fedmote.errors import DiskFullError, LocalWireError, RemoteWireError, TransportError
 from fedmote.package.difference import FORMAT
 from fedmote.rounds import RunStatus
 from fedmote.rounds.events import (
@@ -39,7 +40,8 @@ from fedmote.rounds.events import (
     SentChunk,
     TookPlan,
 )
-from fedmote.store import State
+from fedmote.store import Checkpoint, State
+from fedmote.store.durable import has_space
 from fedmote.transport import Received, Transport
 from fedmote.transport.link import LinkServer
 from fedmote.wire.codec import Message
@@ -52,6 +54,11 @@ log = logging.getLogger(__name__)
 TALK_S = 10.0
 # A merge under way when the run is stopped may take so long; one that is not done is done at the next start.
 STOP_S = 0.5
+# While the disk is full, it is looked at so often, for room for two checkpoints and the ledger's pages. One that is full again so
+# soon after it had space was not freed: the same wait goes on.
+LOOK_S = 2.0
+SPARE_BYTES = 256 * 1024
+FREED_S = 10.0
 # Messages that wait for us; transports stop reading when it is full.
 INBOX_MESSAGES = 1024
 # A no to these says that the plan cannot be done, even if it does not name the round.
@@ -99,6 +106,9 @@ class Coordinator:
         self._clock = clock
         self._passing = passing or (lambda place: None)
         self._inbox: asyncio.Queue[tuple[Transport, Received] | None] = asyncio.Queue(INBOX_MESSAGES)
+        self._started: list[Transport] = []
+        self._readers: list[asyncio.Task[None]] = []
+        self._full_until = self._went_on_at = -math.inf
         self._failure: Exception | None = None
         self._num_reading = 0
         self.is_stopping = False
@@ -127,36 +137,97 @@ class Coordinator:
 
         Raises:
             ConfigError: the configuration contradicts itself, the partition, or the run in the state directory.
+            DiskFullError: the disk is full, and no space was freed for `full_disk_wait_s`. What was written is sound.
             StoreError: the state directory failed. What it holds is sound: start again once that is mended.
             TransportError: no transport works.
         """
+        try:
+            while True:
+                try:
+                    return await self._go_on()
+                except DiskFullError as error:
+                    await self._wait_for_space(error)
+        finally:
+            for reader in self._readers:
+                reader.cancel()
+            await asyncio.gather(*self._readers, return_exceptions=True)
+            for transport in self._started:
+                await transport.close()
+
+    async def _go_on(self) -> RunResult:
+        """Run from what the state directory holds; DiskFullError leaves it as a kill would."""
         with State.open(self.config.run.state_directory, self._is_fresh) as state:
+            self._is_fresh = False  # what was set aside stays aside when this is called again
             sign = None if self._security is None else self._security.signer
             run = Run(self.config, state, self._partition, self._clock, self._talk, self._passing, sign)
-            readers: list[asyncio.Task[None]] = []
             try:
-                for transport in self._transports:
-                    await transport.start()
-                    if isinstance(transport, LinkServer):
-                        self._talk(f"listening at {transport.url}")  # port 0 became a free one
-                readers = [asyncio.create_task(self._read(transport)) for transport in self._transports]
-                self._num_reading = len(readers)
-                if self._security is None:
-                    self._talk(
-                        "messages are not authenticated: whoever reaches the broker or the port can speak for a participant"
-                    )
+                await self._start()
                 await self._loop(run)
                 if self._security is not None:
                     self._note_refusals(run, self._security.end.take_refusals())
             finally:
-                for reader in readers:
-                    reader.cancel()
-                await asyncio.gather(*readers, return_exceptions=True)
                 if run.merge_task is not None:
                     run.merge_task.cancel()
-                for transport in self._transports:
-                    await transport.close()
             return run.result()
+
+    async def _start(self) -> None:
+        """Start the transports, once."""
+        if self._readers:
+            return
+        for transport in self._transports:
+            self._started.append(transport)
+            await transport.start()
+            if isinstance(transport, LinkServer):
+                self._talk(f"listening at {transport.url}")  # port 0 became a free one
+        self._readers = [asyncio.create_task(self._read(transport)) for transport in self._transports]
+        self._num_reading = len(self._readers)
+        if self._security is None:
+            self._talk("messages are not authenticated: whoever reaches the broker or the port can speak for a participant")
+
+    # ---- a full disk ----------------------------------------------------------------------------------------------------
+
+    async def _wait_for_space(self, error: DiskFullError) -> None:
+        """Return as soon as there is space in the state directory.
+
+        Raises:
+            DiskFullError: `error`, where none was freed in time, or the run is to stop.
+            TransportError: no transport works any more.
+        """
+        now, wait_s = self._clock(), self.config.run.full_disk_wait_s
+        if now - self._went_on_at > FREED_S:
+            self._full_until = now + wait_s
+            if wait_s > 0:
+                self._talk(
+                    f"paused: {error.path}: the disk is full; nothing that was written is damaged: free space within "
+                    f"{wait_s:g} s, and the run goes on by itself"
+                )
+        needed = SPARE_BYTES + 2 * len(Checkpoint(0, 0, *self._partition.first_model()).to_bytes())
+        directory = self.config.run.state_directory
+        while now < self._full_until and not self.is_stopping:
+            await self._put_off(min(self._full_until, now + LOOK_S))
+            now = self._clock()
+            if has_space(directory if directory.is_dir() else directory.parent, needed):
+                self._went_on_at = now
+                self._talk("the disk has space again: the run goes on")
+                return
+        raise error
+
+    async def _put_off(self, until: float) -> None:
+        """Answer hellos with `wait`, and nothing else: participants repeat whatever is not answered."""
+        while (left := until - self._clock()) > 0 and not self.is_stopping:
+            if self._failure is not None and self._num_reading == 0:
+                raise self._failure
+            try:
+                async with asyncio.timeout(left):
+                    waiting = await self._inbox.get()
+            except TimeoutError:
+                return
+            if waiting is None or waiting[1].channel is not Channel.COORDINATOR or waiting[1].message.kind is not Kind.HELLO:
+                continue
+            transport, received = waiting
+            with contextlib.suppress(LocalWireError):  # it will ask again
+                answer = Message.of(Kind.WAIT, wait_ms=int(1000 * LOOK_S), reason="the disk of the coordinator is full")
+                await transport.send(received.id, Channel.COORDINATOR, answer)
 
     # ---- inbox --------------------------------------------------------------------------------------------------------
 

@@ -20,6 +20,9 @@ log = logging.getLogger(__name__)
 # Bodies that we take: a window of 32 such chunks is a quarter of a megabyte, which a loopback broker takes in its stride.
 MAX_BODY = 8 * 1024
 _MAX_REASON_BYTES = 64
+# A sender of which no new chunk came for so long gives its place to another one, where others wait; at its next turn it begins
+# anew.
+STALL_S = 5.0
 
 
 @dataclass
@@ -43,14 +46,39 @@ class Peer:
     served: Counter[str] = field(default_factory=Counter)
 
 
-class Exchange:
-    """The coordinator's desk for messages and blobs. `now` is the coordinator's monotonic time in seconds."""
+@dataclass
+class _Pull:
+    """An update on its way; `heard_at`: when it got on last."""
 
-    def __init__(self) -> None:
+    sink: BlobSink
+    heard_at: float
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    """An announced update that waits for a place; `has_stalled`: it had one, and its sender fell silent."""
+
+    handle: int
+    size: int
+    crc: int | None
+    has_stalled: bool = False
+
+
+class Exchange:
+    """The coordinator's desk for messages and blobs. `now` is the coordinator's monotonic time in seconds.
+
+    Args:
+        max_pulls: updates that are pulled at once; further ones wait for their turn. So memory for updates is bounded by
+            so many of the largest size, and one more while it is checked.
+    """
+
+    def __init__(self, max_pulls: int) -> None:
         self.peers: dict[str, Peer] = {}
         self.dropped: Counter[str] = Counter()
+        self._max_pulls = max_pulls
         self._sources: dict[int, BlobSource] = {}
-        self._sinks: dict[str, BlobSink] = {}
+        self._pulls: dict[str, _Pull] = {}
+        self._waiting: dict[str, _Waiting] = {}
 
     # ---- peers ------------------------------------------------------------------------------------------------------
 
@@ -135,36 +163,64 @@ class Exchange:
     # ---- blobs that we pull -----------------------------------------------------------------------------------------
 
     async def pull(self, who: str, handle: int, size: int, crc: int, now: float) -> None:
-        """Begin to pull an update; the size was checked by the round machine."""
-        peer = self.peers.get(who, Peer())
-        sink = BlobSink(handle, size, crc, min(MAX_BODY, peer.max_body), max_size=size)
-        self._sinks[who] = sink
-        await self.send_all(who, sink.start(now))
+        """Pull an update, now or when there is a place; the size was checked by the round machine."""
+        self.drop(who)
+        self._waiting[who] = _Waiting(handle, size, crc)
+        await self._begin_waiting(now)
+
+    async def _begin_waiting(self, now: float) -> None:
+        """Give free places to those who wait, the first one first."""
+        while self._waiting and len(self._pulls) < self._max_pulls:
+            who = next(iter(self._waiting))
+            waiting = self._waiting.pop(who)
+            max_body = min(MAX_BODY, self.peers.get(who, Peer()).max_body)
+            sink = BlobSink(waiting.handle, waiting.size, waiting.crc, max_body, max_size=waiting.size)
+            self._pulls[who] = _Pull(sink, now)
+            await self.send_all(who, sink.start(now))
 
     def drop(self, who: str) -> None:
-        """Forget what was pulled from a participant."""
-        self._sinks.pop(who, None)
+        """Forget what was pulled from a participant, or was to be."""
+        self._pulls.pop(who, None)
+        self._waiting.pop(who, None)
+
+    def waiting(self) -> set[str]:
+        """Ids whose updates wait for a place through no fault of theirs."""
+        return {who for who, waiting in self._waiting.items() if not waiting.has_stalled}
 
     def is_pulling(self, who: str, handle: int) -> bool:
-        """Whether this blob is on its way."""
-        return who in self._sinks and self._sinks[who].handle == handle
+        """Whether this blob is on its way, or waits for its turn."""
+        known = self._pulls[who].sink.handle if who in self._pulls else None
+        return handle in (known, self._waiting[who].handle if who in self._waiting else None)
 
     async def accept(self, who: str, data: Message, now: float) -> BlobSink | None:
         """Take a chunk; returns the sink when its blob is complete."""
-        sink = self._sinks.get(who)
-        if sink is None or data["handle"] != sink.handle:
+        pull = self._pulls.get(who)
+        if pull is None or data["handle"] != pull.sink.handle:
             return None
-        await self.send_all(who, sink.accept(data, now))
-        return self._sinks.pop(who) if sink.is_complete else None
+        before = pull.sink.progress
+        await self.send_all(who, pull.sink.accept(data, now))
+        if pull.sink.progress > before:
+            pull.heard_at = now
+        return self._pulls.pop(who).sink if pull.sink.is_complete else None
 
     async def poll(self, now: float) -> None:
-        """Ask again for what did not come."""
-        for who, sink in list(self._sinks.items()):
-            await self.send_all(who, sink.poll(now))
+        """Ask again for what did not come; whoever is silent gives its place to those who wait."""
+        for who, pull in list(self._pulls.items()):
+            if self._waiting and now >= pull.heard_at + STALL_S:
+                del self._pulls[who]
+                sink = pull.sink
+                self._waiting[who] = _Waiting(sink.handle, sink.size, sink.crc, has_stalled=True)
+            else:
+                await self.send_all(who, pull.sink.poll(now))
+        await self._begin_waiting(now)
 
     def wake_at(self) -> float:
         """When `poll` has something to do."""
-        return min((sink.wake_at for sink in self._sinks.values() if sink.wake_at is not None), default=math.inf)
+        if self._waiting and len(self._pulls) < self._max_pulls:
+            return -math.inf
+        asks = [pull.sink.wake_at for pull in self._pulls.values() if pull.sink.wake_at is not None]
+        stalls = [pull.heard_at + STALL_S for pull in self._pulls.values()] if self._waiting else []
+        return min([*asks, *stalls], default=math.inf)
 
 
 def refuse(status: Status, reason: str, handle: int | None, run: bytes, number: int | None) -> Message:

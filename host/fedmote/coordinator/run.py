@@ -84,7 +84,7 @@ class Run:
     ) -> None:
         self.config = config
         self.state = state
-        self.exchange = Exchange()
+        self.exchange = Exchange(config.run.max_pulls_at_once)
         self.merge_task: asyncio.Future[Merged] | None = None
         self.is_over = False
         self.complaint: str | None = None
@@ -110,7 +110,7 @@ class Run:
         )
         self._refuse_another_model()
         self._show_newest()
-        self.machine = RoundMachine(self._rules(), standing_of(state.ledger), clock())
+        self.machine = RoundMachine(self._rules(), standing_of(state.ledger), clock(), self.exchange.waiting)
         self._recall_peers()
 
     # ---- beginning ----------------------------------------------------------------------------------------------------

@@ -185,6 +185,7 @@ class Op:
         weight_bits: 8, or 4 where weights lie in [-8, 7] and are stored two to a byte.
         has_one_scale: whether all output channels share one weight scale; else each has its own.
         scale_bits: significant bits of weight scales, at most float32's 24; with fewer, they are rounded up.
+        has_even_divisors: whether weight scales are widened a little, so that requantization divides sums by even numbers.
         float_means, int8_means: (I,) float32 or None: means of each channel of the input (of each feature, for FULLY_CONNECTED)
             in the float graph and in the int8 graph, which quantization corrects the bias by.
         bias: (O,), float32 or int32.
@@ -216,6 +217,7 @@ class Op:
     weight_bits: int = 8
     has_one_scale: bool = False
     scale_bits: int = 24
+    has_even_divisors: bool = False
     float_means: NDArray[np.float32] | None = None
     int8_means: NDArray[np.float32] | None = None
     bias: NDArray[np.float32] | NDArray[np.int32] | None = None

@@ -29,7 +29,7 @@ INPUT_LAYOUTS: Final = ("as_is", "nchw", "ncw", "nwc", "nf")
 # Fields of Op that a template keeps; values that equal the default are left out.
 _OP_FIELDS: Final = (
     *("stride", "dilation", "padding", "kernel", "pads", "depth_multiplier", "weight_bits"),
-    *("axis", "permutation", "starts", "steps", "alpha", "beta", "has_one_scale", "scale_bits"),
+    *("axis", "permutation", "starts", "steps", "alpha", "beta", "has_one_scale", "scale_bits", "has_even_divisors"),
 )
 # Fields of WeightRef that only narrower models have.
 _NARROWING: Final = ("rows", "columns", "norm_scale", "norm_shift")

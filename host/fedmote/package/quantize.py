@@ -19,6 +19,12 @@ A number that is off by its last bit costs no accuracy, but where every scale is
 to its other neighbour, and a deep network carries that on. So numbers that come from calibration or from weights may have fewer
 significant bits than float32 (`significant`, `Op.scale_bits`): what differs in its last bit alone then is most often the same.
 
+A sum times its multiplier, m * 2^-r with m in [1/2, 1), is rounded twice by the integer arithmetic of microcontrollers, to a
+multiple of 2^-r first, and once by runtimes that multiply in floating point: one sum in about 2^(r + 1) then comes out otherwise.
+None does where the multiplier is one over an even number N that is no power of two. A product then is a half, which both round
+away from zero, or lies 1/N or more below the next half; and 1/N > 2^-(r + 1), which is how far the first rounding reaches. N is
+in the hundreds, so a weight scale that makes the multiplier so is hardly wider (`Op.has_even_divisors`).
+
 The result is a pure function of (graph, ranges). That is what makes a pushed package equal a full conversion.
 """
 
@@ -42,6 +48,8 @@ _TIED = (
 )
 _BIAS_LIMIT = 2**30  # half of int32: the other half is for the products
 _FLOAT32_BITS = 24
+_DOUBLE_MARGIN_BITS = 40  # float64 computes multipliers more exactly than that
+_EVEN_DIVISORS = 32  # so many even numbers are tried, and a scale grows by one part of so many at most
 
 
 def is_tied(op: Op) -> bool:
@@ -216,6 +224,8 @@ def quantize_weights(op: Op, shape: tuple[int, ...], source: Quantization, targe
     scales = _weight_scales(largest / limit, bias, float(source.scale[0]), float(target.scale[0]), op.scale_bits)
     if op.has_one_scale:
         scales = np.full_like(scales, scales.max())
+    if op.has_even_divisors:
+        scales = _with_even_divisors(scales, source.scale[0], target.scale[0])
     broadcast = scales.astype(np.float64).reshape([-1 if i == axis else 1 for i in range(weights.ndim)])
     # The quotient is one of float32, as in TensorFlow Lite's converters: where it falls between two steps, they agree with us.
     quotients = weights.astype(np.float32) / broadcast.astype(np.float32)
@@ -278,6 +288,35 @@ def _weight_scales(
         neutral = np.float32(target_scale / source_scale)
     tiny = np.finfo(np.float32).tiny
     return np.where(scales < tiny, np.maximum(neutral, tiny), scales).astype(np.float32)
+
+
+def _with_even_divisors(scales: NDArray[np.float32], source_scale: np.float32, target_scale: np.float32) -> NDArray[np.float32]:
+    """Weight scales (O,), each widened to one that divides sums by an even number; as it was where none is near enough.
+
+    A scale of float32 makes the multiplier a little larger than one over the number. It must not be smaller, or who rounds once
+    would round a half down; and what it is larger by must not bring the product below a half within reach of the first rounding.
+    """
+    source, target = np.float64(source_scale), np.float64(target_scale)
+    divisors = target / (source * scales.astype(np.float64))
+    made, is_open = scales.copy(), np.full(scales.shape, True)
+    for number in range(_EVEN_DIVISORS):
+        candidates = 2 * (np.floor(divisors / 2) - number)
+        is_open &= (candidates > 0) & (candidates >= divisors * (1 - 1 / _EVEN_DIVISORS))
+        if not is_open.any():
+            break
+        candidates = np.where(is_open, candidates, 1.0)
+        with np.errstate(over="ignore"):
+            exact = target / (source * candidates) * (1 + 2.0**-_DOUBLE_MARGIN_BITS)
+            nearest = exact.astype(np.float32)
+            wider = np.where(nearest < exact, np.nextafter(nearest, np.float32(np.inf)), nearest)
+            # A dense layer with one scale multiplies the two scales in float32.
+            products = np.maximum(source * wider.astype(np.float64), (source_scale * wider).astype(np.float64))
+        fractions, exponents = np.frexp(1 / candidates)
+        # In units of the first rounding: how far off it reaches, and what 256 steps of the output are off by.
+        is_found = is_open & (fractions - 0.5 > np.ldexp(products / target * candidates - 1, 8 - exponents)) & (wider >= scales)
+        made[is_found] = wider[is_found]
+        is_open &= ~is_found
+    return made
 
 
 def significant(

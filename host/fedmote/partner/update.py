@@ -28,7 +28,7 @@ from fedmote.partner.session import Offer, Trained
 from fedmote.partner.training import Recipe, Samples, train, write_tensors
 from fedmote.store.checkpoints import MANIFEST_KEY
 from fedmote.strategies.f32 import RANGE_PREFIX
-from fedmote.tensors import dump_safetensors, load_metadata, load_safetensors
+from fedmote.tensors import dump_safetensors, load_metadata, load_safetensors, without_subnormals
 from fedmote.wire.blobs import decode_selected_samples
 from fedmote.wire.codec import Message
 from fedmote.wire.schema import Loss, Status
@@ -123,6 +123,7 @@ class Trainer:
         outcome = train(model, samples, recipe)
         update = {name: after - base[name] for name, after in outcome.tensors.items()}
         update |= range_tensors(seen_ranges(manifest, outcome.tensors, samples))
+        update = {name: without_subnormals(values) for name, values in update.items()}
         numbers = {
             "num_examples": samples.num_examples,
             "trained": outcome.num_trained,

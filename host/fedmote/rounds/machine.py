@@ -24,14 +24,15 @@ Rules that hold whatever arrives, and in whichever order:
 * Whoever is in quarantine is not asked for: its hellos are answered with `wait` and the reason.
 
 A participant speaks first. Plans are given in answer to a hello, again under the same attempt where the boot nonce is the
-same (the plan was lost), under the next attempt where it changed (the device was reset). Members that are being waited for
+same (the plan was lost), under the next attempt where it changed (the device was reset); a report under an earlier attempt is
+answered with the newest plan, whose attempt its sender adopts. Members that are being waited for
 are named by `words`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Set
 
 from fedmote.aggregation import Finding
 from fedmote.rounds.events import (
@@ -66,7 +67,15 @@ from fedmote.rounds.events import (
 )
 from fedmote.rounds.leases import Leases
 from fedmote.rounds.pace import Pace, Resets
-from fedmote.rounds.progress import MAX_ATTEMPTS, MAX_CRC_FAILURES, MAX_OLD_HELLOS, SIGN_ROUNDS, Progress, Step
+from fedmote.rounds.progress import (
+    MAX_ATTEMPTS,
+    MAX_CRC_FAILURES,
+    MAX_OLD_HELLOS,
+    MAX_OLD_REPORTS,
+    SIGN_ROUNDS,
+    Progress,
+    Step,
+)
 from fedmote.rounds.quarantine import DOUBLED, Quarantine, Verdict
 from fedmote.rounds.selection import Selection
 from fedmote.rounds.standing import OpenRoundStanding, Rules, Standing
@@ -79,7 +88,8 @@ class RoundMachine:
     """All rounds of one run.
 
     `now` is any monotonic time in seconds. Call `tick` once at the start and whenever `wake_at` has passed; perform the
-    actions of each call in order. After `CloseRound` call `committed` or `spoiled`.
+    actions of each call in order. After `CloseRound` call `committed` or `spoiled`. `waiting` says whose updates were announced
+    and wait for their turn to be pulled, which is no fault of theirs.
 
     Attributes:
         rules: of the run.
@@ -89,7 +99,8 @@ class RoundMachine:
         num_counted: updates that count in the open round.
     """
 
-    def __init__(self, rules: Rules, standing: Standing, now: float) -> None:
+    def __init__(self, rules: Rules, standing: Standing, now: float, waiting: Callable[[], Set[str]] = frozenset[str]) -> None:
+        self._waiting = waiting
         self.rules = rules
         self.version = standing.version
         self.num_merged = standing.num_merged
@@ -161,7 +172,8 @@ class RoundMachine:
 
     def missing(self) -> dict[str, str]:
         """Ids of the open round whose updates do not count yet, and why."""
-        return {who: one.words() for who, one in sorted(self._progress.items()) if one.step is not Step.COUNTED}
+        waiting = self._waiting()
+        return {who: one.words(who in waiting) for who, one in sorted(self._progress.items()) if one.step is not Step.COUNTED}
 
     @property
     def complaint(self) -> str | None:
@@ -207,7 +219,7 @@ class RoundMachine:
                 self._leases.progressed(event.id, now)
                 actions = []
             case Reported():
-                actions = self._reported(event)
+                actions = self._reported(event, now)
             case BlobArrived():
                 actions = self._arrived(event)
             case BlobSpoiled():
@@ -222,7 +234,7 @@ class RoundMachine:
     def tick(self, now: float) -> list[Action]:
         """React to the passing of time."""
         if self._is_closing and not self._is_merging:
-            return self._close()  # a restart in between: only the merge is missing
+            return self._close(self.missing())  # a restart in between: only the merge is missing
         if self._is_done or self._is_closing:
             return []
         if self.num_merged >= self.rules.goal:
@@ -332,6 +344,7 @@ class RoundMachine:
         for who, (attempt, boot) in standing.attempts.items():
             self._progress[who].attempt, self._progress[who].boot = attempt, boot
             self._progress[who].step = Step.PLANNED
+            self._progress[who].num_resets = 1  # how far apart its attempts were is not in the ledger
             self._resets.remember(who, boot)
             self._leases.joined(who, standing.boards.get(who, ""))
         for who, crc in standing.counted.items():
@@ -386,15 +399,20 @@ class RoundMachine:
         if boot in progress.old_boots:
             return self._old_boot(progress)
         if progress.boot != boot:
-            if progress.attempt >= MAX_ATTEMPTS:
+            progress.num_resets += not self._resets.is_counted_already(progress.member.id)
+            if progress.num_resets > MAX_ATTEMPTS:
                 progress.fail(f"reset {MAX_ATTEMPTS} times in this round")
                 return [DropPull(progress.member.id), self._wait(progress.member.id, progress.reason)]
             actions += self._begin_attempt(progress, boot)
         elif progress.step is Step.EXPECTED:
             progress.step = Step.PLANNED
-        remaining = max(0.0, self._leases.latest(progress.member.id) - now)
+        return [*actions, self._newest_plan(progress, now)]
+
+    def _newest_plan(self, progress: Progress, now: float) -> SendPlan:
+        assert self.plan is not None  # callers looked
         member = progress.member
-        return [*actions, SendPlan(self.plan, member.id, member.role, progress.attempt, remaining)]
+        remaining = max(0.0, self._leases.latest(member.id) - now)
+        return SendPlan(self.plan, member.id, member.role, progress.attempt, remaining)
 
     def _begin_attempt(self, progress: Progress, boot: int) -> list[Action]:
         assert self.plan is not None  # callers looked
@@ -456,7 +474,7 @@ class RoundMachine:
 
     # ---- reporting ---------------------------------------------------------------------------------------------------
 
-    def _reported(self, report: Reported) -> list[Action]:
+    def _reported(self, report: Reported, now: float) -> list[Action]:
         if report.run == self.rules.run and self._last_counted.get(report.id) == (report.round, report.crc):
             return [SendAck(report.id, report.handle, report.round)]  # the ack was lost
         complaint = self._complaint(report)
@@ -468,6 +486,9 @@ class RoundMachine:
                 return [self._invalid(report.round, report.id, f"{_word(status)}: {reason}"), refuse]
             return [refuse]
         progress = self._progress[report.id]
+        if report.attempt is not None and report.attempt < progress.attempt:
+            progress.num_old_reports += 1
+            return [self._newest_plan(progress, now)]  # it answers with the same report under the attempt of the plan
         if 0 < report.num_examples < self.rules.min_examples:
             # Before a byte of it is pulled: what is never here cannot be read out. It may have more samples in another round.
             reason = f"{report.num_examples} examples, at least {self.rules.min_examples}"
@@ -494,7 +515,8 @@ class RoundMachine:
             return Status.NOT_EXPECTED, progress.reason
         if report.version != self.plan.version:
             return Status.WRONG_MODEL, f"base is {report.version}, the round's is {self.plan.version}"
-        if report.attempt is not None and report.attempt != progress.attempt:
+        behind = 0 if report.attempt is None else progress.attempt - report.attempt
+        if behind < 0 or (behind > 0 and progress.num_old_reports >= MAX_OLD_REPORTS):
             return Status.STALE_ROUND, f"attempt {report.attempt}, the newest plan is attempt {progress.attempt}"
         limit = self.rules.max_update_bytes(progress.member.role)
         if not 0 < report.size <= limit:
@@ -588,11 +610,12 @@ class RoundMachine:
         if self.num_counted < self._needed():
             return self._abandon(f"{self.num_counted} of {len(self._progress)} reported, {self._needed()} are needed", now)
         self._is_closing = True
-        return [*self._send_away(), *self._close()]
+        missing = self.missing()
+        return [*self._send_away(), *self._close(missing)]
 
-    def _close(self) -> list[Action]:
+    def _close(self, missing: Mapping[str, str]) -> list[Action]:
         self._is_merging = True
-        return [] if self.plan is None else [CloseRound(self.plan, self.missing())]
+        return [] if self.plan is None else [CloseRound(self.plan, missing)]
 
     def _send_away(self) -> list[Action]:
         """Whoever is still sending is told that the round is over."""
@@ -607,7 +630,8 @@ class RoundMachine:
 
     def _abandon(self, reason: str, now: float) -> list[Action]:
         assert self.plan is not None  # callers looked
-        actions = [*self._send_away(), AbandonRound(self.plan, reason, self.missing())]
+        missing = self.missing()
+        actions = [*self._send_away(), AbandonRound(self.plan, reason, missing)]
         self._num_failed += 1
         number = self.plan.round
         self._leave_round(is_committed=False, now=now)

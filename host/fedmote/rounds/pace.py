@@ -9,12 +9,17 @@ how often it was told: the same events give the same times.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter, deque
 
 from fedmote.config import WindowsConfig
 
 LONGEST_WAIT_S = 3600.0
 MINUTE_S = 60.0
+# No board starts twice within the first time: boots that are heard so close together waited at a broker or a partner, and are
+# one reset. The second one is how long that may go on: it is no way around the limit.
+TOGETHER_S = 0.1
+BACKLOG_S = 1.0
 
 
 class Pace:
@@ -49,22 +54,33 @@ class Resets:
         self._max_per_minute = max_per_minute
         self._boots: dict[str, int] = {}
         self._accepted: dict[str, deque[float]] = {}
+        self._heard: dict[str, tuple[float, float]] = {}  # the first and the last boot of those that came together
+        self._together: set[str] = set()
 
     def remember(self, who: str, boot: int) -> None:
         """The boot that a participant had before the coordinator's own restart."""
         self._boots[who] = boot
 
+    def is_counted_already(self, who: str) -> bool:
+        """Whether the last hello was that of a boot which came together with the one before it."""
+        return who in self._together
+
     def quarantine_s(self, who: str, boot: int, now: float) -> float:
         """Take a hello: 0 where the participant may take part, else the seconds until it may."""
+        self._together.discard(who)
         known = self._boots.get(who)
-        if known is None or known == boot:
-            self._boots[who] = boot
+        if known == boot:
             return 0.0
         times = self._accepted.setdefault(who, deque())
         while times and times[0] <= now - MINUTE_S:
             times.popleft()
-        if len(times) >= self._max_per_minute:
+        began, last = self._heard.get(who, (-math.inf, -math.inf))
+        if now - last < TOGETHER_S and now - began < BACKLOG_S:
+            self._together.add(who)
+        elif known is not None and len(times) >= self._max_per_minute:
             return times[0] + MINUTE_S - now
-        times.append(now)
-        self._boots[who] = boot
+        else:
+            began = now
+            times.extend([now] if known is not None else [])
+        self._boots[who], self._heard[who] = boot, (began, now)
         return 0.0

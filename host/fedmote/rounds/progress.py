@@ -21,8 +21,12 @@ class Step(StrEnum):
     FAILED = "failed"
 
 
+# In step SENDING, before the update's turn.
+WAITING = "its update waits for its turn"
 # A part that browns out again and again would otherwise be given work for ever.
 MAX_ATTEMPTS = 8
+# A participant that reports under an old attempt has not heard the newest plan; one that never adopts it would ask for ever.
+MAX_OLD_REPORTS = 8
 # A late duplicate of an old hello may come once; a second board with the same id says hello again and again.
 MAX_OLD_HELLOS = 3
 # Signs of a second board with the same key are forgotten after so many rounds.
@@ -40,8 +44,10 @@ class Progress:
         step: how far.
         attempt: of the newest plan, from 1; 0 before the first.
         boot: nonce that the newest plan went to.
+        num_resets: boots that began an attempt; those that were heard at once count once.
         old_boots: nonces of boots before.
         num_old_hellos: hellos under an old nonce.
+        num_old_reports: reports under an old attempt.
         report: what is being pulled, in step SENDING.
         num_crc_failures: pulls that ended with a wrong checksum.
         crc: of the counted update, in step COUNTED.
@@ -52,8 +58,10 @@ class Progress:
     step: Step = Step.EXPECTED
     attempt: int = 0
     boot: int | None = None
+    num_resets: int = 0
     old_boots: set[int] = field(default_factory=set)
     num_old_hellos: int = 0
+    num_old_reports: int = 0
     report: Reported | None = None
     num_crc_failures: int = 0
     crc: int | None = None
@@ -64,9 +72,9 @@ class Progress:
         """Nothing more is awaited from it."""
         return self.step in (Step.COUNTED, Step.FAILED)
 
-    def words(self) -> str:
-        """For the operator: what it is at."""
-        return self.reason or self.step.value
+    def words(self, is_waiting: bool = False) -> str:
+        """For the operator: what it is at; `is_waiting`: its update waits for its turn to be pulled."""
+        return self.reason or (WAITING if is_waiting and self.step is Step.SENDING else self.step.value)
 
     def fail(self, reason: str) -> None:
         """Await nothing more from it in this round."""

@@ -9,7 +9,6 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from fedmote.database import FULL
 from fedmote.durable_files import replace_durably
 from fedmote.errors import ConfigError, DiskFullError, StoreError
 
@@ -59,6 +58,22 @@ def remove_leftovers(directory: Path) -> int:
     return len(leftovers)
 
 
+def has_space(directory: Path, size: int) -> bool:
+    """Whether a file of `size` bytes (at least 1) would find room in a directory; it is made, and removed again."""
+    path = directory / f"{TEMPORARY_PREFIX}space"
+    try:
+        with path.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, size)
+        return True
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return False
+        raise StoreError(f"{path}: {error.strerror or error}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+
+
 @contextlib.contextmanager
 def store_errors(path: Path) -> Iterator[None]:
     """Translate the operating system's errors, once, at the edge."""
@@ -66,5 +81,5 @@ def store_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskFullError(FULL.format(path=path)) from error
+            raise DiskFullError(path) from error
         raise StoreError(f"{path}: {error.strerror or error}") from error

@@ -15,7 +15,7 @@ from fedmote.aggregation.ranges import Ranges, range_complaint
 from fedmote.errors import ConfigError, RemoteWireError
 from fedmote.package.head import head_tensors
 from fedmote.strategies.seams import Decoded, ModelShape, Training
-from fedmote.tensors import Tensors, finite_complaint, read_expected
+from fedmote.tensors import Tensors, finite_complaint, has_subnormals, read_expected
 from fedmote.wire.blobs import decode_head_update
 from fedmote.wire.schema import Role, Status
 
@@ -63,10 +63,14 @@ def _decode_full(blob: bytes, model: ModelShape) -> Decoded:
     except ConfigError as error:
         raise RemoteWireError(Status.UPDATE_SHAPE, str(error)) from error
     tensors = {name: values for name, values in found.items() if not name.startswith(RANGE_PREFIX)}
-    complaint = finite_complaint(found)
+    complaint = finite_complaint(found) or _subnormal_complaint(found)
     if complaint:
         raise RemoteWireError(Status.UPDATE_NOT_FINITE, complaint)
     return Decoded(tensors, _ranges(found, model))
+
+
+def _subnormal_complaint(tensors: Tensors) -> str | None:
+    return next((f"tensor {name} has subnormal values" for name, values in tensors.items() if has_subnormals(values)), None)
 
 
 def _max_header_bytes(model: ModelShape) -> int:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmote.errors import LocalWireError, RemoteWireError
+from fedmote.tensors import is_subnormal, without_subnormals
 from fedmote.wire.cbor import Major, Reader
 from fedmote.wire.schema import Encoding, Status
 
@@ -18,8 +19,8 @@ Selected = tuple[NDArray[np.uint32], NDArray[np.uint32], NDArray[np.uint32], NDA
 
 
 def encode_head_update(delta: NDArray[np.float32]) -> bytes:
-    """A head update: float32 (P,), layer by layer, weights then bias, new minus received."""
-    floats = np.ascontiguousarray(delta, dtype="<f4").tobytes()
+    """A head update: float32 (P,), layer by layer, weights then bias, new minus received; subnormal values become zero."""
+    floats = np.ascontiguousarray(without_subnormals(delta), dtype="<f4").tobytes()
     return cbor2.dumps({1: int(Encoding.F32), 2: cbor2.CBORTag(_FLOAT32_LITTLE_ENDIAN, floats)}, canonical=True)
 
 
@@ -28,7 +29,7 @@ def decode_head_update(blob: bytes, num_parameters: int | None = None) -> NDArra
 
     Raises:
         RemoteWireError: not the strict form; UPDATE_SHAPE where P is not `num_parameters` (if given);
-            UPDATE_NOT_FINITE where a value is infinite or no number.
+            UPDATE_NOT_FINITE where a value is infinite, no number, or subnormal.
     """
     reader = Reader(blob)
     _expect_keys(reader, 2)
@@ -45,8 +46,9 @@ def decode_head_update(blob: bytes, num_parameters: int | None = None) -> NDArra
     if len(floats) % 4 or num_parameters not in (None, len(floats) // 4):
         raise RemoteWireError(Status.UPDATE_SHAPE, f"{len(floats)} bytes, {num_parameters} parameters expected")
     delta = np.frombuffer(floats, dtype="<f4").astype(np.float32)
-    if not np.isfinite(delta).all():
-        raise RemoteWireError(Status.UPDATE_NOT_FINITE, f"{np.count_nonzero(~np.isfinite(delta))} of {delta.size} values")
+    bad = ~np.isfinite(delta) | is_subnormal(delta)
+    if bad.any():
+        raise RemoteWireError(Status.UPDATE_NOT_FINITE, f"{np.count_nonzero(bad)} of {delta.size} values")
     return delta
 
 

@@ -17,7 +17,10 @@ from fedmote.wire.codec import Message
 from fedmote.wire.schema import LIMIT_CHUNK_ALIGN, LIMIT_CHUNK_OVERHEAD, LIMIT_SEAL, LIMIT_WINDOW, Kind, Status
 
 MAX_BLOB_BYTES = 64 * 1024 * 1024
-RETRY_S = 1.0
+# A window without a new chunk is asked for again after three round trips, within these bounds; each time in vain half as late
+# again.
+RETRY_S, RETRY_LEAST_S = 1.0, 0.25
+_RETRY_ROUND_TRIPS, _RETRY_GROWTH, _SHARE_OF_NEWEST = 3.0, 1.5, 0.25
 # Long enough for chunks that overtook each other, and short beside a window on a slow line.
 HOLES_S = 0.1
 
@@ -78,7 +81,8 @@ class BlobSink:
         size: bytes of the blob.
         crc: its CRC-32; None where something else proves the content, such as the hash of a package.
         max_body: bytes of the largest body that both peers accept.
-        retry_s: a window without a new chunk for this long is asked for again; sooner where its last chunk is here.
+        retry_s: a window without a new chunk for this long is asked for again; sooner where questions were answered sooner, or
+            the window's last chunk is here.
         max_size: more is refused before a byte is allocated.
 
     Raises:
@@ -101,6 +105,9 @@ class BlobSink:
         self.crc = crc
         self.chunk = chunk_bytes(max_body)
         self.retry_s = retry_s
+        self._patience_s = retry_s
+        self._round_trip_s: float | None = None
+        self._asked_at: float | None = None  # of a question that was said once, and has no answer yet
         self.num_ignored = 0
         self._content = bytearray(size)
         self._received = 0
@@ -127,14 +134,17 @@ class BlobSink:
         """Ask for what is missing of the window, at the beginning and after every reconnection."""
         if self.is_complete:
             return []
-        self._ask_at = now + self.retry_s
+        self._ask_at, self._asked_at = now + self._patience_s, now
         return [Message.of(Kind.GET, handle=self.handle, offset=self._window, chunk=self.chunk, mask=self._missing)]
 
     def poll(self, now: float) -> list[Message]:
         """Ask again where the time is up."""
         if self.wake_at is None or now < self.wake_at:
             return []
-        return self.start(now)
+        self._patience_s = min(self.retry_s, _RETRY_GROWTH * self._patience_s)
+        again = self.start(now)
+        self._asked_at = None  # the answer may be that to the question before
+        return again
 
     def accept(self, data: Message, now: float) -> list[Message]:
         """Take a chunk; the next `get` where it was the last one of its window.
@@ -149,8 +159,9 @@ class BlobSink:
         self._content[data["offset"] : data["offset"] + len(content)] = content
         self._received += len(content)
         self._missing &= ~(1 << bit)
+        self._learn_pace(now)
         # Chunks come in their order: where only earlier ones are missing, none of them will come by itself.
-        self._ask_at = now + (min(HOLES_S, self.retry_s) if self._missing >> bit == 0 else self.retry_s)
+        self._ask_at = now + (min(HOLES_S, self.retry_s) if self._missing >> bit == 0 else self._patience_s)
         if self._missing:
             return []
         self._window += LIMIT_WINDOW * self.chunk
@@ -165,6 +176,15 @@ class BlobSink:
         if self.crc is not None and zlib.crc32(content) != self.crc:
             raise RemoteWireError(Status.CRC, f"blob {self.handle:08x} of {self.size} bytes")
         return content
+
+    def _learn_pace(self, now: float) -> None:
+        """A chunk came: from a question to the first of them is a round trip, with what the sender did meanwhile."""
+        if self._asked_at is not None:
+            newest, self._asked_at = now - self._asked_at, None
+            known = newest if self._round_trip_s is None else self._round_trip_s
+            self._round_trip_s = known + _SHARE_OF_NEWEST * (newest - known)
+        if self._round_trip_s is not None:
+            self._patience_s = min(self.retry_s, max(RETRY_LEAST_S, _RETRY_ROUND_TRIPS * self._round_trip_s))
 
     def _bit_of(self, data: Message) -> int | None:
         """Which missing chunk of the window this is."""

@@ -282,10 +282,19 @@ class Site:
 
 @pytest.fixture
 def site(tmp_path):
-    def make(name="state", rounds=2, cells=CELLS, strategy=None, **windows):
+    def make(name="state", rounds=2, cells=CELLS, strategy=None, full_disk_wait_s=0.0, max_pulls_at_once=64, **windows):
         values = {"selection_s": 5.0, "report_s": 20.0, "min_fraction": 0.5, "wait_ms": 10, "after_failures": "end"} | windows
         config = CoordinatorConfig(
-            run=RunConfig("site", "run", tmp_path / name, tmp_path, rounds=rounds, seed=7),
+            run=RunConfig(
+                "site",
+                "run",
+                tmp_path / name,
+                tmp_path,
+                rounds=rounds,
+                seed=7,
+                full_disk_wait_s=full_disk_wait_s,
+                max_pulls_at_once=max_pulls_at_once,
+            ),
             cells=cells,
             listen="tcp://127.0.0.1:0",
             strategy=strategy or StrategyConfig(),

@@ -161,6 +161,8 @@ def test_hostile_head_update_is_refused_and_the_round_goes_on_without_it(site, b
 
 HOSTILE_FILES = [
     (full(encoder_weight=[1, 2, np.nan, 4]), Status.UPDATE_NOT_FINITE),
+    (full(encoder_weight=[1, 2, 1e-40, 4]), Status.UPDATE_NOT_FINITE),
+    (full(**{"range/act": [-1e-44, 1.0]}), Status.UPDATE_NOT_FINITE),
     (full(encoder_weight=[1, 2, 3]), Status.UPDATE_SHAPE),
     (full(stranger=[1.0]), Status.UPDATE_SHAPE),
     (full(**{"range/act": [1.0, 0.0]}), Status.UPDATE_SHAPE),

@@ -1,18 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """The disk is full at every write in turn: one clear message, nothing damaged, and the run goes on when there is space."""
 
+import asyncio
 import errno
 import os
 import sqlite3
 import subprocess
+import time
 
 import pytest
 
 from fedmote.config import CellConfig
+from fedmote.coordinator import coordinator
 from fedmote.coordinator.merging import Merging, load_or_replay
 from fedmote.errors import DiskFullError, StoreError
 from fedmote.store import Ledger, State
 from fedmote.strategies import cells_of, load_strategy
+from fedmote.wire.schema import Kind
 
 CELLS = (CellConfig("home-1", ("board-1",), "phone-1"),)
 
@@ -47,6 +51,73 @@ def test_full_disk_at_every_write_stops_the_run_and_harms_nothing(site, monkeypa
             with pytest.raises(DiskFullError, match="disk is full"):
                 one.serve()
         assert_goes_on(one, expected)
+
+
+async def until_paused(one):
+    while not any(line.startswith("paused:") for line in one.talk):
+        await asyncio.sleep(0.01)
+
+
+def test_a_run_pauses_while_the_disk_is_full_and_goes_on_by_itself(site, monkeypatch):
+    monkeypatch.setattr(coordinator, "LOOK_S", 0.05)
+    quiet = site("quiet", cells=CELLS)
+    with monkeypatch.context() as patch:
+        count = full_at(patch, None)
+        quiet.serve()
+        num_writes = count()
+    expected = quiet.checkpoint_bytes()
+    for write in range(1, num_writes + 1):
+        one = site(f"full-{write}", cells=CELLS, full_disk_wait_s=20.0)
+        with monkeypatch.context() as patch:
+            patch.setattr(coordinator, "has_space", lambda directory, size: False)
+            full_at(patch, write)
+
+            async def free(one, patch=patch):
+                await until_paused(one)
+                await asyncio.sleep(0.1)
+                patch.undo()
+
+            result = one.serve(while_running=free)
+        assert result.is_complete
+        assert one.checkpoint_bytes() == expected
+        assert len([line for line in one.talk if "the disk is full" in line]) == 1
+        assert [entry.reported for entry in result.rounds] == [1, 1]
+
+
+def test_participants_are_told_to_wait_while_the_disk_is_full_and_the_run_ends_where_it_stays_full(site, monkeypatch):
+    monkeypatch.setattr(coordinator, "LOOK_S", 0.05)
+    monkeypatch.setattr(coordinator, "has_space", lambda directory, size: False)
+    one = site(cells=CELLS, full_disk_wait_s=0.5)
+    full_at(monkeypatch, 5)
+    with pytest.raises(DiskFullError, match="disk is full"):
+        one.serve()
+    assert len([line for line in one.talk if line.startswith("paused:")]) == 1
+    seen = [message for actor in one.actors.values() for message in actor.seen]
+    assert any(message.kind is Kind.WAIT and "disk" in message["reason"] for message in seen)
+
+
+def test_a_disk_that_is_full_again_at_once_is_the_same_wait(site, monkeypatch):
+    monkeypatch.setattr(coordinator, "LOOK_S", 0.05)
+    one = site(cells=CELLS, full_disk_wait_s=0.5)
+    full_at(monkeypatch, 5)
+    with pytest.raises(DiskFullError, match="disk is full"):
+        one.serve()
+    assert len([line for line in one.talk if line.startswith("paused:")]) == 1
+
+
+def test_a_run_that_is_stopped_while_the_disk_is_full_ends_at_once(site, monkeypatch):
+    monkeypatch.setattr(coordinator, "has_space", lambda directory, size: False)
+    one = site(cells=CELLS, full_disk_wait_s=600.0)
+    full_at(monkeypatch, 5)
+
+    async def stop(one):
+        await until_paused(one)
+        one.coordinator.stop()
+
+    began = time.monotonic()
+    with pytest.raises(DiskFullError, match="disk is full"):
+        one.serve(while_running=stop)
+    assert time.monotonic() - began < 5.0
 
 
 def assert_goes_on(one, expected):

@@ -196,7 +196,8 @@ def standing_of(site, run):
     with sqlite3.connect(f"file:{site.config.run.state_directory / 'ledger.sqlite'}?mode=ro", uri=True) as connection:
         rows = [line for line in connection.iterdump() if "refusal" not in line]
     peers = {id: (peer.board, peer.max_body, peer.base, peer.lost, dict(peer.served)) for id, peer in run.exchange.peers.items()}
-    sinks = {id: (sink.handle, sink.size, sink.progress) for id, sink in run.exchange._sinks.items()}
+    pulled = [(id, pull.sink) for id, pull in run.exchange._pulls.items()]
+    sinks = {id: (sink.handle, sink.size, sink.progress) for id, sink in pulled}
     return "\n".join([*rows, picture(run.machine), picture(peers), picture(sinks), picture(run.exchange._sources)])
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from fedmote.errors import ConversionError, PackageError
 from fedmote.package.execute import run_float, run_int8
-from fedmote.package.fixed_point import quantize_multiplier, requantize
+from fedmote.package.fixed_point import quantize_multiplier, requantize, weighted_requantization
 from fedmote.package.fold import bind, parameter_names
 from fedmote.package.graph import WEIGHTED, Activation, Activations, BatchNormRef, Graph, Op, OpKind, Quantization, WeightRef
 from fedmote.package.host_manifest import HostManifest
@@ -353,13 +353,14 @@ def test_means_of_another_length_are_refused():
 @pytest.mark.parametrize("kind", WEIGHTED)
 def test_a_host_manifest_keeps_factors_and_means_exactly(kind):
     template, _, _ = equalised_graph(np.random.default_rng(9), kind)
-    template = replace(template, ops=(replace(template.ops[0], has_one_scale=True, scale_bits=16),))
+    template = replace(template, ops=(replace(template.ops[0], has_one_scale=True, scale_bits=16, has_even_divisors=True),))
     manifest = HostManifest("m", 1, "posix", "nf", (), template, {"x": (-1.0, 1.0)})
     read = HostManifest.from_bytes(manifest.to_bytes())
     before, after = template.ops[0], read.template.ops[0]
     assert read.to_bytes() == manifest.to_bytes()
     assert after.has_one_scale
     assert after.scale_bits == 16
+    assert after.has_even_divisors
     for owner, names in (("", ("float_means", "int8_means")), ("source", ("output_factors", "input_factors"))):
         for name in names:
             one, two = ((getattr(op, owner) if owner else op) for op in (before, after))
@@ -386,6 +387,50 @@ def test_weight_scales_of_few_bits_are_the_next_larger_ones(kind, has_one_scale)
     assert (scales[1] > scales[0]).all()
     assert (scales[1] <= scales[0] * (1 + 2.0**-9)).all()
     np.testing.assert_array_equal(significant(scales[1], 10), scales[1])
+
+
+def sums_rounded_otherwise_by_floats(graph):
+    """How many sums a dense layer's integer arithmetic and one rounding of the real product requantize differently, of all."""
+    op = graph.ops[0]
+    source, target = graph.activations["x"].quantization, graph.activations["y"].quantization
+    reals = np.float64(source.scale[0]) * op.weight_quantization.scale.astype(np.float64) / np.float64(target.scale[0])
+    numbers = weighted_requantization(op, source, target)
+    count = 0
+    for channel, real in enumerate(np.broadcast_to(reals, numbers.shift.shape)):
+        reach = int(255 / real)  # beyond, both are saturated
+        sums = np.arange(-reach, reach + 1)
+        once = np.trunc(sums * real + np.copysign(0.5, sums)).astype(np.int64)
+        count += int((once != requantize(sums, numbers.multiplier[channel], numbers.shift[channel])).sum())
+    return count
+
+
+@pytest.mark.parametrize("has_one_scale", [False, True])
+@pytest.mark.parametrize("high", [2.0, 8.0, 20.0])
+def test_with_even_divisors_no_sum_is_rounded_otherwise_by_who_rounds_once(has_one_scale, high):
+    rng = np.random.default_rng(13)
+    graph = dense_graph(rng.uniform(0.5, 1.0, (64, 1)) * rng.choice([-1, 1], (64, 8)), np.zeros(64))
+    op = replace(graph.ops[0], has_one_scale=has_one_scale)
+    plain, even = (
+        quantize(replace(graph, ops=(replace(op, has_even_divisors=is_even),)), {"x": (-3.0, 3.0), "y": (-high, high)})
+        for is_even in (False, True)
+    )
+    scales = [made.ops[0].weight_quantization.scale for made in (plain, even)]
+
+    assert sums_rounded_otherwise_by_floats(plain) > 0
+    assert sums_rounded_otherwise_by_floats(even) == 0
+    assert (scales[1] >= scales[0]).all()
+    assert (scales[1] <= scales[0] * (1 + 1 / 31)).all()
+
+
+@pytest.mark.parametrize("high", [0.5, 1.0e6])
+def test_scales_without_an_even_divisor_near_by_are_left(high):
+    graph = dense_graph(np.full((3, 4), 1.0), np.zeros(3))
+    made = [
+        quantize(replace(graph, ops=(replace(graph.ops[0], has_even_divisors=is_even),)), {"x": (-3.0, 3.0), "y": (-high, high)})
+        for is_even in (False, True)
+    ]
+
+    assert write(made[0]) == write(made[1])
 
 
 @pytest.mark.parametrize("bits", [0, 1, 25])

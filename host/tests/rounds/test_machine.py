@@ -28,7 +28,7 @@ from fedmote.rounds.events import (
     Stop,
     TookPlan,
 )
-from fedmote.rounds.progress import MAX_ATTEMPTS
+from fedmote.rounds.progress import MAX_ATTEMPTS, MAX_OLD_REPORTS
 from fedmote.rounds.quarantine import Quarantine
 from fedmote.strategies import Cell, Member, RoundPlan
 from fedmote.wire.schema import Phase, Role, Status
@@ -153,7 +153,7 @@ def test_reset_device_gets_the_plan_again_under_the_next_attempt(fleet):
     assert [type(action) for action in again] == [DropPull, JournalPlan, SendPlan]
     assert again[-1].attempt == 2
     assert one.arrive("board-1") == []  # the pull of the first attempt is over
-    assert statuses(one.report("board-1", attempt=1)) == [Status.STALE_ROUND]
+    assert [(type(action), action.attempt) for action in one.report("board-1", attempt=1)] == [(SendPlan, 2)]
     assert only(one.report("board-1", attempt=2), Pull)
     assert only(one.arrive("board-1"), JournalUpdate)[0].attempt == 2
 
@@ -169,8 +169,33 @@ def test_device_that_browns_out_again_and_again_is_left_out_of_the_round(fleet):
     one = fleet(max_rejoins_per_minute=100)
     one.join(*DEVICES)
     for boot in range(2, MAX_ATTEMPTS + 1):
+        one.now += 0.2
         assert one.hello("board-1", boot=boot)[-1].attempt == boot
+    one.now += 0.2
     assert "reset" in only(one.hello("board-1", boot=99), SendWait)[0].reason
+
+
+def test_boots_that_waited_and_are_heard_at_once_are_one_reset(fleet):
+    one = fleet()
+    one.join(*DEVICES)
+    one.now += 1.0
+    last = 3 * MAX_ATTEMPTS
+    for boot in range(2, last + 1):
+        one.now += 0.01
+        assert one.hello("board-1", boot=boot)[-1].attempt == boot
+    assert only(one.report("board-1", attempt=last - 5), SendPlan)[0].attempt == last
+    assert only(one.report("board-1", attempt=last), Pull)
+    assert only(one.arrive("board-1"), JournalUpdate)[0].attempt == last
+
+
+def test_a_report_whose_attempt_stays_an_old_one_is_refused_in_the_end(fleet):
+    one = fleet()
+    one.join(*DEVICES)
+    one.hello("board-1", boot=2)
+    for _ in range(MAX_OLD_REPORTS):
+        assert only(one.report("board-1", attempt=1), SendPlan)
+    assert statuses(one.report("board-1", attempt=1)) == [Status.STALE_ROUND]
+    assert only(one.report("board-1", attempt=2), Pull)
 
 
 def test_late_duplicate_of_an_old_hello_is_ignored(fleet):

@@ -23,6 +23,7 @@ from fedmote.rounds.events import (
     Stop,
     TookPlan,
 )
+from fedmote.rounds.pace import BACKLOG_S
 from fedmote.strategies import Cell, Member, RoundPlan
 from fedmote.wire.schema import Phase, Role, Status
 
@@ -326,6 +327,7 @@ def test_others_go_on_while_one_is_in_quarantine_and_a_calm_one_is_let_in_again(
     one = fleet(report_s=600.0)
     one.join(*DEVICES)
     for boot in range(2, 6):
+        one.now += 1.0
         last = one.hello("board-1", boot=boot)
     assert only(last, SendWait)[0].reason == "reset too often"
     one.train("board-2")
@@ -337,8 +339,34 @@ def test_others_go_on_while_one_is_in_quarantine_and_a_calm_one_is_let_in_again(
 def test_resets_count_over_rounds_and_between_them(fleet):
     one = fleet()
     for boot in range(1, 5):
+        one.now += 0.2
         assert only(one.hello("board-1", boot=boot), SendWait)[0].reason == "round not open yet"
+    one.now += 0.2
     assert only(one.hello("board-1", boot=5), SendWait)[0].reason == "reset too often"
+
+
+def test_boots_that_are_heard_within_a_tenth_of_a_second_are_one_reset(fleet):
+    one = fleet()
+    for boot in range(1, 50):
+        one.now += 0.02
+        assert only(one.hello("board-1", boot=boot), SendWait)[0].reason == "round not open yet"
+    for boot in (50, 51, 52):
+        one.now += 1.0
+        assert only(one.hello("board-1", boot=boot), SendWait)[0].reason == "round not open yet"
+    one.now += 1.0
+    assert only(one.hello("board-1", boot=53), SendWait)[0].reason == "reset too often"
+
+
+def test_hellos_of_ever_new_boots_do_not_get_around_the_limit_of_resets(fleet):
+    one = fleet(report_s=600.0)
+    one.join(*DEVICES)
+    answers = []
+    for boot in range(2, 1002):
+        one.now += 0.05
+        answers += only(one.hello("board-1", boot=boot), SendPlan | SendWait)
+    num_plans = sum(isinstance(answer, SendPlan) for answer in answers)
+    assert num_plans < 4 * BACKLOG_S / 0.05 + 4
+    assert answers[-1].reason == "reset too often"
 
 
 # ---- words -----------------------------------------------------------------------------------------------------------

@@ -37,6 +37,17 @@ def test_a_head_update_with_a_value_that_is_not_finite_is_refused(value):
     assert status_of(decode_head_update, encode_head_update(np.array([0, value], np.float32))) is Status.UPDATE_NOT_FINITE
 
 
+@pytest.mark.parametrize("bits", [1, 0x80000001, 0x007FFFFF])
+def test_a_head_update_with_a_subnormal_value_is_refused_and_none_is_written(bits):
+    floats = struct.pack("<2I", 0x3F800000, bits)
+    blob = cbor2.dumps({1: 1, 2: cbor2.CBORTag(85, floats)}, canonical=True)
+    assert status_of(decode_head_update, blob) is Status.UPDATE_NOT_FINITE
+    written = encode_head_update(np.frombuffer(floats, "<f4"))
+    assert written.endswith(struct.pack("<2I", 0x3F800000, 0))
+    smallest = np.array([np.finfo(np.float32).tiny, -np.finfo(np.float32).tiny, 0], np.float32)
+    np.testing.assert_array_equal(decode_head_update(encode_head_update(smallest)), smallest)
+
+
 @pytest.mark.parametrize(
     ("blob", "expected"),
     [

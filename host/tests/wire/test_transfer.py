@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from fedmote.errors import RemoteWireError
 from fedmote.wire.codec import Message, decode, encode
 from fedmote.wire.schema import LIMIT_BODY_FLOOR, LIMIT_SEAL, LIMIT_WINDOW, Kind, Status
-from fedmote.wire.transfer import BlobSink, BlobSource, chunk_bytes, handle_of
+from fedmote.wire.transfer import RETRY_LEAST_S, BlobSink, BlobSource, chunk_bytes, handle_of
 
 CHUNK = 96  # of a peer that takes no more than the floor
 
@@ -88,14 +88,29 @@ def test_only_what_did_not_come_is_asked_for_again():
     assert [data["offset"] for data in source.answer(again, LIMIT_BODY_FLOOR)] == [3 * CHUNK, 7 * CHUNK]
 
 
-def test_a_window_whose_end_did_not_come_is_asked_for_again_after_a_second():
+@pytest.mark.parametrize(("round_trip_s", "patience_s"), [(0.01, 0.25), (0.2, 0.6), (5.0, 1.0)])
+def test_a_window_whose_end_did_not_come_is_asked_for_again_after_three_round_trips(round_trip_s, patience_s):
     source, sink = pair(bytes(range(256)) * 8, LIMIT_BODY_FLOOR)
     (get,) = sink.start(0.0)
-    *answers, _last = source.answer(get, LIMIT_BODY_FLOOR)
+    *answers, last = source.answer(get, LIMIT_BODY_FLOOR)
+    now = round_trip_s
     for data in answers:
-        assert sink.accept(data, 0.1) == []
-    assert sink.poll(1.0) == []
-    assert [again["mask"] for again in sink.poll(1.1)] == [1 << len(answers)]
+        assert sink.accept(data, now) == []
+    for growth in (1, 1.5, 2.25, 3.375, 100):
+        assert sink.poll(now + 0.999 * min(1.0, patience_s * growth)) == []
+        now += 1.001 * min(1.0, patience_s * growth)
+        assert [again["mask"] for again in sink.poll(now)] == [1 << len(answers)]
+    sink.accept(last, now)
+    assert sink.is_complete
+
+
+def test_a_question_without_an_answer_is_repeated_after_a_second():
+    _, sink = pair(bytes(1000), LIMIT_BODY_FLOOR)
+    sink.start(0.0)
+    assert sink.poll(0.99) == []
+    assert len(sink.poll(1.0)) == 1
+    assert sink.poll(1.99) == []
+    assert len(sink.poll(2.0)) == 1
 
 
 def test_a_transfer_goes_on_where_an_interruption_left_it():
@@ -140,7 +155,7 @@ def test_a_chunk_that_is_not_the_expected_one_changes_nothing():
         assert sink.accept(stranger, 5.0) == []
     assert sink.num_ignored == len(strangers) + 1
     assert sink.progress == CHUNK / 1000
-    assert sink.wake_at == 1.0
+    assert sink.wake_at == RETRY_LEAST_S
 
 
 def test_a_blob_above_the_limit_is_refused_before_it_is_allocated():

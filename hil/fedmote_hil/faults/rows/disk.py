@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import sqlite3
 import struct
 import time
+from collections import Counter
+from functools import partial
 from pathlib import Path
 
 from fedmote.errors import DiskFullError, StoreError
@@ -27,6 +28,8 @@ _PAGE_BYTES = 4096
 _START_S = 1.0
 _WAL_HEADER_BYTES, _FRAME_HEADER_BYTES = 32, 24
 _ROUNDS = 2
+_PAUSED = "the disk is full; nothing that was written is damaged: free space within"
+_FULL_DISK_WAIT_S = 3.0
 
 
 def _quick_members(site: Site, background: Background) -> None:
@@ -42,7 +45,7 @@ def _quick_members(site: Site, background: Background) -> None:
     20,
     fault="disk full",
     injected="state directory on a tmpfs that is full from page n on, n in steps through all pages that a run writes, each with "
-    "a new run; then space is freed",
+    "a new run; space is freed while the process waits for it (every second n), or after its wait of 3 s",
     required="pause, one clear message, distinct exit code",
     target="no damaged checkpoint; goes on exactly after space is freed, 100 % of n",
 )
@@ -58,30 +61,40 @@ def disk_full(bench: Bench) -> None:
     shutil.rmtree(disk.outside / "quiet")
     pages = _pages_at_the_end(site, disk)
     budgets = range(1, pages + 1, bench.sized(max(1, pages // 30), max(1, pages // 4)))
-    failures: dict[int, int] = {}
+    paused: Counter[bool] = Counter()  # by whether space was freed
+    right: Counter[bool] = Counter()  # of these
     exact = clear = damaged = 0
-    for budget in budgets:
-        name = f"full-{budget}"
+    for index, budget in enumerate(budgets):
+        name, is_freed = f"full-{budget}", index % 2 == 0
         disk.remount(f"size={budget * _PAGE_BYTES}")
-        config = site.configure(name, _ROUNDS, state=disk.directory / name)
-        code, words = _serve_until_full(bench, site.serve(config, wrapper=disk.wrapper))
-        failures[code] = failures.get(code, 0) + 1
-        is_clear = code == 0 or "disk is full" in words
-        if not is_clear:
-            bench.say(f"{budget} pages: exit {code}: {words.strip()[-300:]}")
+        wait = {"full_disk_wait_s": _PATIENCE_S if is_freed else _FULL_DISK_WAIT_S}
+        config = site.configure(name, _ROUNDS, state=disk.directory / name, run=wait)
+        serving = site.serve(config, wrapper=disk.wrapper)
+        bench.wait_for("a full disk", partial(_is_full_or_over, serving), _PATIENCE_S)
+        is_paused = _PAUSED in serving.words()
+        damaged += _num_damaged(disk, name)
+        if is_freed:
+            disk.remount(f"size={_LARGE_BYTES}")
+        code = serving.wait(_PATIENCE_S)
+        is_clear = serving.words().count(_PAUSED) == is_paused
+        is_right = code == (DiskFullError.exit_code if is_paused and not is_freed else 0)
+        if not is_clear or not is_right:
+            bench.say(f"{budget} pages: exit {code}: {serving.quote()}")
+        paused[is_freed] += is_paused
+        right[is_freed] += is_paused and is_right
         clear += is_clear
         damaged += _num_damaged(disk, name)
-        disk.remount(f"size={_LARGE_BYTES}")
-        again = site.serve(config, wrapper=disk.wrapper)
-        again.finish(_PATIENCE_S)
+        if code != 0:
+            disk.remount(f"size={_LARGE_BYTES}")
+            site.serve(config, wrapper=disk.wrapper).finish(_PATIENCE_S)
         exact += _checkpoint(disk, name) == expected
         shutil.rmtree(disk.outside / name)
     count = len(budgets)
-    codes = ", ".join(f"exit {code}: {often}" for code, often in sorted(failures.items()))
-    facts.note(f"{count} sizes up to {pages} pages ({codes})")
-    facts.must(failures.get(0, 0) < count, "the disk was full in some")
-    facts.must(set(failures) <= {0, DiskFullError.exit_code}, f"exit code {DiskFullError.exit_code} whenever it was full")
-    facts.must(clear == count, f"'the disk is full' said in {clear} of {count}")
+    facts.note(f"{count} sizes up to {pages} pages, {paused.total()} of them too small")
+    facts.must(0 < paused[True] == right[True], f"{right[True]} of {paused[True]} paused and went on when space was freed")
+    code = DiskFullError.exit_code
+    facts.must(0 < paused[False] == right[False], f"{right[False]} of {paused[False]} paused in vain and ended with exit {code}")
+    facts.must(clear == count, f"one message in {clear} of {count}")
     facts.must(damaged == 0, f"{damaged} damaged checkpoints")
     facts.must(exact == count, f"{exact} of {count} went on to the same bytes")
 
@@ -95,14 +108,9 @@ def _pages_at_the_end(site: Site, disk: SmallDisk) -> int:
     return -(-used // _PAGE_BYTES)
 
 
-def _serve_until_full(bench: Bench, serving: Serving) -> tuple[int, str]:
-    """Exit code and words of a coordinator whose disk gets full; one that pauses instead is ended by SIGTERM."""
-    try:
-        bench.wait_for("its end", lambda: not serving.is_running or "disk is full" in serving.words(), _PATIENCE_S)
-        bench.wait_for("its end", lambda: not serving.is_running, 3.0)
-    except Exception:
-        serving.send(signal.SIGTERM)
-    return serving.wait(10.0), serving.words()
+def _is_full_or_over(serving: Serving) -> bool:
+    """Whether a coordinator waits for space, or has ended without a full disk."""
+    return _PAUSED in serving.words() or not serving.is_running
 
 
 def _checkpoint(disk: SmallDisk, name: str) -> bytes:
