@@ -84,6 +84,7 @@ class Stage:
         is_sealed: whether everybody has keys and messages are sealed.
         token_s: seconds for which the keys of the devices are valid, one-time tokens; None: they last.
         cell_keys: of the devices, by id.
+        identities: identity regions of the devices that were started, by cell.
     """
 
     def __init__(
@@ -100,6 +101,7 @@ class Stage:
         self.is_sealed = is_sealed
         self.token_s = token_s
         self.cell_keys: dict[str, bytes] = {}
+        self.identities: dict[str, bytes] = {}
         self._keys: dict[str, bytes] = {}
         self.directory = directory
         self.materials = materials
@@ -156,11 +158,12 @@ class Stage:
         with np.load(self.materials.devices[cell]) as arrays:
             return arrays["x"].reshape(len(arrays["x"]), -1)
 
-    def start_devices(self, ways: Mapping[str, str] | None = None) -> None:
+    def start_devices(self, ways: Mapping[str, str] | None = None, *, is_provisioned: bool = True) -> None:
         """Start them.
 
         Args:
             ways: by cell, where a device finds the broker instead of at its own address.
+            is_provisioned: whether boards have the identity that `identities` has for them; else the region is erased.
         """
         for part in self.parts:
             if part.board is None:
@@ -171,7 +174,9 @@ class Stage:
             keys = self._keys.get(name), self.cell_keys.get(name)
             identity = identity_region(name, SITE, part.link, name, self.broker.password(name), True, 10, *keys)
             link = (ways or {}).get(part.cell, self.broker.url) if part.link == "mqtt" else "pty"
-            device = VirtualDevice(part.board, name, samples, identity, link, directory=self.directory / name)
+            self.identities[part.cell] = identity
+            known = identity if is_provisioned else None
+            device = VirtualDevice(part.board, name, samples, known, link, directory=self.directory / name)
             device.start()
             self.devices[part.cell] = device
 

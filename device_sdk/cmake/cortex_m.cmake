@@ -68,6 +68,12 @@ function(fedmote_cortex_m_programs)
             fedmote_image(${program} HAS_SLOTS "${port_INCLUDE}" ${program_sources} ${port_DEVICE}
                           ports/cortex_m/device_main.c ports/cortex_m/entropy.c ports/cortex_m/journal_regions.c
                           ports/cortex_m/slots.c)
+            if(FEDMOTE_BOARD_IS_PROVISIONED)
+                target_sources(${program} PRIVATE ports/cortex_m/provision_board.c)
+                target_compile_definitions(${program} PRIVATE FEDMOTE_PORT_PROVISION=provision_board)
+            else()
+                target_compile_definitions(${program} PRIVATE FEDMOTE_PORT_PROVISION=NULL)
+            endif()
             # Size where the drivers are, as in the library; programs that count instructions stay as they were.
             target_compile_options(${program} PRIVATE "$<$<CONFIG:Release>:-Os>")
         elseif(program STREQUAL "fedmote-run")

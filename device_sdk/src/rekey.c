@@ -6,19 +6,12 @@
  */
 #include "client.h"
 #include "seal.h"
+#include "wipe.h"
 
 static int32_t begin(struct fedmote_client *client) { return fedmote_message_sealing.begin(client); }
 
 static uint32_t close(struct fedmote_client *client, uint8_t channel, uint8_t kind, uint32_t size) {
     return fedmote_message_sealing.close(client, channel, kind, size);
-}
-
-/* Nobody reads these bytes again, so the compiler might leave an ordinary store out. */
-static void wipe(const struct fedmote_client *client, const struct fedmote_frame *frame) {
-    volatile uint8_t *body = client->line.receive + (frame->body - client->line.receive);
-    for (uint32_t i = 0; i < frame->size; i++) {
-        body[i] = 0;
-    }
 }
 
 /* The new key is durable before it is used. Where it is not, the old one stays: the coordinator says it again. */
@@ -30,7 +23,7 @@ static void take(struct fedmote_client *client, const struct fedmote_frame *fram
         client->backoff_ms = FEDMOTE_HELLO_MIN_MS;
         fedmote_client_hello_in(client, 0); /* the coordinator waits for a message under it */
     }
-    wipe(client, frame);
+    fedmote_wipe(client->line.receive + (frame->body - client->line.receive), frame->size);
 }
 
 static bool open(struct fedmote_client *client, struct fedmote_frame *frame) {

@@ -19,7 +19,7 @@ from pathlib import Path
 from fedmote.errors import FedmoteError, RigError
 from fedmote_hil.build import CRYPTO_RELEASE, cache_directory, crypto_sources
 
-_SHA256 = "5e56e3d3eb770a53e0b9f6274146663c11a11f3d0de5cd48e3be0428d1b07a4a"
+SHA256 = "5e56e3d3eb770a53e0b9f6274146663c11a11f3d0de5cd48e3be0428d1b07a4a"
 _FILES = ("monocypher.c", "monocypher.h")
 
 
@@ -35,8 +35,8 @@ def fetch() -> Path:
     folder.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="fedmote-crypto-") as temporary:
         archive = _download(Path(temporary))
-        if hashlib.sha256(archive.read_bytes()).hexdigest() != _SHA256:
-            raise RigError(f"{archive.name} is not the pinned one: its SHA-256 is not {_SHA256}")
+        if hashlib.sha256(archive.read_bytes()).hexdigest() != SHA256:
+            raise RigError(f"{archive.name} is not the pinned one: its SHA-256 is not {SHA256}")
         with tarfile.open(archive) as files:
             for name in _FILES:
                 member = files.extractfile(f"{CRYPTO_RELEASE}/{name}")
@@ -51,7 +51,7 @@ def fetch() -> Path:
 def _download(directory: Path) -> Path:
     name, _, version = CRYPTO_RELEASE.rpartition("-")
     requirements = directory / "requirements.txt"
-    requirements.write_text(f"{name}=={version} --hash=sha256:{_SHA256}\n", encoding="utf-8")
+    requirements.write_text(f"{name}=={version} --hash=sha256:{SHA256}\n", encoding="utf-8")
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", name]
     command += ["--require-hashes", "--dest", str(directory), "--requirement", str(requirements)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -35,6 +35,7 @@ JOURNAL = ("journal.c",)
 SEALING = ("seal.c",)
 REKEYING = ("rekey.c",)
 MASKING = ("masks.c",)
+PROVISIONING = ("provision.c",)
 _LARGEST_FRAMES = 8
 
 # " .text.name   0x08000100   0x3c  path/to/object", the name sometimes on a line of its own
@@ -157,6 +158,8 @@ def document(image: Image, sizes: Sizes, frames: list[tuple[str, int]], compiler
         f"messages ({', '.join(SEALING)}): {sizes.files(SEALING):,} bytes, and what masks updates in the sums of a group",
         f"({', '.join(MASKING)}): {sizes.files(MASKING):,} bytes, beside the library of the cryptography.",
         f"What takes a renewed key ({', '.join(REKEYING)}) is {sizes.files(REKEYING):,} bytes more.",
+        f"What takes an identity over the serial line ({', '.join(PROVISIONING)}) is linked where it is called:",
+        f"{sizes.files(PROVISIONING):,} bytes.",
         "",
         "## Operators",
         "",
@@ -199,7 +202,7 @@ def promised(sizes: Sizes) -> int:
     What other operators share stays counted: never too few.
     """
     others = [opcode for opcode in Opcode if opcode not in EXAMPLE_OPERATORS]
-    optional = PATCHING + RESUMING + JOURNAL + SEALING + REKEYING + MASKING
+    optional = PATCHING + RESUMING + JOURNAL + SEALING + REKEYING + MASKING + PROVISIONING
     return sizes.total("flash", ("sdk", "library")) - sizes.operators(others) - sizes.files(optional)
 
 

@@ -47,7 +47,7 @@ class VirtualDevice:
         board: Board | str,
         id: str,
         samples_region: bytes,
-        identity_region: bytes,
+        identity_region: bytes | None,
         link: str,
         *,
         package: bytes | None = None,
@@ -60,7 +60,7 @@ class VirtualDevice:
             board: the board or its name.
             id: the device's name.
             samples_region: bytes as `fedmote.wire.regions` makes them.
-            identity_region: the same.
+            identity_region: the same; None, on a board whose flash is emulated: erased, and kept over restarts.
             link: see above.
             package: device form of a package that is installed already.
             directory: for the files; a temporary one, removed with this object, where None. The journal is there, which counts
@@ -82,7 +82,8 @@ class VirtualDevice:
         self._child: Child | None = None
         _stream_options(link)
         self._write("samples", samples_region)
-        self._write("identity", identity_region)
+        self._is_unprovisioned = identity_region is None
+        self._write("identity", _ERASED * self.board.region("identity").bytes if identity_region is None else identity_region)
         if package is not None:
             self._write_slots(slots_with_package(package, self.board))
 
@@ -111,6 +112,7 @@ class VirtualDevice:
             return
         try:
             kept = (*(_SLOTS if self._has_flash else ()), *_journal_regions(self.board))
+            kept += ("identity",) if self._is_unprovisioned and self._has_flash else ()
             if kept and isinstance(child, Emulator) and child.is_running:
                 child.save(kept, self.directory)
         except RigError:

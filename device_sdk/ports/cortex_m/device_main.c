@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * The federated device: the whole image. Identity and samples are regions of flash outside the image, so that one image
- * serves a fleet.
+ * serves a fleet. A board whose identity is erased waits for one on its line.
  */
 #include <stddef.h>
 
@@ -11,6 +11,7 @@
 #include "fedmote_board.h"
 #include "journal_regions.h"
 #include "monocypher_port.h"
+#include "provision_board.h"
 #include "samples_region.h"
 #include "slots.h"
 
@@ -104,14 +105,18 @@ static void say_status(int32_t status) {
     say(digit);
 }
 
+static void complain(const char *what, int32_t status) {
+    say("fedmote: ");
+    say(what);
+    say(": ");
+    say_status(status);
+    say("\r\n");
+}
+
 /* A board that cannot start says why, in words, once a second: there is a person at the other end of the line now. */
 __attribute__((noreturn)) static void refuse_to_start(const char *what, int32_t status) {
     for (;;) {
-        say("fedmote: ");
-        say(what);
-        say(": ");
-        say_status(status);
-        say("\r\n");
+        complain(what, status);
         const uint32_t said = chip_now_ms();
         while (chip_now_ms() - said < SAY_AGAIN_MS) {
             chip_sleep();
@@ -119,10 +124,16 @@ __attribute__((noreturn)) static void refuse_to_start(const char *what, int32_t 
     }
 }
 
+static void say_unprovisioned(int32_t status) { complain("no identity in flash", status); }
+
 /* The salt of the entropy: the identity's own checksum differs from board to board. */
 static uint32_t identity_salt(const uint8_t *region) {
     return (uint32_t)region[8] | (uint32_t)region[9] << 8 | (uint32_t)region[10] << 16 | (uint32_t)region[11] << 24;
 }
+
+/* NULL: a board without an identity says so and does nothing else. */
+static int32_t (*const provision)(const struct fedmote_port *, uint8_t *, uint32_t, void (*)(int32_t),
+                                  int32_t) = FEDMOTE_PORT_PROVISION;
 
 int main(void) {
     const uint8_t *identity_region = (const uint8_t *)FEDMOTE_BOARD_REGIONS_IDENTITY_ADDRESS;
@@ -132,6 +143,14 @@ int main(void) {
     slots_start();
     int32_t status =
         fedmote_identity_read(&identity, identity_text, identity_region, FEDMOTE_BOARD_REGIONS_IDENTITY_BYTES);
+    if (status != FEDMOTE_OK && provision != NULL) {
+        entropy_start(0U);
+        status = provision(&port, arena, sizeof arena, say_unprovisioned, status);
+        if (status == FEDMOTE_OK) {
+            status =
+                fedmote_identity_read(&identity, identity_text, identity_region, FEDMOTE_BOARD_REGIONS_IDENTITY_BYTES);
+        }
+    }
     if (status != FEDMOTE_OK) {
         refuse_to_start("no identity in flash", status);
     }

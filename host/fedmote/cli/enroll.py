@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 from argparse import ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
@@ -15,12 +16,14 @@ from fedmote.cli.table import say, shown, write_json, write_table
 from fedmote.config import CoordinatorConfig, Credentials, load
 from fedmote.errors import ConfigError
 from fedmote.fleet.backup import export_fleet, import_fleet
+from fedmote.fleet.broker_files import BrokerFiles
 from fedmote.fleet.enrolment import Done, Enrolment
 from fedmote.fleet.registry import Entry, Registry
 from fedmote.package.boards import Board
 from fedmote.package.signature import SigningKey
-from fedmote.private_files import write_private
-from fedmote.wire.regions import credentials_region
+from fedmote.private_files import refuse_shared, write_private
+from fedmote.transport.provisioning import ANSWER_S, provision
+from fedmote.wire.regions import credentials_region, read_identity_region
 from fedmote.wire.schema import Role
 
 SUMMARY = "let devices and partners into a fleet, give them new keys, put them out"
@@ -31,6 +34,9 @@ EXAMPLES = """examples:
   fedmote enroll token device-4 --role device --cell desk --expires 24h --identity-image device-4.bin
                                                                   an image for a technician: its key is good for one board,
                                                                   which gets a lasting one from the coordinator
+  fedmote enroll serial device-2 --port /dev/ttyACM0 --link mqtt  its identity into a board that has none, over the serial line
+  fedmote enroll serial device-4 --port /dev/ttyACM0 --image device-4.bin
+                                                                  the same for whoever has the image alone
   fedmote enroll list --json                                      who belongs to the fleet; no keys
   fedmote enroll rotate device-2                                  new keys; the old ones are refused at once
   fedmote enroll rotate device-2 --over-the-air                   another key by the coordinator, nothing is flashed
@@ -76,10 +82,11 @@ class _Fleet:
 def add_arguments(parser: ArgumentParser) -> None:
     """Declare the verb's arguments."""
     style: dict[str, Any] = {"epilog": EXAMPLES, "formatter_class": RawDescriptionHelpFormatter}
-    verbs = parser.add_subparsers(dest="what", required=True, metavar="add|token|list|rotate|group|revoke|export|import")
+    verbs = parser.add_subparsers(dest="what", required=True, metavar="add|token|serial|list|rotate|group|revoke|export|import")
     words = {
         "add": "let a participant in",
         "token": "let a device in with a one-time token, in whose place the coordinator gives it a lasting key",
+        "serial": "write a device's identity into a board that has none, over its serial line",
         "list": "who belongs to the fleet",
         "rotate": "new keys and a new password; the old ones are refused at once",
         "group": "sum the updates of these devices under masks",
@@ -89,7 +96,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     }
     styles = {"group": style | {"epilog": _GROUP_TEXT}}
     made = {name: verbs.add_parser(name, help=text, **styles.get(name, style)) for name, text in words.items()}
-    for name in ("add", "token", "rotate", "revoke"):
+    for name in ("add", "token", "serial", "rotate", "revoke"):
         made[name].add_argument("id", metavar="ID")
     for name in ("export", "import"):
         made[name].add_argument("file", type=Path, metavar="FILE.json")
@@ -123,6 +130,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         made[name].add_argument(
             "--send-samples", action="store_true", help="of the image: selected samples may go to the partner"
         )
+    _add_serial(made["serial"])
     for verb in made.values():
         verb.add_argument(
             "--config", type=Path, default=Path("coordinator.toml"), metavar="coordinator.toml", help="default: here"
@@ -130,8 +138,22 @@ def add_arguments(parser: ArgumentParser) -> None:
         verb.add_argument("--json", action="store_true", help="one JSON object on stdout")
 
 
+def _add_serial(verb: ArgumentParser) -> None:
+    verb.add_argument("--port", required=True, metavar="PORT", help="serial port or pty, or tcp://HOST:PORT where it is served")
+    verb.add_argument("--baud", type=int, default=115200, help="bit/s (default: 115200)")
+    verb.add_argument("--image", type=Path, metavar="FILE", help="the identity region; without it that of the credentials here")
+    verb.add_argument("--board", metavar="BOARD", help="refuses every other one")
+    verb.add_argument("--link", choices=("mqtt", "serial"), default="mqtt", help="without --image (default: mqtt)")
+    verb.add_argument("--send-samples", action="store_true", help="without --image: selected samples may go to the partner")
+    verb.add_argument(
+        "--patience", type=float, default=ANSWER_S, metavar="SECONDS", help=f"for each word of the board (default: {ANSWER_S:g})"
+    )
+
+
 def run(options: Namespace) -> int:
     """Change the fleet, or say who is in it."""
+    if options.what == "serial":
+        return _provision(options)
     fleet = _fleet(options.config)
     with Registry.open(fleet.registry, is_made=options.what in ("add", "token", "import")) as registry:
         enrolment = Enrolment(registry, fleet.site, fleet.broker, verify_key=fleet.verify_key)
@@ -184,6 +206,39 @@ def _change(enrolment: Enrolment, options: Namespace, is_signing: bool) -> None:
         write_private(options.identity_image, credentials_region(credentials, options.link, options.send_samples))
         files.append(options.identity_image)
     _print(enrolment.registry, done, files, board, options.json)
+
+
+def _provision(options: Namespace) -> int:
+    region = _region_of(options)
+    if (found := read_identity_region(region).id) != options.id:
+        raise ConfigError(f"{options.image}: the identity of {found}, and that of {options.id} was asked for")
+    expected = None if options.board is None else Board.load(options.board)
+    if expected is not None and not expected.is_provisioned:
+        raise ConfigError(
+            f"--board {expected.name}: it takes no identity over its line; --identity-image makes one to be flashed"
+        )
+    name = None if expected is None else expected.name
+    board = asyncio.run(provision(options.port, options.baud, region, name, options.patience))
+    if options.json:
+        write_json({"id": options.id, "board": board, "port": options.port, "bytes": len(region)})
+    else:
+        say(f"{options.id}: a {board} at {options.port} has its identity, {len(region)} bytes, and starts with it")
+    return 0
+
+
+def _region_of(options: Namespace) -> bytes:
+    """The region in the image, or of the device's credentials in this fleet."""
+    if options.image is not None:
+        refuse_shared(options.image)
+        try:
+            return bytes(options.image.read_bytes())
+        except OSError as error:
+            raise ConfigError(f"{options.image}: {error.strerror}") from error
+    fleet = _fleet(options.config)
+    path = BrokerFiles((fleet.broker or fleet.registry).resolve(), fleet.site).credentials_file(options.id)
+    if not path.exists():
+        raise ConfigError(f"{path}: there are no credentials of {options.id} here; --image takes a file of --identity-image")
+    return credentials_region(load(Credentials, path), options.link, options.send_samples)
 
 
 def _duration(text: str) -> int:

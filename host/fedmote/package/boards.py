@@ -66,6 +66,7 @@ class Board:
         regions: named parts of the address space ("identity", "package", "samples", ...); empty where files stand for them.
         is_checking_signatures: whether its device image can check who signed a package.
         is_masking: whether its device image can take part in masked sums.
+        is_provisioned: whether its device image takes an identity over the serial line.
         is_unaligned_trapped: whether unaligned accesses trap though the core could do them.
         journal_bytes: one of the two regions of its journal; 0: it has none.
         peripherals: addresses and pins that the chip's port asks for; nothing on the host does.
@@ -92,6 +93,7 @@ class Board:
     regions: dict[str, Region] = field(default_factory=dict)
     is_checking_signatures: bool = False
     is_masking: bool = False
+    is_provisioned: bool = False
     is_unaligned_trapped: bool = False
     journal_bytes: int = 0
     peripherals: dict[str, int] = field(default_factory=dict)
@@ -208,6 +210,7 @@ _OPTIONAL: dict[str, type] = {
     "regions": dict,
     "is_checking_signatures": bool,
     "is_masking": bool,
+    "is_provisioned": bool,
     "is_unaligned_trapped": bool,
     "journal_bytes": int,
     "peripherals": dict,
