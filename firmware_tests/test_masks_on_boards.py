@@ -16,6 +16,7 @@ from pathlib import Path
 import cbor2
 import numpy as np
 import pytest
+from nacl.bindings import crypto_scalarmult
 
 from fedmote.package.boards import Board
 from fedmote.package.file import Package, build_package
@@ -29,7 +30,7 @@ from fedmote.wire.seal import EpochEnd, FixedKeys, Seals
 from fedmote.wire.transfer import BlobSink, BlobSource
 from fedmote_hil.build import crypto_sources
 from fedmote_hil.virtual import VirtualDevice
-from firmware_tests.mask_reference import Participation, Sum, masked_words, members_of
+from firmware_tests.mask_reference import Participation, Sum, derive, masked_words, members_of
 from firmware_tests.masked_peers import CLIP_NORM, masking_field, sum_of
 from firmware_tests.sealed_peers import CELL_KEY, KEY
 
@@ -46,6 +47,7 @@ RUN, ROUND = b"maskruns", 3
 CLASSES, SAMPLES = 3, 24
 TWIN, LOST = 1, 5  # of the emulated board: it has the same samples; of nobody: it is killed
 TIMEOUT_S = 120
+SETTLED_S = 1.0  # after its last acknowledgement
 
 
 def package_for(board: Board) -> Package:
@@ -78,6 +80,7 @@ class Coordinator:
         keys = FixedKeys({name_of(number): KEY for number in self.members})
         end = EpochEnd(Channel.COORDINATOR, keys, 7, time.monotonic)
         self.server = LinkServer("tcp://127.0.0.1:0", seals=Seals(coordinator=end))
+        self.memory = b""  # of the emulated board, when all is over
         self._step = 1
         self._peers: dict[int, bytes] = {}  # as they were fixed after step 1
         self._sinks: dict[tuple[int, int], BlobSink] = {}
@@ -140,6 +143,26 @@ class Coordinator:
         return BlobSource(handle, blob)
 
 
+def secrets_of(books: Sum, number: int) -> dict[str, bytes]:
+    """Keys and shares of a member that nobody else may know."""
+    me, mine = books.members[number], Participation(books.members[number], RUN, ROUND, books.keys[number][4:12])
+    found = {"x": mine.mask_secret, "b": mine.seed, "own mask key": derive(mine.seed, 6, number, 0, 0, RUN, ROUND, bytes(8))}
+    for other in me.neighbours:
+        theirs = Participation(books.members[other], RUN, ROUND, books.keys[other][4:12])
+        shared, lasting = crypto_scalarmult(mine.mask_secret, theirs.public), crypto_scalarmult(me.secret, me.publics[other])
+        place = books.members[other].neighbours.index(number) + 1
+        found |= {
+            f"secret shared with {other}": lasting,
+            f"mask secret shared with {other}": shared,
+            f"mask key with {other}": derive(shared, 5, *sorted((number, other)), 0, RUN, ROUND, bytes(8)),
+            f"box key to {other}": mine.box_key(number, other, mine.salt),
+            f"box key from {other}": theirs.box_key(other, number, theirs.salt),
+        }
+        found |= {f"share {which} of {other}": theirs.share(which, place) for which in (0, 1)}
+        found |= {f"share {which} for {other}": mine.share(which, me.neighbours.index(other) + 1) for which in (0, 1)}
+    return found
+
+
 async def masked_round(directory: Path) -> Coordinator:
     coordinator = Coordinator()
     await coordinator.server.start()
@@ -159,6 +182,8 @@ async def masked_round(directory: Path) -> Coordinator:
             left = [number for number in coordinator.members if number != LOST]
             for step in (2, 3):
                 await coordinator.lead(step, left)
+            await asyncio.sleep(SETTLED_S)
+            coordinator.memory = devices[MEMBERS].halt_and_read("ram")
     finally:
         await coordinator.server.close()
     return coordinator
@@ -180,3 +205,6 @@ def test_the_sum_of_processes_and_an_emulated_board_is_exact_though_one_was_lost
     step = CLIP_NORM / ((2**31 - 1) // MEMBERS)
     assert np.abs(twin).max() * step > 0.01
     assert np.abs(twin - board).max() * step < 1e-5  # floats of two cores
+    for name, secret in {"lasting secret": books.members[MEMBERS].secret, **secrets_of(books, MEMBERS)}.items():
+        assert not any(secret[at : at + 8] in total.memory for at in range(0, 32, 8)), f"{name} is left in the RAM of the board"
+    assert RUN in total.memory, "this is not the memory of the device"
