@@ -16,7 +16,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
-from nacl.bindings import crypto_aead_xchacha20poly1305_ietf_decrypt, crypto_aead_xchacha20poly1305_ietf_encrypt
+from nacl.bindings import (
+    crypto_aead_xchacha20poly1305_ietf_decrypt,
+    crypto_aead_xchacha20poly1305_ietf_encrypt,
+    crypto_scalarmult,
+)
 from nacl.exceptions import CryptoError
 
 from firmware_tests.native import SDK, address_of, aligned, all_operators, compile_c, operator_sources
@@ -82,6 +86,8 @@ class Port(ctypes.Structure):
         ("crypto", ctypes.c_void_p),
         ("signing", ctypes.c_void_p),
         ("verify", ctypes.c_void_p),
+        ("masking", ctypes.c_void_p),
+        ("agree", ctypes.c_void_p),
     ]
 
 
@@ -115,6 +121,17 @@ def _unlock(text: int, size: int, tag: int, key: int, nonce: int, associated: in
 CRYPTO = Crypto(*(kind(call) for (_, kind), call in zip(Crypto._fields_, (_lock, _unlock), strict=True)))
 
 
+def _agree(shared: int, secret: int, public: int) -> int:
+    try:
+        ctypes.memmove(shared, crypto_scalarmult(ctypes.string_at(secret, 32), ctypes.string_at(public, 32)), 32)
+    except CryptoError:  # of a public key that is none
+        return -1
+    return 0
+
+
+AGREE = ctypes.CFUNCTYPE(ctypes.c_int32, *3 * [ctypes.c_void_p])(_agree)
+
+
 class Identity(ctypes.Structure):
     """`struct fedmote_identity`."""
 
@@ -122,7 +139,7 @@ class Identity(ctypes.Structure):
         ("id", ctypes.c_char_p), ("site", ctypes.c_char_p), ("board", ctypes.c_char_p), ("link", ctypes.c_void_p),
         ("username", ctypes.c_char_p), ("password", ctypes.c_char_p), ("keep_alive_s", ctypes.c_uint16),
         ("is_sending_samples", ctypes.c_uint8), ("key", ctypes.c_char_p), ("cell_key", ctypes.c_char_p),
-        ("verify_key", ctypes.c_char_p),
+        ("verify_key", ctypes.c_char_p), ("masking", ctypes.c_char_p),
     ]  # fmt: skip
 
 
@@ -231,7 +248,8 @@ class Device:
         username: str | None = None, is_sending: bool = True, has_hash: bool = True, flash: FlashModel | None = None,
                  seed: int = 1, password: str | None = None, keep_alive_s: int = 0,
         arithmetic: str = "fedmote_float32", is_patching: bool = False, key: bytes | None = None,
-        cell_key: bytes | None = None, verify_key: bytes | None = None, verify: int | None = None) -> None:  # fmt: skip
+        cell_key: bytes | None = None, verify_key: bytes | None = None, verify: int | None = None,
+        masking: bytes | None = None) -> None:  # fmt: skip
         self.x, self.y = np.ascontiguousarray(x, np.int8), y
         self.rx, self.tx = bytearray(), bytearray()
         self.now, self.seed = 0xFFFFF000, seed  # the clock wraps soon
@@ -257,13 +275,18 @@ class Device:
                     setattr(self._port, name, kind(getattr(self, f"_{name}")))  # type: ignore[operator]
         link_address = ctypes.addressof(ctypes.c_char.in_dll(library(), f"fedmote_{link}_link"))
         texts = [text.encode() if text is not None else None for text in (identifier, site, board, username, password)]
-        self._identity = Identity(*texts[:3], link_address, *texts[3:], keep_alive_s, is_sending, key, cell_key, verify_key)
+        self._identity = Identity(
+            *texts[:3], link_address, *texts[3:], keep_alive_s, is_sending, key, cell_key, verify_key, masking
+        )
         if verify is not None:  # address of a function that checks signatures
             self._port.signing = address_of(library(), "fedmote_package_signing")
             self._port.verify = verify
         if key is not None:
             self._port.sealing = address_of(library(), "fedmote_message_sealing")
             self._port.crypto = ctypes.addressof(CRYPTO)
+        if masking is not None:
+            self._port.masking = address_of(library(), "fedmote_sum_masking")
+            self._port.agree = ctypes.cast(AGREE, ctypes.c_void_p).value
         self.boot()
 
     def boot(self) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from fedmote.wire.schema import FIELDS, MESSAGES, Kind, Status
 from firmware_tests.device_bench import Identity, library
+from firmware_tests.mask_reference import members_of
 from firmware_tests.native import ROOT, SDK, compile_c
 
 VECTORS = SDK / "protocol" / "vectors"
@@ -169,6 +170,19 @@ def test_the_longest_identity_fits_its_buffer():
     assert status == 0
 
 
+GROUP = members_of(9, 8, 5)[4].identity()
+MASKED = {**dict.fromkeys((8, 9, 10), bytes(32)), 11: GROUP}
+
+
+def test_the_group_of_an_identity_is_read_where_it_is():
+    data = region(cbor2.dumps(IDENTITY | MASKED))
+    buffer = ctypes.create_string_buffer(data, len(data))
+    identity, text = Identity(), ctypes.create_string_buffer(200)
+    assert library().fedmote_identity_read(ctypes.byref(identity), text, buffer, ctypes.c_uint32(len(data))) == 0
+    address = ctypes.c_void_p.from_buffer(identity, Identity.masking.offset).value
+    assert address == ctypes.addressof(buffer) + data.index(GROUP)
+
+
 BAD_IDENTITIES = {
     "never flashed": (b"\xff" * 256, Status.MALFORMED),
     "short": (b"FMID", Status.TRUNCATED),
@@ -183,7 +197,13 @@ BAD_IDENTITIES = {
     "key that is a text": (region(cbor2.dumps(IDENTITY | {8: "k" * 32})), Status.FIELD_TYPE),
     "cell key without a key": (region(cbor2.dumps(IDENTITY | {9: bytes(32)})), Status.MISSING_FIELD),
     "cell key cut": (region(cbor2.dumps(IDENTITY | {8: bytes(32), 9: bytes(32)})[:-1]), Status.TRUNCATED),
-    "more than it can have": (region(cbor2.dumps(IDENTITY | dict.fromkeys((8, 9, 10, 11), bytes(32)))), Status.MISSING_FIELD),
+    "more than it can have": (region(cbor2.dumps(IDENTITY | MASKED | {12: bytes(32)})), Status.MISSING_FIELD),
+    "a group of one neighbour": (region(cbor2.dumps(IDENTITY | MASKED | {11: bytes(77)})), Status.FIELD_RANGE),
+    "a group cut": (region(cbor2.dumps(IDENTITY | MASKED | {11: GROUP[:-1]})), Status.FIELD_RANGE),
+    "a group of more neighbours than it says": (
+        region(cbor2.dumps(IDENTITY | MASKED | {11: GROUP + bytes(33)})),
+        Status.FIELD_RANGE,
+    ),
     "text cut": (region(b"\xa7\x01\x67boa"), Status.TRUNCATED),
     "trailing": (region(cbor2.dumps(IDENTITY) + b"\0"), Status.TRAILING),
 }

@@ -34,6 +34,9 @@ void fedmote_client_go(struct fedmote_client *client, enum fedmote_state state) 
     if (client->state != (uint8_t)state) {
         client->state = (uint8_t)state;
         fedmote_client_note(client, FEDMOTE_EVENT_STATE, (int32_t)state);
+        if (client->port->masking) {
+            client->port->masking->enter(client);
+        }
     }
 }
 
@@ -249,7 +252,8 @@ static bool work(struct fedmote_client *client) {
         return work_fetch(client);
     }
     if (client->state == FEDMOTE_STATE_REPORT) {
-        return client->port->journal && client->port->journal->work(client);
+        return (client->port->masking && client->port->masking->work(client)) ||
+               (client->port->journal && client->port->journal->work(client));
     }
     if (client->state == FEDMOTE_STATE_IDLE) {
         return false;
@@ -346,14 +350,12 @@ int32_t fedmote_init(struct fedmote *device, const struct fedmote_port *port, co
     client->now = port->now_ms(port->context);
     (void)!fedmote_store_open(&client->store, port, &client->round.package); /* none is fine: it will be fetched */
     uint32_t half = fedmote_link_bytes() / 2;
-    client->line = (struct fedmote_line){
-        .port = port,
-        .identity = &client->identity,
-        .boot = port->random(port->context),
-        .receive = arena,
-        .transmit = arena + half,
-        .capacity = half,
-    };
+    client->line.port = port;
+    client->line.identity = &client->identity;
+    client->line.boot = port->random(port->context);
+    client->line.receive = arena;
+    client->line.transmit = arena + half;
+    client->line.capacity = half;
     if (port->journal) {
         port->journal->open(client);
     }
@@ -366,8 +368,9 @@ int32_t fedmote_init(struct fedmote *device, const struct fedmote_port *port, co
             return status;
         }
     }
-    if (identity->verify_key && !(port->signing && port->verify)) {
-        return FEDMOTE_ERR_ARGUMENT; /* it would take what nobody signed */
+    if ((identity->verify_key && !(port->signing && port->verify)) ||
+        (identity->masking && !(port->masking && port->masking->is_ready(client)))) {
+        return FEDMOTE_ERR_ARGUMENT; /* it would take what nobody signed, or say what nobody may see */
     }
     client->identity.link->open(&client->line);
     return FEDMOTE_OK;

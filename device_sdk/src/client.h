@@ -7,6 +7,7 @@
 
 #include "journal.h"
 #include "link.h"
+#include "masks.h"
 #include "patch.h"
 #include "round.h"
 #include "seal.h"
@@ -21,7 +22,8 @@ enum fedmote_fetch {
     FEDMOTE_FETCH_BEGIN,
     FEDMOTE_FETCH_MODEL, /* from here on chunks are asked for */
     FEDMOTE_FETCH_DIFFERENCE,
-    FEDMOTE_FETCH_HEAD
+    FEDMOTE_FETCH_HEAD,
+    FEDMOTE_FETCH_PEERS /* in FEDMOTE_STATE_REPORT */
 };
 
 /* First and last back-off of hello, milliseconds. */
@@ -54,6 +56,7 @@ struct fedmote_client {
     struct fedmote_log log;       /* of the port's journal */
     struct fedmote_offer update;  /* coordinator channel */
     struct fedmote_offer samples; /* cell channel */
+    struct fedmote_masks masks;
 
     /* The message at hand, composed in the transmit buffer; size 0: none after all. */
     uint32_t said_size;
@@ -95,6 +98,8 @@ uint32_t fedmote_client_device(const struct fedmote_client *client);
 /* Makes the package in the other slot the installed one, or fails. */
 void fedmote_client_install(struct fedmote_client *client);
 
+/* hear.c: whether a message names the run of the newest plan. */
+bool fedmote_client_is_current_run(const struct fedmote_client *client, const struct fedmote_message *message);
 /* hear.c: takes one frame. */
 void fedmote_client_hear(struct fedmote_client *client, const struct fedmote_frame *frame);
 /* speak.c: sends at most one message; false where there is none to send now. */

@@ -23,7 +23,7 @@ static void queue_refusal(struct fedmote_client *client, uint8_t channel, int32_
 /* ---- plan ---------------------------------------------------------------------------------------------------------
  */
 
-static bool is_current_run(const struct fedmote_client *client, const struct fedmote_message *message) {
+bool fedmote_client_is_current_run(const struct fedmote_client *client, const struct fedmote_message *message) {
     const uint8_t *run = client->round.plan.run;
     return client->has_plan && fedmote_message_has(message, FEDMOTE_FIELD_RUN) &&
            memcmp(run, message->bytes[FEDMOTE_FIELD_RUN], sizeof client->round.plan.run) == 0;
@@ -95,6 +95,18 @@ static void set_deadline(struct fedmote_client *client, uint32_t remaining_ms) {
     client->is_round_closed = false;
 }
 
+/* Who signed the package, and who may see the update. */
+static int32_t check_plan(struct fedmote_client *client, const struct fedmote_message *message) {
+    const struct fedmote_port *port = client->port;
+    int32_t status = port->signing ? port->signing->check(client, message) : FEDMOTE_OK;
+    if (status == FEDMOTE_OK && port->masking) {
+        status = port->masking->check(client, message);
+    } else if (status == FEDMOTE_OK && fedmote_message_has(message, FEDMOTE_FIELD_MASKING)) {
+        status = FEDMOTE_ERR_MASK_GROUP;
+    }
+    return status;
+}
+
 /* Whatever was going on is over. */
 static void begin_plan(struct fedmote_client *client, const struct fedmote_message *message) {
     client->update.is_open = false;
@@ -110,12 +122,10 @@ static void begin_plan(struct fedmote_client *client, const struct fedmote_messa
     read_plan(&client->round.plan, message, client->identity.is_sending_samples != 0);
     set_deadline(client, message->number[FEDMOTE_FIELD_REMAINING_MS]);
     fedmote_client_note(client, FEDMOTE_EVENT_PLAN, (int32_t)client->round.plan.round);
-    if (client->port->signing) {
-        int32_t status = client->port->signing->check(client, message);
-        if (status != FEDMOTE_OK) {
-            fedmote_client_fail(client, status, "signature", true);
-            return;
-        }
+    const int32_t status = check_plan(client, message);
+    if (status != FEDMOTE_OK) {
+        fedmote_client_fail(client, status, "plan", true);
+        return;
     }
     client->fetch = FEDMOTE_FETCH_CHOOSE;
     fedmote_client_go(client, FEDMOTE_STATE_FETCH);
@@ -145,7 +155,7 @@ static void hear_plan(struct fedmote_client *client, const struct fedmote_messag
         queue_refusal(client, FEDMOTE_CHANNEL_COORDINATOR, FEDMOTE_ERR_NOT_EXPECTED, NULL);
     } else if (has_some_head && !has_whole_head) {
         queue_refusal(client, FEDMOTE_CHANNEL_COORDINATOR, FEDMOTE_ERR_MISSING_FIELD, NULL);
-    } else if (!is_current_run(client, message) || round > client->round.plan.round) {
+    } else if (!fedmote_client_is_current_run(client, message) || round > client->round.plan.round) {
         begin_plan(client, message);
     } else if (round == client->round.plan.round) {
         hear_same_plan(client, message);
@@ -210,7 +220,7 @@ static void drop_update(struct fedmote_client *client) {
 static void hear_ack(struct fedmote_client *client, uint8_t channel, const struct fedmote_message *message) {
     struct fedmote_offer *offer = channel == FEDMOTE_CHANNEL_CELL ? &client->samples : &client->update;
     const uint32_t *number = message->number;
-    bool is_expected = offer->is_open && is_current_run(client, message) &&
+    bool is_expected = offer->is_open && fedmote_client_is_current_run(client, message) &&
                        number[FEDMOTE_FIELD_HANDLE] == offer->handle &&
                        number[FEDMOTE_FIELD_ROUND] == client->round.plan.round;
     if (!is_expected) {
@@ -233,7 +243,8 @@ static bool is_about(const struct fedmote_client *client, const struct fedmote_m
     if (fedmote_message_has(message, FEDMOTE_FIELD_HANDLE)) {
         return message->number[FEDMOTE_FIELD_HANDLE] == handle;
     }
-    bool is_other_run = fedmote_message_has(message, FEDMOTE_FIELD_RUN) && !is_current_run(client, message);
+    bool is_other_run =
+        fedmote_message_has(message, FEDMOTE_FIELD_RUN) && !fedmote_client_is_current_run(client, message);
     return !is_other_run && fedmote_message_has(message, FEDMOTE_FIELD_ROUND) &&
            message->number[FEDMOTE_FIELD_ROUND] == client->round.plan.round;
 }
@@ -284,6 +295,9 @@ void fedmote_client_hear(struct fedmote_client *client, const struct fedmote_fra
         return;
     }
     bool is_coordinator = frame->channel == FEDMOTE_CHANNEL_COORDINATOR;
+    if (is_coordinator && client->port->masking && client->port->masking->hear(client, &message)) {
+        return;
+    }
     if (frame->kind == FEDMOTE_KIND_GET) {
         hear_get(client, frame->channel, &message);
     } else if (frame->kind == FEDMOTE_KIND_ACK) {

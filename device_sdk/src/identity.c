@@ -9,9 +9,10 @@
 
 #include "crc32.h"
 #include "little_endian.h"
+#include "masks.h"
 #include "wire.h"
 
-enum { HEADER = 12, LINKS = 2, REQUIRED = 7, PAIRS = 10 };
+enum { HEADER = 12, LINKS = 2, REQUIRED = 7, PAIRS = 11 };
 
 /* Keys of the map; the rule of key k is RULES[k - 1]. */
 enum key {
@@ -24,7 +25,8 @@ enum key {
     KEY_KEEP_ALIVE_S = 7,
     KEY_KEY = 8,
     KEY_CELL_KEY = 9,
-    KEY_VERIFY_KEY = 10
+    KEY_VERIFY_KEY = 10,
+    KEY_MASKING = 11
 };
 
 /* Type and bounds: of a number, or of the bytes of a string. */
@@ -44,6 +46,7 @@ static const struct rule RULES[PAIRS] = {
     {32, 32, FEDMOTE_CBOR_BYTES},
     {32, 32, FEDMOTE_CBOR_BYTES},
     {32, 32, FEDMOTE_CBOR_BYTES},
+    {FEDMOTE_MASKING_BYTES(FEDMOTE_MASKING_NEIGHBOURS), FEDMOTE_MASKING_BYTES(2), FEDMOTE_CBOR_BYTES},
 };
 
 /* The values of the map by key: numbers, or lengths with the bytes in the region. */
@@ -133,6 +136,10 @@ int32_t fedmote_identity_read(struct fedmote_identity *identity, char text[FEDMO
     if (!values.bytes[KEY_KEY] && values.bytes[KEY_CELL_KEY]) {
         return FEDMOTE_ERR_MISSING_FIELD; /* it would speak readably, as if it had none */
     }
+    const uint8_t *masking = values.bytes[KEY_MASKING];
+    if (masking && values.number[KEY_MASKING] != FEDMOTE_MASKING_BYTES(masking[FEDMOTE_MASKING_K])) {
+        return FEDMOTE_ERR_FIELD_RANGE;
+    }
     const struct fedmote_link *const links[LINKS] = {&fedmote_serial_link, &fedmote_mqtt_link};
     identity->id = take_text(&values, KEY_ID, &text);
     identity->site = take_text(&values, KEY_SITE, &text);
@@ -145,5 +152,6 @@ int32_t fedmote_identity_read(struct fedmote_identity *identity, char text[FEDMO
     identity->key = values.bytes[KEY_KEY];
     identity->cell_key = values.bytes[KEY_CELL_KEY];
     identity->verify_key = values.bytes[KEY_VERIFY_KEY];
+    identity->masking = masking;
     return FEDMOTE_OK;
 }

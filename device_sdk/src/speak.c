@@ -89,8 +89,9 @@ static void say_hello(struct fedmote_client *client) {
 }
 
 static bool is_fetching(const struct fedmote_client *client) {
-    return client->state == FEDMOTE_STATE_FETCH && client->receiver.missing != 0 &&
-           client->fetch >= FEDMOTE_FETCH_MODEL;
+    return client->receiver.missing != 0 &&
+           (client->state == FEDMOTE_STATE_FETCH ? client->fetch >= FEDMOTE_FETCH_MODEL
+                                                 : client->fetch == FEDMOTE_FETCH_PEERS);
 }
 
 static void say_get(struct fedmote_client *client) {
@@ -166,6 +167,9 @@ static void say_report(struct fedmote_client *client) {
         fedmote_message_number(&message, FEDMOTE_FIELD_LOSS_AFTER_MICRO, loss);
     }
     fedmote_message_number(&message, FEDMOTE_FIELD_ARENA_USED_BYTES, fedmote_round_arena_used(round));
+    if (client->masks.step > 0) {
+        fedmote_message_number(&message, FEDMOTE_FIELD_MASK_STEP, client->masks.step);
+    }
     say(client, FEDMOTE_CHANNEL_COORDINATOR, &message);
 }
 

@@ -6,10 +6,9 @@
 
 #include "crc32.h"
 
-enum { PREFIX_MAX = 11, FLOAT_BYTES = 4, KEY_ENCODING = 1, KEY_TENSOR = 2, TAG_F32_LE = 85 };
+enum { FLOAT_BYTES = 4, KEY_ENCODING = 1, KEY_TENSOR = 2, TAG_F32_LE = 85 };
 
-/* {1: encoding-f32, 2: 85(bytes)} up to the floats; returns its size. */
-static uint32_t write_prefix(const struct fedmote_round *round, uint8_t out[PREFIX_MAX]) {
+uint32_t fedmote_update_prefix(const struct fedmote_round *round, uint8_t out[FEDMOTE_UPDATE_PREFIX]) {
     uint32_t size = fedmote_cbor_head(out, FEDMOTE_CBOR_MAP, 2);
     size += fedmote_cbor_head(out + size, FEDMOTE_CBOR_UINT, KEY_ENCODING);
     size += fedmote_cbor_head(out + size, FEDMOTE_CBOR_UINT, FEDMOTE_ENCODING_F32);
@@ -30,13 +29,13 @@ static float write_delta(const struct fedmote_round *round, uint32_t index, uint
 }
 
 uint32_t fedmote_update_size(const struct fedmote_round *round) {
-    uint8_t prefix[PREFIX_MAX];
-    return write_prefix(round, prefix) + FLOAT_BYTES * round->package.head_parameters;
+    uint8_t prefix[FEDMOTE_UPDATE_PREFIX];
+    return fedmote_update_prefix(round, prefix) + FLOAT_BYTES * round->package.head_parameters;
 }
 
 void fedmote_update_read(const struct fedmote_round *round, uint32_t offset, uint8_t *out, uint32_t size) {
-    uint8_t piece[PREFIX_MAX];
-    uint32_t prefix = write_prefix(round, piece);
+    uint8_t piece[FEDMOTE_UPDATE_PREFIX];
+    uint32_t prefix = fedmote_update_prefix(round, piece);
     uint32_t written = 0;
     if (round->recorded) {
         memcpy(out, round->recorded + offset, size);
@@ -59,8 +58,8 @@ void fedmote_update_read(const struct fedmote_round *round, uint32_t offset, uin
 }
 
 uint32_t fedmote_update_begin(const struct fedmote_round *round) {
-    uint8_t prefix[PREFIX_MAX];
-    return fedmote_crc32(0, prefix, write_prefix(round, prefix));
+    uint8_t prefix[FEDMOTE_UPDATE_PREFIX];
+    return fedmote_crc32(0, prefix, fedmote_update_prefix(round, prefix));
 }
 
 int32_t fedmote_update_extend(const struct fedmote_round *round, uint32_t first, uint32_t count, uint32_t *crc) {

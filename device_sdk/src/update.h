@@ -8,6 +8,14 @@
 
 #include "round.h"
 
+/* Bytes of CBOR in front of the parameters, at most, and where encoding and tag stand among them. */
+#define FEDMOTE_UPDATE_PREFIX 11
+#define FEDMOTE_UPDATE_ENCODING 2
+#define FEDMOTE_UPDATE_TAG 5
+
+/* Writes {1: encoding-f32, 2: 85(bytes)} up to the floats; returns its size. */
+uint32_t fedmote_update_prefix(const struct fedmote_round *round, uint8_t out[FEDMOTE_UPDATE_PREFIX]);
+
 /* Bytes of the blob. */
 uint32_t fedmote_update_size(const struct fedmote_round *round);
 

@@ -32,6 +32,7 @@ EXAMPLE_OPERATORS = (Opcode.CONV_2D, Opcode.MAX_POOL_2D, Opcode.MEAN)
 PATCHING = ("difference.c", "patch.c")
 JOURNAL = ("journal.c",)
 SEALING = ("seal.c",)
+MASKING = ("masks.c",)
 _LARGEST_FRAMES = 8
 
 # " .text.name   0x08000100   0x3c  path/to/object", the name sometimes on a line of its own
@@ -150,7 +151,8 @@ def document(image: Image, sizes: Sizes, frames: list[tuple[str, int]], compiler
         "A program links the operators that its table names; and, where its port names it, what makes packages from",
         f"differences ({', '.join(PATCHING)}): {sizes.files(PATCHING):,} bytes more than the first number; so it is with what",
         f"keeps boots and updates over a reset ({', '.join(JOURNAL)}): {sizes.files(JOURNAL):,} bytes; and with what seals",
-        f"messages ({', '.join(SEALING)}): {sizes.files(SEALING):,} bytes, beside the library of the cryptography.",
+        f"messages ({', '.join(SEALING)}): {sizes.files(SEALING):,} bytes, and what masks updates in the sums of a group",
+        f"({', '.join(MASKING)}): {sizes.files(MASKING):,} bytes, beside the library of the cryptography.",
         "",
         "## Operators",
         "",
@@ -193,7 +195,9 @@ def promised(sizes: Sizes) -> int:
     What other operators share stays counted: never too few.
     """
     others = [opcode for opcode in Opcode if opcode not in EXAMPLE_OPERATORS]
-    return sizes.total("flash", ("sdk", "library")) - sizes.operators(others) - sizes.files(PATCHING + JOURNAL + SEALING)
+    return (
+        sizes.total("flash", ("sdk", "library")) - sizes.operators(others) - sizes.files(PATCHING + JOURNAL + SEALING + MASKING)
+    )
 
 
 def _listed(opcodes: Iterable[Opcode]) -> str:

@@ -63,7 +63,9 @@ struct fedmote_identity {
     const uint8_t *key;         /* 32 bytes shared with the coordinator, borrowed; NULL: messages are not sealed */
     const uint8_t *cell_key;    /* 32 bytes shared with the partner, borrowed; NULL beside a key: no samples leave */
     const uint8_t
-        *verify_key; /* 32 bytes, public, borrowed: only packages signed by its owner are fetched; NULL: all */
+        *verify_key;        /* 32 bytes, public, borrowed: only packages signed by its owner are fetched; NULL: all */
+    const uint8_t *masking; /* identity key 11 of protocol/SPEC.md, borrowed: the group in whose sums updates leave,
+                               under masks and no other way; NULL: it is in none */
 };
 
 /* Bytes that fedmote_identity_read() needs for the texts: id, site, user name, password, each with its zero. */
@@ -124,7 +126,7 @@ struct fedmote {
     union {
         void *pointer;
         uint64_t word;
-        uint8_t bytes[872 + 41 * sizeof(void *)];
+        uint8_t bytes[896 + 42 * sizeof(void *)];
     } inside;
 };
 

@@ -38,6 +38,11 @@ extern const struct fedmote_sealing fedmote_message_sealing;
 struct fedmote_signing;
 extern const struct fedmote_signing fedmote_package_signing;
 
+/* What hands in updates under masks that vanish in the sum of a group; where none names it, it is not linked
+ * (src/masks.c). */
+struct fedmote_masking;
+extern const struct fedmote_masking fedmote_sum_masking;
+
 /* Authenticated encryption of a crypto library: XChaCha20-Poly1305 with a nonce of 24 bytes, the tag apart. */
 struct fedmote_crypto {
     /* Encrypts bytes[0, size) in place; `associated` is authenticated with it and lies elsewhere. */
@@ -129,6 +134,14 @@ struct fedmote_port {
      * verify() says whether a signature fits, 0 where it does: EdDSA over Curve25519 with BLAKE2b-512 for its hash. */
     const struct fedmote_signing *signing;
     int32_t (*verify)(const uint8_t signature[64], const uint8_t verify_key[32], const uint8_t *message, uint32_t size);
+
+    /* Optional, for devices whose identity has a group: &fedmote_sum_masking and the function for it, or NULL. Such a
+     * device needs hash, sealing and journal as well. agree() makes the X25519 secret of a secret and a public key.
+     * Returns 0; or anything else where it is all zeros, because the public key is none. It takes a time that says
+     * nothing about the secret, and leaves no copy of it. A participation in a masked round takes 25 of these at most,
+     * each in a step of its own. */
+    const struct fedmote_masking *masking;
+    int32_t (*agree)(uint8_t shared[32], const uint8_t secret[32], const uint8_t public_key[32]);
 };
 
 #endif

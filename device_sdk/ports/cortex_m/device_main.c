@@ -77,6 +77,8 @@ static const struct fedmote_port port = {
     .crypto = FEDMOTE_PORT_CRYPTO,
     .signing = FEDMOTE_PORT_SIGNING,
     .verify = FEDMOTE_PORT_VERIFY,
+    .masking = FEDMOTE_PORT_MASKING,
+    .agree = FEDMOTE_PORT_AGREE,
 };
 
 /* Waits until the line has taken it all. */

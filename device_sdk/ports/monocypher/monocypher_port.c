@@ -30,4 +30,11 @@ int32_t monocypher_verify(const uint8_t signature[64], const uint8_t verify_key[
     return crypto_eddsa_check(signature, verify_key, message, size);
 }
 
+/* With a public key that is none Monocypher's result is all zeros, whatever the secret. */
+int32_t monocypher_agree(uint8_t shared[32], const uint8_t secret[32], const uint8_t public_key[32]) {
+    static const uint8_t zeros[32];
+    crypto_x25519(shared, secret, public_key);
+    return crypto_verify32(shared, zeros) == 0 ? -1 : 0;
+}
+
 const struct fedmote_crypto monocypher_crypto = {lock, unlock};

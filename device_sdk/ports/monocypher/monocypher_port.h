@@ -18,4 +18,7 @@ extern const struct fedmote_crypto monocypher_crypto;
 int32_t monocypher_verify(const uint8_t signature[64], const uint8_t verify_key[32], const uint8_t *message,
                           uint32_t size);
 
+/* X25519, as port->agree. Some 900 bytes of stack, wiped before they are left. */
+int32_t monocypher_agree(uint8_t shared[32], const uint8_t secret[32], const uint8_t public_key[32]);
+
 #endif

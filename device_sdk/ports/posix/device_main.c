@@ -340,6 +340,8 @@ int main(int count, char **arguments) {
         .crypto = FEDMOTE_PORT_CRYPTO,
         .signing = FEDMOTE_PORT_SIGNING,
         .verify = FEDMOTE_PORT_VERIFY,
+        .masking = FEDMOTE_PORT_MASKING,
+        .agree = FEDMOTE_PORT_AGREE,
     };
     if (identity.key != NULL && (port.crypto == NULL || port.journal == NULL)) {
         (void)complain(options.identity, port.crypto == NULL

@@ -65,6 +65,7 @@ class Board:
         stack_bytes: reserved for the stack.
         regions: named parts of the address space ("identity", "package", "samples", ...); empty where files stand for them.
         is_checking_signatures: whether its device image can check who signed a package.
+        is_masking: whether its device image can take part in masked sums.
         is_unaligned_trapped: whether unaligned accesses trap though the core could do them.
         journal_bytes: one of the two regions of its journal; 0: it has none.
         peripherals: addresses and pins that the chip's port asks for; nothing on the host does.
@@ -90,6 +91,7 @@ class Board:
     stack_bytes: int
     regions: dict[str, Region] = field(default_factory=dict)
     is_checking_signatures: bool = False
+    is_masking: bool = False
     is_unaligned_trapped: bool = False
     journal_bytes: int = 0
     peripherals: dict[str, int] = field(default_factory=dict)
@@ -205,6 +207,7 @@ _SECTIONS: tuple[tuple[str, str, type, str], ...] = (
 _OPTIONAL: dict[str, type] = {
     "regions": dict,
     "is_checking_signatures": bool,
+    "is_masking": bool,
     "is_unaligned_trapped": bool,
     "journal_bytes": int,
     "peripherals": dict,
