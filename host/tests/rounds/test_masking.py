@@ -2,6 +2,7 @@
 """Masked rounds on paper: steps, losses at each of them, restarts after every journal entry, what the operator is told."""
 
 import itertools
+import random
 
 import pytest
 
@@ -462,3 +463,86 @@ def test_the_operator_is_told_what_the_masked_sum_waits_for(street):
     assert status.awaited == "shares of 4 members"
     assert status.missing == dict.fromkeys(NAMES[5:], "its shares are awaited")
     assert "the masked sum waits for shares of 4 members; missing board-6 (its shares are awaited)" in status.words()
+
+
+# ---- disorder -------------------------------------------------------------------------------------------------------
+
+
+def random_event(generator, machine):
+    """Mostly what the machine asks for, often something else."""
+    who = generator.choice((*NAMES, OTHER))
+    plan = machine.plan
+    number, version = (plan.round, plan.version) if plan is not None else (1, 0)
+    step = generator.choice((*MaskStep, None))
+    size = 50 if step is None else SIZES[step]
+    match generator.choices(("hello", "report", "arrived", "spoiled", "refused", "shut out"), (8, 30, 30, 1, 1, 0.2))[0]:
+        case "hello":
+            return SaidHello(who, Role.DEVICE, generator.choices((1, 2, 3), (30, 1, 1))[0])
+        case "report":
+            size += generator.random() < 0.02
+            return Reported(who, 7, size, generator.choice((7, 7, 7, 8)), RUN, number, version, 20, None, mask_step=step)
+        case "arrived":
+            return BlobArrived(who, generator.choice((7, 7, 7, 8)), "content")
+        case "spoiled":
+            return BlobSpoiled(who, 7, generator.choice((Status.CRC, Status.UPDATE_SHAPE)), "spoiled")
+        case "refused":
+            return Refused(who, generator.choice((Status.MASK_NEIGHBOURS, Status.MASK_ANSWERED)), generator.choice((None, 7)))
+        case _:
+            return generator.choice((Doubled, Revoked))(who)
+
+
+def assert_sound(log):
+    """Nothing counts twice or after its step was fixed; nobody is told of a step, or acknowledged, before the journal has it."""
+    entries, ended, durable, opened = set(), set(), set(), 0
+    for action in log:
+        match action:
+            case OpenRound():
+                assert not entries
+                opened += 1
+            case JournalPlan():
+                if (MaskStep.KEYS,) not in ended:
+                    entries.discard((action.id, MaskStep.KEYS))
+                else:
+                    assert action.id == OTHER, "nobody begins anew once it is fixed whose keys came"
+            case JournalMaskBlob() | JournalUpdate():
+                step = getattr(action, "step", MaskStep.UPDATE)
+                assert (action.id, step) not in entries
+                assert (step,) not in ended
+                if action.id != OTHER:
+                    assert {(before,) for before in MaskStep if before < step} <= ended
+                entries.add((action.id, step))
+                durable.add((action.round, action.id))
+            case EndMaskStep():
+                assert (action.step,) not in ended
+                ended.add((action.step,))
+            case SendPlan() if action.mask_step is not None:
+                assert {(before,) for before in MaskStep if before < action.mask_step} <= ended
+            case SendAck():
+                assert (action.round, action.id) in durable
+            case CloseRound():
+                summed = {who for who, step in entries if step is MaskStep.UPDATE and who != OTHER} - set(action.missing)
+                assert not summed or len(summed) >= 8
+                entries, ended = set(), set()
+            case AbandonRound():
+                entries, ended = set(), set()
+    return opened
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_invariants_of_masked_rounds_hold_in_any_disorder(street, seed):
+    print(f"seed {seed}")
+    generator = random.Random(seed)
+    one = street(max_failed_rounds=3, selection_s=5.0, max_rejoins_per_minute=1000)
+    fleet = one.fleet
+    for _ in range(6000):
+        if fleet.machine.stage is Stage.DONE:
+            break
+        if fleet.machine.stage is Stage.CLOSING:
+            fleet.log += fleet.machine.committed(fleet.machine.version + 1, fleet.now)
+            continue
+        fleet.give(random_event(generator, fleet.machine))
+        if generator.random() < 0.1:
+            fleet.wait(generator.uniform(0, 4))
+        assert fleet.machine.words(fleet.now)
+    assert fleet.machine.stage is Stage.DONE, "every run ends"
+    assert assert_sound(fleet.log) >= 1
