@@ -123,6 +123,27 @@ def client_corpus() -> list[bytes]:
     return [b"".join(script) for script in scripts]
 
 
+def masks_corpus() -> list[bytes]:
+    """Scripts of fuzz/masks.c: whole participations, with all peers, with some, and with a box that does not open."""
+    entry = bytes(range(1, 9)) + bytes(range(32)) + bytes(64) + bytes(16)
+    peers = bytes([1, 7, 0, 0]) + 7 * entry
+    fewer, shut = bytes([1, 7, 0, 0]) + bytes(120) + 6 * entry, peers[:-16] + b"\1" + peers[-15:]
+
+    def plan(step: int, survivors: int = 0, blob: bytes = b"") -> bytes:
+        return struct.pack("<BBBH", 6, step, survivors, len(blob)) + blob
+
+    wait, endless = line(COORDINATOR, Kind.WAIT, wait_ms=100), line(COORDINATOR, Kind.WAIT, wait_ms=0)
+    lost = line(COORDINATOR, Kind.REFUSE, status=int(Status.STALE_ROUND), handle=0x700)
+    later, reset = b"\3\xff", b"\5"
+    scripts = [
+        [plan(1), later, plan(2, blob=peers), later, plan(3, 0x7F, peers), later, plan(3, 0x7F, peers), later, wait],
+        [plan(1), later, endless, plan(2, blob=fewer), lost, plan(3, 0x3E, fewer), later, plan(3, 0x7E, fewer), later],
+        [plan(1), later, plan(2, blob=shut), later, plan(1), later, reset, plan(1), later, plan(3, 0x7F, peers), later],
+        [plan(1), reset, plan(1), later, plan(2, blob=peers), wait, later, plan(4), later, plan(0), later],
+    ]
+    return [b"".join(script) for script in scripts]
+
+
 CORPORA: dict[str, Callable[[], list[bytes]]] = {
     "message": message_corpus,
     "frame": frame_corpus,
@@ -132,9 +153,10 @@ CORPORA: dict[str, Callable[[], list[bytes]]] = {
     "difference": difference_corpus,
     "chunk": chunk_corpus,
     "client": client_corpus,
+    "masks": masks_corpus,
 }
 # Inputs per second differ: a script of the client is a whole device.
-MUTANTS_OF = {"client": MUTANTS // 8, "package": MUTANTS // 4}
+MUTANTS_OF = {"client": MUTANTS // 8, "masks": MUTANTS // 8, "package": MUTANTS // 4}
 
 
 def sdk_sources() -> list[Path]:
