@@ -21,6 +21,8 @@ import pytest
 from fedmote.wire.regions import identity_region
 from fedmote.wire.schema import FIELDS, Kind, Status
 from firmware_tests.generate_vectors import frame
+from firmware_tests.mask_reference import members_of
+from firmware_tests.masked_peers import identity_in_group
 from firmware_tests.native import SDK, compile_c, operator_sources
 from firmware_tests.one_round import HEAD_HANDLE, MODEL_HANDLE, PACKAGE, plan_for
 from firmware_tests.scripted_peers import CELL, COORDINATOR, RUN
@@ -66,6 +68,7 @@ def identity_corpus() -> list[bytes]:
         identity_region("b-1", "lab", "serial"),
         identity_region("b-1", "lab", "mqtt", "user", "password", is_sending_samples=True),
         identity_region("x" * 32, "y" * 32, "mqtt", "u" * 64, "p" * 64, keep_alive_s=65535),
+        *(identity_in_group("b-1", members_of(*shape)[1].identity()) for shape in ((8, 7, 4), (12, 2, 2))),
     ]
     return [region[12:] for region in regions]
 
