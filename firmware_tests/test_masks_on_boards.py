@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-import struct
 import tempfile
 import time
 import zlib
@@ -13,7 +12,6 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
 
-import cbor2
 import numpy as np
 import pytest
 from nacl.bindings import crypto_scalarmult
@@ -24,15 +22,15 @@ from fedmote.package.graph import HeadLayer
 from fedmote.package.specimen import random_int8_graph, random_samples
 from fedmote.transport.link import LinkServer
 from fedmote.wire.codec import Message
-from fedmote.wire.regions import identity_region, samples_region
+from fedmote.wire.regions import samples_region
 from fedmote.wire.schema import Channel, Kind, Phase
 from fedmote.wire.seal import EpochEnd, FixedKeys, Seals
 from fedmote.wire.transfer import BlobSink, BlobSource
 from fedmote_hil.build import crypto_sources
 from fedmote_hil.virtual import VirtualDevice
 from firmware_tests.mask_reference import Participation, Sum, derive, masked_words, members_of
-from firmware_tests.masked_peers import CLIP_NORM, masking_field, sum_of
-from firmware_tests.sealed_peers import CELL_KEY, KEY
+from firmware_tests.masked_peers import CLIP_NORM, identity_in_group, masking_field, sum_of
+from firmware_tests.sealed_peers import KEY
 
 _missing = [tool for tool in ("arm-none-eabi-gcc", "qemu-system-arm") if shutil.which(tool) is None]
 pytestmark = [
@@ -57,13 +55,6 @@ def package_for(board: Board) -> Package:
     rng = np.random.default_rng(1)
     tensors = {"w": rng.normal(size=(CLASSES, features)).astype(np.float32), "b": rng.normal(size=CLASSES).astype(np.float32)}
     return build_package(None, graph, [HeadLayer("w", "b", features, CLASSES)], tensors, {}, board, "specimen", 1)
-
-
-def identity_in_group(name: str, group: bytes) -> bytes:
-    """An identity region with keys and a group."""
-    region = identity_region(name, "lab", "serial", key=KEY, cell_key=CELL_KEY)
-    body = cbor2.dumps(cbor2.loads(region[12:]) | {11: group}, canonical=True)
-    return struct.pack("<4sII", b"FMID", len(body), zlib.crc32(body)) + body
 
 
 def name_of(number: int) -> str:
