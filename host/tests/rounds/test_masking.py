@@ -6,6 +6,7 @@ import random
 
 import pytest
 
+from fedmote.config import DeadlineConfig
 from fedmote.privacy.group import MaskedGroup
 from fedmote.rounds import MaskedRules, MaskedStanding, OpenRoundStanding, Stage, Standing
 from fedmote.rounds.events import (
@@ -52,7 +53,7 @@ def only(actions, kind):
 
 def rules(ring=RING, names=NAMES):
     group = MaskedGroup("street", b"group-01", ring, 0.5, {who: number for number, who in enumerate(names, start=1)})
-    return MaskedRules(group, KEYS_S, SHARES_S, UPDATE_BYTES)
+    return MaskedRules(group, KEYS_S / REPORT_S, SHARES_S / REPORT_S, UPDATE_BYTES)
 
 
 class Street:
@@ -149,6 +150,19 @@ def test_every_wait_has_an_end_and_the_machine_says_when_it_wakes(street):
     assert isinstance(actions[-1], AbandonRound)
     assert actions[-1].reason == "1 of 10 reported, 5 are needed"
     assert "fewer than 5 neighbours gave their shares" in actions[-1].missing[NAMES[0]]
+
+
+def test_a_slow_board_gives_every_step_more_time(street):
+    one = street(deadlines=(DeadlineConfig(("slow",), 3 * REPORT_S),))
+    one.fleet.join(*NAMES[:8], OTHER)
+    for _ in range(2):
+        one.fleet.give(SaidHello(NAMES[8], Role.DEVICE, 1, "slow"))
+    one.fleet.hello(*NAMES[:8], OTHER)
+    assert one.fleet.machine.wake_at() == 3 * KEYS_S
+    one.others()
+    one.step(MaskStep.KEYS)
+    one.step(MaskStep.UPDATE)
+    assert one.fleet.machine.wake_at() == 3 * SHARES_S
 
 
 # ---- losses ---------------------------------------------------------------------------------------------------------
