@@ -14,8 +14,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+import cbor2
 import numpy as np
 
+from fedmote.wire.regions import identity_region
 from fedmote.wire.schema import Kind
 from firmware_tests.device_bench import Device, FlashModel
 from firmware_tests.mask_reference import Member, Participation, Sum, members_of
@@ -171,6 +173,13 @@ def member_device(member: Member, name: str = "board-1", **options: Any) -> Devi
     x, y = data(seed=member.number)
     flash = options.pop("flash", None) or FlashModel(journal_bytes=JOURNAL_BYTES)
     return Device(x, y, identifier=name, flash=flash, key=KEY, cell_key=CELL_KEY, masking=member.identity(), **options)
+
+
+def identity_in_group(name: str, group: bytes) -> bytes:
+    """An identity region with keys and a group."""
+    region = identity_region(name, "lab", "serial", key=KEY, cell_key=CELL_KEY)
+    body = cbor2.dumps(cbor2.loads(region[12:]) | {11: group}, canonical=True)
+    return struct.pack("<4sII", b"FMID", len(body), zlib.crc32(body)) + body
 
 
 def sum_of(words: Iterable[np.ndarray]) -> np.ndarray:

@@ -21,6 +21,8 @@ import pytest
 from fedmote.wire.regions import identity_region
 from fedmote.wire.schema import FIELDS, Kind, Status
 from firmware_tests.generate_vectors import frame
+from firmware_tests.mask_reference import members_of
+from firmware_tests.masked_peers import identity_in_group
 from firmware_tests.native import SDK, compile_c, operator_sources
 from firmware_tests.one_round import HEAD_HANDLE, MODEL_HANDLE, PACKAGE, plan_for
 from firmware_tests.scripted_peers import CELL, COORDINATOR, RUN
@@ -66,6 +68,7 @@ def identity_corpus() -> list[bytes]:
         identity_region("b-1", "lab", "serial"),
         identity_region("b-1", "lab", "mqtt", "user", "password", is_sending_samples=True),
         identity_region("x" * 32, "y" * 32, "mqtt", "u" * 64, "p" * 64, keep_alive_s=65535),
+        *(identity_in_group("b-1", members_of(*shape)[1].identity()) for shape in ((8, 7, 4), (12, 2, 2))),
     ]
     return [region[12:] for region in regions]
 
@@ -123,6 +126,27 @@ def client_corpus() -> list[bytes]:
     return [b"".join(script) for script in scripts]
 
 
+def masks_corpus() -> list[bytes]:
+    """Scripts of fuzz/masks.c: whole participations, with all peers, with some, and with a box that does not open."""
+    entry = bytes(range(1, 9)) + bytes(range(32)) + bytes(64) + bytes(16)
+    peers = bytes([1, 7, 0, 0]) + 7 * entry
+    fewer, shut = bytes([1, 7, 0, 0]) + bytes(120) + 6 * entry, peers[:-16] + b"\1" + peers[-15:]
+
+    def plan(step: int, survivors: int = 0, blob: bytes = b"") -> bytes:
+        return struct.pack("<BBBH", 6, step, survivors, len(blob)) + blob
+
+    wait, endless = line(COORDINATOR, Kind.WAIT, wait_ms=100), line(COORDINATOR, Kind.WAIT, wait_ms=0)
+    lost = line(COORDINATOR, Kind.REFUSE, status=int(Status.STALE_ROUND), handle=0x700)
+    later, reset = b"\3\xff", b"\5"
+    scripts = [
+        [plan(1), later, plan(2, blob=peers), later, plan(3, 0x7F, peers), later, plan(3, 0x7F, peers), later, wait],
+        [plan(1), later, endless, plan(2, blob=fewer), lost, plan(3, 0x3E, fewer), later, plan(3, 0x7E, fewer), later],
+        [plan(1), later, plan(2, blob=shut), later, plan(1), later, reset, plan(1), later, plan(3, 0x7F, peers), later],
+        [plan(1), reset, plan(1), later, plan(2, blob=peers), wait, later, plan(4), later, plan(0), later],
+    ]
+    return [b"".join(script) for script in scripts]
+
+
 CORPORA: dict[str, Callable[[], list[bytes]]] = {
     "message": message_corpus,
     "frame": frame_corpus,
@@ -132,9 +156,10 @@ CORPORA: dict[str, Callable[[], list[bytes]]] = {
     "difference": difference_corpus,
     "chunk": chunk_corpus,
     "client": client_corpus,
+    "masks": masks_corpus,
 }
 # Inputs per second differ: a script of the client is a whole device.
-MUTANTS_OF = {"client": MUTANTS // 8, "package": MUTANTS // 4}
+MUTANTS_OF = {"client": MUTANTS // 8, "masks": MUTANTS // 8, "package": MUTANTS // 4}
 
 
 def sdk_sources() -> list[Path]:

@@ -123,11 +123,12 @@ def test_an_encoder_holds_nothing_but_int8_operators_of_the_list(digits):
 
 
 def test_demo_models_fit_the_small_board_with_all_samples_cached(digits, windows):
+    board = Board.load("stm32f405")
     for sample in (digits, windows):
-        needs = converted(sample).packages["stm32f405"].cost_on(Board.load("stm32f405"))
+        needs = converted(sample).packages["stm32f405"].cost_on(board)
 
         assert needs.fits
-        assert needs.cached_samples == 256
+        assert needs.cached_samples == board.max_samples
 
 
 def test_two_conversions_of_the_same_give_the_same_bytes(sample):

@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * Identity regions: the input is the map; magic, size and checksum in front of it are right. Where it is taken, all
- * texts end inside their room.
+ * texts end inside their room, and a group inside the region.
  */
 #include "crc32.h"
 #include "fedmote/fedmote.h"
 #include "fuzz.h"
+#include "masks.h"
 #include "store.h"
 
 enum { HEADER = 12, MAP = 4096 };
@@ -36,6 +37,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         must_lie_in(identity.site, text);
         must_lie_in(identity.username, text);
         must_lie_in(identity.password, text);
+        const uint8_t *group = identity.masking;
+        must(group == NULL || (group > region && FEDMOTE_MASKING_BYTES(group[FEDMOTE_MASKING_K]) <=
+                                                     (size_t)(region + HEADER + size - group)),
+             "a group beyond the region");
     }
     free(text);
     free(region);

@@ -147,7 +147,8 @@ FEDMOTE_MUST_CHECK int32_t fedmote_init(struct fedmote *device, const struct fed
  * error: the device goes on by itself from all of them, and fedmote_status() tells. Some pieces exceed the bound, each
  * at most once per round: ranking (2 n log2 n comparisons; equal losses add up to n^2 / 2 reads of a bit), verifying a
  * package or an update of the journal (one pass over it) or the signature of a plan, and one sample through a head of
- * more than FEDMOTE_MACS_PER_STEP / 2 parameters. */
+ * more than FEDMOTE_MACS_PER_STEP / 2 parameters. So do the port's agree(), one in a step and at most 25 in a masked
+ * round, and the pass over the words when the last mask is on. */
 int32_t fedmote_step(struct fedmote *device);
 
 /* After FEDMOTE_IDLE: milliseconds until the next timer of the device; UINT32_MAX where only bytes can wake it. */

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * A board without an identity gets one over its serial line (protocol/SPEC.md, section 13). Call it in the place of
+ * A board without an identity gets one over its serial line (protocol/SPEC.md, section 14). Call it in the place of
  * fedmote_init(), with the arena that the device takes afterwards; linked where it is called (src/provision.c):
  *
  *     if (fedmote_identity_read(&identity, text, region, region_bytes) != FEDMOTE_OK &&

@@ -78,9 +78,10 @@ def _device(options: argparse.Namespace) -> VirtualDevice:
         raise ConfigError(f"{options.credentials}: these are the credentials of {credentials.id!r}, not of {options.id!r}")
     package = None if options.package is None else Package.read(options.package)
     x, y = load_data(options.data)
-    samples = samples_region(board_samples(x, package, options.data), y)
-    if len(x) > board.max_samples:
-        raise ConfigError(f"{options.data}: {len(x)} samples, board {board.name} takes {board.max_samples}")
+    inputs = board_samples(x, package, options.data)
+    samples, most = samples_region(inputs, y), board.samples_for(inputs[:1].size)
+    if len(x) > most:
+        raise ConfigError(f"{options.data}: {len(x)} samples, board {board.name} takes {most} of {inputs[:1].size} bytes")
     if credentials.key is not None:
         _prepare_keys(board, options.credentials)
     if credentials.verify_key is not None and not board.is_checking_signatures:

@@ -26,6 +26,7 @@ from fedmote_hil.faults.model import Model, make_model
 from fedmote_hil.faults.serving import Serving, command
 
 SITE = "faults"
+STREET = "street"
 KEEP_ALIVE_S = 10
 # Of all runs, unless a row says otherwise. Every member counts, so that the set of accepted updates is the same in every run.
 WINDOWS: Mapping[str, Any] = {"selection_s": 60.0, "report_s": 120.0, "min_fraction": 1.0, "wait_ms": 200}
@@ -47,6 +48,7 @@ class Site:
         partners: names of cells that also have a partner, by the number of their device.
         padding: see `make_model`.
         has_keys: devices are enrolled, and messages are sealed.
+        num_masked: so many of them, the first ones, are the group `STREET`, whose updates are summed under masks.
 
     Attributes:
         model: what is learned.
@@ -63,6 +65,7 @@ class Site:
         partners: Mapping[int, str] | None = None,
         padding: int = 0,
         has_keys: bool = False,
+        num_masked: int = 0,
     ) -> None:
         if has_broker and find_mosquitto() is None:
             raise NotRunError("mosquitto is not installed; on Debian: apt install mosquitto")
@@ -75,7 +78,8 @@ class Site:
         self.group = Group()
         self.broker = PrivateBroker(directory / "broker", SITE, self.cells) if has_broker else None
         self.tcp_port = free_tcp_port()
-        self.has_keys = has_keys
+        self.has_keys = has_keys or num_masked > 0
+        self._num_masked = num_masked
         self._num_served = 0
 
     def __enter__(self) -> Self:
@@ -87,6 +91,8 @@ class Site:
                 for cell in self.cells:
                     for device in cell.devices:
                         enrolment.add(device, Role.DEVICE, cell.name)
+                if self._num_masked:
+                    enrolment.group(STREET, self.names[: self._num_masked])
         return self
 
     @property
@@ -153,6 +159,7 @@ class Site:
             keep_alive_s,
             login.key_bytes,
             login.cell_key_bytes,
+            group_key=login.group_key_bytes,
         )
 
     def address(self) -> str:

@@ -63,7 +63,7 @@ examples:
 A member that is revoked keeps its number and is lost in every round: the others can go on while eight are left.
 """
 
-_COLUMNS = ("id", "role", "cell", "state", "key version", "key", "added", "changed", "group", "number")
+_COLUMNS = ("id", "role", "cell", "state", "key version", "key", "added", "changed")
 _DURATION = re.compile(r"([1-9]\d{0,5})([smhd])")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _ROLES = {role.name.lower(): role for role in Role}
@@ -328,7 +328,8 @@ def _list(registry: Registry, is_json: bool) -> None:
 
 def _list_entries(registry: Registry, entries: Sequence[Entry]) -> None:
     places = {who: (group.name, number) for group in registry.groups() for who, number in group.numbers.items()}
-    write_table(_COLUMNS, [(*_described(entry).values(), *places.get(entry.id, (None, None))) for entry in entries])
+    columns, empty = ((*_COLUMNS, "group", "number"), (None, None)) if places else (_COLUMNS, ())
+    write_table(columns, [(*_described(entry).values(), *places.get(entry.id, empty)) for entry in entries])
 
 
 def _described(entry: Entry) -> dict[str, Any]:

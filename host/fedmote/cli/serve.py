@@ -61,6 +61,8 @@ def run(options: Namespace) -> int:
     config = with_population(load(CoordinatorConfig, options.config, options.set, os.environ), options.config)
     for words in plain_text(config):
         say(f"INSECURE: {words}")
+    for words in unmasked_members(config):
+        say(f"warning: {words}")
     partition = DeployedPartition(config.run.partition_directory, config.run.test_data)
     security = security_of(config)
     coordinator = Coordinator(
@@ -178,6 +180,23 @@ def group_of(config: CoordinatorConfig) -> MaskedGroup | None:
     with Registry.open(config.security.registry) as registry:
         group = registry.group(secure.group)
     return MaskedGroup.of(group.name, group.id, group.ring, secure.clip_norm, group.numbers)
+
+
+def unmasked_members(config: CoordinatorConfig) -> Iterator[str]:
+    """Members of groups that this run does not sum under masks, in words: they refuse every plan."""
+    if config.security.registry is None:
+        return
+    summed = None if config.strategy.secure_sum is None else config.strategy.secure_sum.group
+    here = {device for cell in config.cells for device in cell.devices}
+    with Registry.open(config.security.registry) as registry:
+        groups = registry.groups()
+    for group in groups:
+        members = sorted(here & set(group.numbers))
+        if members and group.name != summed:
+            yield (
+                f"{', '.join(members)} will refuse to take part: they are in group {group.name}, whose updates this run does not "
+                "sum under masks (strategy.secure_sum)"
+            )
 
 
 def transports_of(config: CoordinatorConfig, seals: Seals | None = None) -> list[Transport]:

@@ -67,8 +67,8 @@ class SecureSumConfig(Table):
         clip_norm: each member cuts its head update to this norm. Nobody can look whether it did: a sum that is longer than so
             many members can make it is refused.
         keys_fraction: members hand in keys within this share of report_s, and train before that; who comes later is not in the
-            round. What is left of report_s is for the masked updates.
-        shares_fraction: after the updates, shares that take the masks off are awaited for this share of report_s.
+            round. What is left of report_s is for the masked updates. Where boards of members have a later deadline, that counts.
+        shares_fraction: after the updates, shares that take the masks off are awaited for this share of it.
     """
 
     group: Identifier

@@ -222,7 +222,7 @@ class Run:
         Raises:
             ConfigError: the configuration names a group, and nobody gave it, or too few of it are in this run.
         """
-        config, report_s = self.config.strategy.secure_sum, self.config.windows.report_s
+        config = self.config.strategy.secure_sum
         if config is None:
             return None
         if self._group is None:
@@ -237,8 +237,8 @@ class Run:
             )
         return MaskedRules(
             replace(self._group, numbers=numbers),
-            config.keys_fraction * report_s,
-            config.shares_fraction * report_s,
+            config.keys_fraction,
+            config.shares_fraction,
             masked_update_bytes(self.merging.model.num_head_parameters),
         )
 

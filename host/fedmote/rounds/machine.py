@@ -371,7 +371,7 @@ class RoundMachine:
             return
         least = plan.masked.ring.least_members
         if len(plan.masked.numbers) >= least:
-            self._masking = Masking(self.rules.masked, plan, self.rules.run, now)
+            self._masking = Masking(self.rules.masked, plan, self.rules.run, self._leases)
             return
         self._fail_all(plan.masked.numbers, f"{len(plan.masked.numbers)} of its group are there, {least} are needed")
 
@@ -800,7 +800,7 @@ class RoundMachine:
             return self._leases.end(self._unsettled)
         match self._masking.step:
             case MaskStep.KEYS:
-                return min(self._masking.keys_end, self._leases.end(self._unsettled))
+                return min(self._masking.keys_end(), self._leases.end(self._unsettled))
             case MaskStep.UPDATE:
                 return self._leases.end(self._unsettled)
             case MaskStep.SHARES:
@@ -809,7 +809,7 @@ class RoundMachine:
     def _end_keys_if_over(self, masking: Masking, now: float) -> list[Action]:
         """Fix whose keys came, and give them to each other."""
         is_waiting = any(who in self._unsettled and not masking.has_keys(who) for who in masking.group.numbers)
-        if self.plan is None or masking.step is not MaskStep.KEYS or (is_waiting and now < masking.keys_end):
+        if self.plan is None or masking.step is not MaskStep.KEYS or (is_waiting and now < masking.keys_end()):
             return []
         masking.end_keys()
         actions: list[Action] = [EndMaskStep(self.plan.round, MaskStep.KEYS), *self._leave_out_keyless(masking)]

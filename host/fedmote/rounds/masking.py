@@ -16,6 +16,7 @@ from collections.abc import Collection, Iterable
 
 from fedmote.privacy.secure_sum import Collector
 from fedmote.rounds.events import JournalMaskBlob, MaskStep, Reported
+from fedmote.rounds.leases import Leases
 from fedmote.rounds.progress import MAX_CRC_FAILURES
 from fedmote.rounds.standing import MaskedRules, MaskedStanding
 from fedmote.strategies import RoundPlan
@@ -29,15 +30,16 @@ class Masking:
     Attributes:
         group: of the round; its members are those of the plan alone.
         step: that is under way.
-        keys_end, shares_end: when keys and shares are awaited no longer.
+        shares_end: when shares are awaited no longer.
     """
 
-    def __init__(self, rules: MaskedRules, plan: RoundPlan, run: bytes, now: float) -> None:
+    def __init__(self, rules: MaskedRules, plan: RoundPlan, run: bytes, leases: Leases) -> None:
         assert plan.masked is not None  # the round has masked members
         self.group = plan.masked
         self.step = MaskStep.KEYS
-        self.keys_end, self.shares_end = now + rules.keys_s, math.inf
+        self.shares_end = math.inf
         self._rules = rules
+        self._leases = leases
         self._collector = Collector(self.group.ring, run, plan.round)
         self._round = plan.round
         self._keys: dict[str, int] = {}  # CRC by participant, as of shares
@@ -55,6 +57,14 @@ class Masking:
         if MaskStep.UPDATE in standing.ended:
             self.begin_shares(counted, now)
             self._shares = dict(standing.shares)
+
+    def keys_end(self) -> float:
+        """When keys are awaited no longer."""
+        return self._leases.opened_at + self._rules.keys_fraction * self._longest_s()
+
+    def _longest_s(self) -> float:
+        """From the round's opening to the last deadline of a member; those of slow boards are known once they said hello."""
+        return max(self._leases.deadline(who) for who in self.group.numbers) - self._leases.opened_at
 
     # ---- who, and what is awaited ------------------------------------------------------------------------------------
 
@@ -157,7 +167,7 @@ class Masking:
     def begin_shares(self, survivors: Collection[str], now: float) -> None:
         """Whose masked updates came is fixed."""
         self._survivors = tuple(sorted(who for who in survivors if self.is_member(who)))
-        self.step, self.shares_end = MaskStep.SHARES, now + self._rules.shares_s
+        self.step, self.shares_end = MaskStep.SHARES, now + self._rules.shares_fraction * self._longest_s()
 
     def pull(self, report: Reported) -> bool:
         """Begin to take shares; false where they are on their way already."""

@@ -20,14 +20,14 @@ class MaskedRules:
 
     Attributes:
         group: with everybody who may take part.
-        keys_s: keys are awaited for so long after a round opened.
-        shares_s: shares are awaited for so long after the updates.
+        keys_fraction, shares_fraction: keys are awaited for so long after a round opened, and shares after its updates, as shares
+            of the longest deadline that a member has.
         update_bytes: size of a masked update.
     """
 
     group: MaskedGroup
-    keys_s: float
-    shares_s: float
+    keys_fraction: float
+    shares_fraction: float
     update_bytes: int
 
 

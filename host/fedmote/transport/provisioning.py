@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An identity for a board that has none, over its serial line (device_sdk/protocol/SPEC.md, section 13)."""
+"""An identity for a board that has none, over its serial line (device_sdk/protocol/SPEC.md, section 14)."""
 
 from __future__ import annotations
 

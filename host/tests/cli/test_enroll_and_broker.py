@@ -555,7 +555,7 @@ def test_an_identity_image_holds_who_the_device_is_and_is_private(here, capsys):
     assert (identity.username, identity.password) == ("board-7", credentials.password)
     assert (identity.key, identity.cell_key) == (credentials.key_bytes, credentials.cell_key_bytes)
     assert len(image.read_bytes()) <= Board.load("stm32f405").region("identity").bytes
-    assert "0x08010000" in capsys.readouterr().err
+    assert "0x080A0000" in capsys.readouterr().err
 
 
 def test_devices_of_a_fleet_that_signs_packages_get_the_verify_key_and_never_the_signing_key(here):

@@ -15,7 +15,10 @@ from fedmote.config import (
     Credentials,
     PartnerConfig,
     PartnerCredentials,
+    RunConfig,
+    SecureSumConfig,
     StrategyConfig,
+    WindowsConfig,
     load,
     load_with_origins,
 )
@@ -349,3 +352,18 @@ def test_the_bounds_of_a_strategy_are_those_of_the_wire_schema():
         high = bounds.high * factor - (1 if bounds.is_high_open else 0)
         assert (bounds.low * factor, high) == (field.low, field.high), name
     assert MAX_IDENTIFIER_BYTES == LIMIT_IDENTIFIER
+
+
+def test_masked_sums_and_a_goal_that_closes_rounds_early_are_refused_together():
+    secure = StrategyConfig(aggregation="mean", secure_sum=SecureSumConfig("street", 0.5))
+    parts = {
+        "run": RunConfig("s", "r", Path("state"), Path("model")),
+        "cells": (CellConfig("a", ("d",)),),
+        "listen": "tcp://127.0.0.1:0",
+    }
+    assert CoordinatorConfig(strategy=secure, **parts).strategy.secure_sum.keys_fraction == 0.7
+    with pytest.raises(ConfigError, match="leave goal_count out"):
+        CoordinatorConfig(strategy=secure, windows=WindowsConfig(goal_count=8), **parts)
+    for wrong in ({"clip_norm": 0.0}, {"keys_fraction": 1.0}, {"shares_fraction": 0.0}, {"group": "The Street"}):
+        with pytest.raises(ConfigError):
+            SecureSumConfig(**({"group": "street", "clip_norm": 0.5} | wrong))

@@ -75,8 +75,8 @@ class MaskedActor(Actor):
             self.update = None
             if self.acked >= {1, 2, 3}:
                 self.end_participation()
-        elif message.kind is Kind.ACK:
-            pass
+        elif message.kind is Kind.ACK or (message.kind is Kind.WAIT and message["wait_ms"] == 0):
+            pass  # the ack of an earlier step, or the challenge of a new epoch
         elif message.kind in (Kind.WAIT, Kind.REFUSE):
             self.end_participation()
         else:

@@ -13,8 +13,8 @@ from fedmote.store import Checkpoint, Ledger
 from fedmote.wire.blobs import decode_head_update
 from fedmote.wire.schema import Role
 
-from .conftest import Killed
 from .masked import CLIP_NORM, MaskedActor, group_of, membership_of
+from .test_crashes import serve_with_kill
 
 NAMES = tuple(f"board-{number:02}" for number in range(1, 11))
 SECURE = StrategyConfig(aggregation="mean", secure_sum=SecureSumConfig("street", CLIP_NORM))
@@ -170,20 +170,6 @@ def test_a_sum_that_its_members_cannot_have_made_is_refused_with_words(masked):
 # ---- kills ----------------------------------------------------------------------------------------------------------
 
 
-def killed_at(one, place, occurrence):
-    count = 0
-
-    def passing(name):
-        nonlocal count
-        count += name == place
-        if name == place and count == occurrence:
-            raise Killed(place)
-
-    with pytest.raises(Killed):
-        one.serve(passing=passing)
-    return one.serve()
-
-
 def test_a_kill_at_every_step_of_a_masked_round_leaves_the_checkpoint_byte_identical(masked):
     passed = Counter()
     quiet = masked("quiet", rounds=2)
@@ -201,7 +187,7 @@ def test_a_kill_at_every_step_of_a_masked_round_leaves_the_checkpoint_byte_ident
         number = passed[place]
         for occurrence in sorted({1, 2, number // 2, number - 1} & set(range(1, number + 1))):
             one = masked(f"{place.replace(' ', '-')}-{occurrence}", rounds=2)
-            result = killed_at(one, place, occurrence)
+            result = serve_with_kill(one, place, occurrence)
             assert result.is_complete
             assert one.checkpoint_bytes() == expected, (place, occurrence)
             with ledger_of(one) as ledger:

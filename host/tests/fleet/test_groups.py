@@ -6,13 +6,14 @@ from __future__ import annotations
 import json
 import sqlite3
 import stat
+from dataclasses import replace
 
 import pytest
 from nacl.bindings import crypto_scalarmult_base
 
 from fedmote.cli import main
-from fedmote.cli.serve import group_of
-from fedmote.config import CoordinatorConfig, Credentials, load
+from fedmote.cli.serve import group_of, unmasked_members, with_population
+from fedmote.config import CoordinatorConfig, Credentials, SecureSumConfig, StrategyConfig, load
 from fedmote.errors import ConfigError
 from fedmote.fleet import Registry
 from fedmote.fleet.backup import export_fleet, import_fleet
@@ -273,3 +274,16 @@ def test_a_run_takes_its_group_from_the_registry(tmp_path, capsys):
     group = group_of(config)
     assert sorted(group.numbers) == [id for id in NAMES[:9] if id != NAMES[2]]
     assert (group.clip_norm, group.ring.num_members) == (0.5, 9)
+
+
+def test_members_of_groups_that_a_run_does_not_mask_are_named(tmp_path, capsys):
+    (tmp_path / "coordinator.toml").write_text(COORDINATOR)
+    for id in NAMES[:9]:
+        fedmote(tmp_path, capsys, "enroll", "add", id, "--role", "device", "--cell", f"cell-{id}")
+    fedmote(tmp_path, capsys, "enroll", "group", "street", *NAMES[:8])
+    path = tmp_path / "coordinator.toml"
+    config = with_population(load(CoordinatorConfig, path), path)
+    assert list(unmasked_members(config)) == []
+    for strategy in (StrategyConfig(), replace(config.strategy, secure_sum=SecureSumConfig("road", 1.0))):
+        (words,) = unmasked_members(replace(config, strategy=strategy))
+        assert words.startswith(f"{', '.join(NAMES[:8])} will refuse to take part: they are in group street")

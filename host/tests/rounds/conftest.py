@@ -74,12 +74,11 @@ class Fleet:
 
 @pytest.fixture
 def fleet():
-    def make(cells=CELLS, goal=3, strategy=None, standing=None, **windows):
+    def make(cells=CELLS, goal=3, strategy=None, standing=None, masked=None, **windows):
         values = {"selection_s": 10.0, "report_s": 60.0, "min_fraction": 0.5, "wait_ms": 500} | windows
         values = {"grace_s": 0.0, "after_failures": "end"} | values
-        rules = Rules(
-            RUN, goal, 42, cells, WindowsConfig(**values), load_strategy(strategy or StrategyConfig(), cells), lambda role: 1000
-        )
+        chosen = load_strategy(strategy or StrategyConfig(), cells)
+        rules = Rules(RUN, goal, 42, cells, WindowsConfig(**values), chosen, lambda role: 1000, masked=masked)
         return Fleet(RoundMachine(rules, standing or Standing(), 0.0))
 
     return make

@@ -27,6 +27,7 @@ from fedmote.errors import ConfigError, ConversionError, PackageError, RemoteWir
 from fedmote.fleet import Registry
 from fedmote.fleet.backup import export_fleet, import_fleet
 from fedmote.fleet.enrolment import Enrolment
+from fedmote.fleet.registry import Group, GroupMember
 from fedmote.package import tflite_reader, tflite_writer
 from fedmote.package.boards import Board
 from fedmote.package.container import HEADER_BYTES, seal
@@ -38,10 +39,18 @@ from fedmote.private_files import write_private
 from fedmote.strategies.f32 import Float32
 from fedmote.strategies.seams import ModelShape
 from fedmote.tensors import dump_safetensors, load_metadata, load_safetensors
-from fedmote.wire.blobs import decode_head_update, decode_selected_samples, encode_head_update, encode_selected_samples
+from fedmote.wire.blobs import (
+    decode_head_update,
+    decode_masked_update,
+    decode_selected_samples,
+    encode_head_update,
+    encode_masked_update,
+    encode_selected_samples,
+)
 from fedmote.wire.cbor import Reader
 from fedmote.wire.codec import Message, decode, encode
 from fedmote.wire.frame import Frame, FrameDecoder, decode_frame, encode_frame
+from fedmote.wire.masking import Keys, Membership, Peer, Ring, Word, peers_blob, read_peers, read_shares, shares_blob
 from fedmote.wire.regions import identity_region, read_identity_region, read_samples_region, samples_region
 from fedmote.wire.schema import Channel, Kind, Role
 from fedmote.wire.seal import EpochEnd, FixedKeys
@@ -56,6 +65,8 @@ FULL_VALUE_BYTES = 4 * (6 + 3 + 2)
 KEY = bytes(range(32))
 TFLITE_ERRORS = (PackageError, ConversionError)
 LAYER = HeadLayer("h", "b", 6, 1)
+RING = Ring.of(8)
+MEMBERSHIP = Membership(bytes(8), 3, RING, KEY, dict.fromkeys(RING.neighbours(3), KEY))
 MODEL = ModelShape(
     {"h": np.zeros((1, 6), np.float32), "b": np.zeros(1, np.float32), "c": np.zeros(3, np.float32)}, (LAYER,), {"x": (0, 1)}
 )
@@ -174,9 +185,11 @@ devices = ["a"]
 
 def fleet_subject(directory: Path) -> Subject:
     with Registry.open(directory / "fleet", is_made=True) as registry:
-        for id in ("a", "b"):
+        for id in "abcdefghi":
             registry.add(id, Role.DEVICE, "desk")
         registry.revoke("b")
+        members = tuple(GroupMember(id, number, KEY) for number, id in enumerate("acdefghi", start=1))
+        registry.make_group(Group("street", bytes(8), RING, members))
         export_fleet(directory / "sound.json", registry, "lab", None)
     text = json.dumps(json.loads((directory / "sound.json").read_text())).encode()
     path, number = directory / "damaged.json", itertools.count()
@@ -199,7 +212,11 @@ def subject(name: str, directory: Path) -> Subject:
     update = encode_head_update(np.arange(7, dtype=np.float32))
     column = np.arange(3, dtype=np.uint32)
     samples = encode_selected_samples(column, column, column, np.ones((3, 5), np.int8))
-    identity = identity_region("a", "lab", "mqtt", "a", "p", True, 30, KEY, KEY)
+    identities = [
+        identity_region("a", "lab", "mqtt", "a", "p", True, 30, KEY, KEY, group_key=group)
+        for group in (None, MEMBERSHIP.to_bytes())
+    ]
+    keys = Keys(3, bytes(8), KEY, KEY, 7 * (bytes(80),)).to_bytes()
     frames = [encode_frame(Frame(channel, 1, 2, b"body\0" * 9)) for channel in Channel]
     subjects: dict[str, Callable[[], Subject]] = {
         "frame": lambda: Subject([one[:-1] for one in frames], decode_frame, RemoteWireError),
@@ -209,10 +226,21 @@ def subject(name: str, directory: Path) -> Subject:
         "cbor": lambda: Subject([update, b"\xa1\x01\x82\x18\x64\x63abc"], lambda data: Reader(data).skip(), RemoteWireError),
         "head update": lambda: Subject([update], decode_head_update, RemoteWireError),
         "selected samples": lambda: Subject([samples], decode_selected_samples, RemoteWireError),
+        "masked update": lambda: Subject(
+            [encode_masked_update(column)], lambda data: decode_masked_update(data, 3), RemoteWireError
+        ),
+        "keys of a masked sum": lambda: Subject([keys], lambda data: Keys.read(data, RING, 3), RemoteWireError),
+        "peers of a masked sum": lambda: Subject(
+            [peers_blob((None, *6 * (Peer(KEY[:8], KEY, bytes(80)),)))], lambda data: read_peers(data, RING), RemoteWireError
+        ),
+        "shares of a masked sum": lambda: Subject(
+            [shares_blob((None, *6 * (KEY,)))], lambda data: read_shares(data, RING), RemoteWireError
+        ),
+        "masking of a plan": lambda: Subject([Word(bytes(8), 0.5, 2, 3, (1, 2, 3)).to_bytes()], Word.read, RemoteWireError),
         "samples region": lambda: Subject(
             [samples_region(np.ones((3, 5), np.int8), np.arange(3))], read_samples_region, RemoteWireError, mended_region(16)
         ),
-        "identity region": lambda: Subject([identity], read_identity_region, RemoteWireError, mended_region(12)),
+        "identity region": lambda: Subject(identities, read_identity_region, RemoteWireError, mended_region(12)),
         "package": lambda: Subject([package, device], Package.read, PackageError, mended_package),
         "what a package holds": lambda: Subject([package], read_all_of_package, PackageError, mended_package),
         "tflite": lambda: Subject(
@@ -255,6 +283,11 @@ NAMES = [
     "cbor",
     "head update",
     "selected samples",
+    "masked update",
+    "keys of a masked sum",
+    "peers of a masked sum",
+    "shares of a masked sum",
+    "masking of a plan",
     "samples region",
     "identity region",
     "package",

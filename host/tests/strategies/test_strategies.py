@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedmote.aggregation import Update, merge
-from fedmote.config import CellConfig, StrategyConfig
+from fedmote.config import CellConfig, PrivacyConfig, SecureSumConfig, StrategyConfig
 from fedmote.errors import ConfigError, RemoteWireError, RoundError
 from fedmote.package.graph import HeadLayer
 from fedmote.strategies import MergeContext, ModelShape, Previous, cells_of, load_strategy
@@ -139,3 +139,39 @@ def test_server_learning_rate_that_overflows_is_refused():
     update = Update("p", 1, {"w": np.array([1e37], np.float32)})
     with pytest.raises(RoundError, match="not finite"):
         CoveredMean(server_learning_rate=100.0).merge(old, {}, lambda: iter([(Role.PARTNER, update, {})]), CONTEXT)
+
+
+# ---- masked sums ----------------------------------------------------------------------------------------------------
+
+SECURE = SecureSumConfig("street", 0.5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"aggregation": "clipped_mean"}, "members cut their own updates"),
+        ({"aggregation": "multi_krum"}, "no single one can be judged"),
+        ({"privacy": PrivacyConfig(1.0, 1.0)}, "choose one of both"),
+        ({"cells_per_round": 1}, "whose neighbours were not drawn"),
+        ({"preset": "fedavg"}, "in this run none counts"),
+        ({"ignore": "devices"}, "in this run none counts"),
+    ],
+)
+def test_masked_sums_beside_what_makes_no_sense_are_refused_with_the_reason(changes, reason):
+    with pytest.raises(ConfigError, match=reason):
+        load_strategy(StrategyConfig(**({"secure_sum": SECURE, "aggregation": "mean"} | changes)), PAIRED)
+
+
+def test_masked_sums_are_taken_beside_samples_partners_and_any_form():
+    for changes in ({"is_sending_samples": True}, {"form": "simultaneous"}, {"weights": "one"}, {"trained_layers": 1}):
+        assert load_strategy(StrategyConfig(secure_sum=SECURE, aggregation="mean", **changes), PAIRED)
+
+
+def test_a_mean_of_members_counts_for_all_of_them_where_each_counts_one():
+    old = {"h": np.zeros(1, np.float32)}
+    updates = [
+        Update("a+8", 900, {"h": np.full(1, 1.0, np.float32)}, num_members=9),
+        Update("b", 1, {"h": np.zeros(1, np.float32)}),
+    ]
+    assert merge(old, updates, weights="one")["h"][0] == pytest.approx(0.9)
+    assert merge(old, updates)["h"][0] == pytest.approx(900 / 901)
