@@ -170,7 +170,7 @@ class Group:
 
 def member_device(member: Member, name: str = "board-1", **options: Any) -> Device:
     """A device in a group, with samples of its own."""
-    x, y = data(seed=member.number)
+    x, y = data(seed=options.pop("seed", member.number))
     flash = options.pop("flash", None) or FlashModel(journal_bytes=JOURNAL_BYTES)
     return Device(x, y, identifier=name, flash=flash, key=KEY, cell_key=CELL_KEY, masking=member.identity(), **options)
 

@@ -21,20 +21,20 @@ FEATURE_SCALE, FEATURE_ZERO_POINT = 0.02, -7
 MODEL_HANDLE, HEAD_HANDLE = 7, 0xFFFFFFF0
 
 
-def build(version: int = 0, filler: int = 6000) -> bytes:
+def build(version: int = 0, filler: int = 6000, width: int = FEATURES) -> bytes:
     """A package of one dense layer; the filler makes it take more than one window of chunks."""
     rng = np.random.default_rng(version)
     builder = Builder(INPUTS)
-    weights = rng.integers(-127, 128, (FEATURES, INPUTS)).astype(np.int8)
+    weights = rng.integers(-127, 128, (width, INPUTS)).astype(np.int8)
     constants = (
         weights,
-        rng.integers(-500, 500, FEATURES).astype(np.int32),
-        *(np.full(FEATURES, value, np.int32) for value in (1 << 30, -6)),
+        rng.integers(-500, 500, width).astype(np.int32),
+        *(np.full(width, value, np.int32) for value in (1 << 30, -6)),
     )
-    features = builder.dense(builder.input_offset, INPUTS, FEATURES, constants, (0, FEATURE_ZERO_POINT, -128, 127))
+    features = builder.dense(builder.input_offset, INPUTS, width, constants, (0, FEATURE_ZERO_POINT, -128, 127))
     builder.constant(np.full(filler, version, np.int8))
-    head = head_section(rng.normal(size=(CLASSES, FEATURES)) * 0.1, np.zeros(CLASSES))
-    return assemble(builder.sections(features, FEATURES, head, FEATURE_SCALE, FEATURE_ZERO_POINT))
+    head = head_section(rng.normal(size=(CLASSES, width)) * 0.1, np.zeros(CLASSES))
+    return assemble(builder.sections(features, width, head, FEATURE_SCALE, FEATURE_ZERO_POINT))
 
 
 def package_head(package: bytes) -> np.ndarray:

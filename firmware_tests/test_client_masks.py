@@ -32,6 +32,7 @@ from firmware_tests.one_round import (
     PACKAGE,
     PARAMETERS,
     bench,
+    build,
     data,
     finish,
     head_update,
@@ -229,6 +230,30 @@ def test_where_samples_wait_masking_leaves_the_encoder_alone():
         one.until(step)
     one.peers.has_partner = True
     assert np.array_equal(masked_words(one.peers.blobs_of_step[2]), one.words())
+
+
+WIDE = build(filler=100, width=80)  # a head of 243 parameters: its 16-bit integers and what they began with are a room
+
+
+@pytest.mark.parametrize("arithmetic", ["fedmote_float32", "fedmote_int16"])
+@pytest.mark.parametrize("has_room", [True, False])
+@pytest.mark.parametrize("is_sending", [1, 0])
+def test_masking_finds_its_room_in_encoder_head_or_cache_and_the_words_are_the_same(is_sending, has_room, arithmetic):
+    changes = {"is_sending_samples": is_sending}
+    readable, peers = bench(WIDE, changes=changes, arithmetic=arithmetic)
+    finish(readable, peers)
+    one = Neighbourhood(arithmetic=arithmetic, arena_bytes=16384 if has_room else readable.info.arena_required, seed=5)
+    one.peers.plan, one.peers.blobs[MODEL_HANDLE] = plan_for(WIDE, **changes), WIDE
+    for step in STEPS:
+        one.until(step)
+    if is_sending:
+        one.peers.run(one.device, lambda: bool(one.peers.samples))
+    assert one.peers.samples == peers.samples
+    update = head_update(peers.updates[1][0])
+    mask = one.participation.mask(one.sum.publics(OWN), len(update))
+    assert np.array_equal(masked_words(one.peers.blobs_of_step[2]), quantized(update, CLIP_NORM, 8) + mask)
+    assert one.peers.blobs_of_step[3] == one.participation.shares(one.peers_blob, one.sum.survivors(OWN))
+    assert_no_secret_of(one, one.participation)
 
 
 # ---- refusals --------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ TESTS = (
     "test_client_accidents.py",
     "test_client_cache.py",
     "test_client_journal.py",
+    "test_client_masks.py",
     "test_client_refusals.py",
     "test_client_resume.py",
     "test_client_trial.py",
@@ -36,5 +37,5 @@ def test_the_client_touches_no_memory_but_its_own():
         "not broker",
         *(str(here / name) for name in TESTS),
     ]
-    result = subprocess.run(command, cwd=here.parent, env=environment, capture_output=True, text=True, timeout=600)
+    result = subprocess.run(command, cwd=here.parent, env=environment, capture_output=True, text=True, timeout=1200)
     assert result.returncode == 0, result.stdout + result.stderr
