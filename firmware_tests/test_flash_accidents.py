@@ -127,7 +127,9 @@ def test_a_unit_that_a_cut_has_torn_costs_the_package_once_more_at_most(tear: st
     assert figures["worst"] <= len(LARGE[1]) + LIMIT_WINDOW * CHUNK
 
 
-@pytest.mark.parametrize(("story", "count"), [("whole", 1500), ("rest", 300), ("difference", 1200), ("journal", 650), ("keys", 650)])
+@pytest.mark.parametrize(
+    ("story", "count"), [("whole", 1500), ("rest", 300), ("difference", 1200), ("journal", 650), ("keys", 650)]
+)
 @pytest.mark.parametrize("tear", ["prefix", "bits", "unordered"])
 def test_power_may_fail_twice(story: str, count: int, tear: str, files: dict[str, list[str]]) -> None:
     """12,900 random pairs of moments, operations and steps, in all, with a power cut at both."""

@@ -47,7 +47,9 @@ def test_errors_of_operators_are_those_behind_each_of_them(result, written):
         graph = cut_graph(quantize(exact, conversion.ranges), one["output"])
         rounded = dequantize_values(graph.activations[graph.output], run_int8(graph, quantize_input(graph, x)))
         error = truth - rounded
-        assert one["largest_error"] == pytest.approx(np.abs(error).max(), rel=1e-6)
+        # Both are differences of float32 values, whose last bit depends on how many samples are computed at once.
+        last_bit = float(np.spacing(np.float32(np.abs(truth).max())))
+        assert one["largest_error"] == pytest.approx(np.abs(error).max(), rel=0, abs=last_bit)
         assert one["sqnr_db"] == pytest.approx(10 * np.log10(np.square(truth).sum() / np.square(error).sum()), rel=1e-6)
 
 

@@ -436,7 +436,7 @@ class Registry(Database):
             self._add_group(group)
 
     def dump(self) -> dict[str, Any]:
-        """Everything as JSON's types, keys in hexadecimal: epoch, participants, renewals, groups. As secret as the file itself."""
+        """Everything as JSON's types, keys in hexadecimal: epoch, participants, renewals, groups. As secret as the file."""
         (epoch,) = self._one("SELECT value FROM epoch") or (0,)
         tables = {"participants": ("participant", _COLUMNS), "renewals": ("renewal", _RENEWAL_COLUMNS)}
         rows = {
