@@ -33,6 +33,7 @@ void fedmote_client_note(struct fedmote_client *client, enum fedmote_event event
 void fedmote_client_go(struct fedmote_client *client, enum fedmote_state state) {
     if (client->state != (uint8_t)state) {
         client->state = (uint8_t)state;
+        client->fetch = FEDMOTE_FETCH_CHOOSE; /* nothing is fetched for a state that is left */
         fedmote_client_note(client, FEDMOTE_EVENT_STATE, (int32_t)state);
         if (client->port->masking) {
             client->port->masking->enter(client);

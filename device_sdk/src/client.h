@@ -15,7 +15,7 @@
 #include "signature.h"
 #include "store.h"
 
-/* What FEDMOTE_STATE_FETCH is doing. */
+/* What FEDMOTE_STATE_FETCH is doing, and, of masks.c, FEDMOTE_STATE_REPORT. */
 enum fedmote_fetch {
     FEDMOTE_FETCH_CHOOSE, /* what to fetch */
     FEDMOTE_FETCH_ERASE,  /* for the whole package, after a difference, or a beginning, that was of no use */
@@ -24,7 +24,7 @@ enum fedmote_fetch {
     FEDMOTE_FETCH_REST,  /* of a package that was begun before */
     FEDMOTE_FETCH_DIFFERENCE,
     FEDMOTE_FETCH_HEAD,
-    FEDMOTE_FETCH_PEERS /* in FEDMOTE_STATE_REPORT */
+    FEDMOTE_FETCH_PEERS
 };
 
 /* First and last back-off of hello, milliseconds. */

@@ -179,7 +179,7 @@ static void hear_get(struct fedmote_client *client, uint8_t channel, const struc
 }
 
 static void hear_data(struct fedmote_client *client, const struct fedmote_message *message) {
-    if (client->state != FEDMOTE_STATE_FETCH || client->fetch < FEDMOTE_FETCH_MODEL) {
+    if (client->fetch < FEDMOTE_FETCH_MODEL) {
         return;
     }
     int32_t bit = fedmote_receiver_accept(&client->receiver, message);

@@ -541,7 +541,6 @@ static void enter(struct fedmote_client *client) {
             wipe(room_of(client), sizeof(struct room));
         }
         masks->phase = REST;
-        client->fetch = FEDMOTE_FETCH_CHOOSE;
     }
     if (masks->step == 0) {
         return;

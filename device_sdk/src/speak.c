@@ -104,9 +104,7 @@ static void say_hello(struct fedmote_client *client) {
 }
 
 static bool is_fetching(const struct fedmote_client *client) {
-    return client->receiver.missing != 0 &&
-           (client->state == FEDMOTE_STATE_FETCH ? client->fetch >= FEDMOTE_FETCH_MODEL
-                                                 : client->fetch == FEDMOTE_FETCH_PEERS);
+    return client->receiver.missing != 0 && client->fetch >= FEDMOTE_FETCH_MODEL;
 }
 
 static void say_get(struct fedmote_client *client) {
