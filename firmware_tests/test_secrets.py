@@ -11,7 +11,7 @@ from pathlib import Path
 import cbor2
 import pytest
 
-from fedmote.wire.schema import Channel, Kind, Status
+from fedmote.wire.schema import FIELDS, Channel, Kind, Status
 from fedmote.wire.seal import Envelope, Way
 from fedmote_hil.build import crypto_sources
 from firmware_tests.native import SDK, compile_c, operator_sources
@@ -77,7 +77,7 @@ def test_sealing_opening_refusing_and_taking_a_key_neither_branch_nor_look_up_by
         lines.append(up(kind, payload))
         expected.append(Envelope(Way.UP, Channel.COORDINATOR, ID, kind, EPOCH, BOOT, sequence).close(KEYS[0], payload).hex())  # type: ignore[index]
     secret = bytes(range(100, 132))
-    lines.append(down(Channel.COORDINATOR, Kind.REKEY, cbor2.dumps({67: secret}), 61))
+    lines.append(down(Channel.COORDINATOR, Kind.REKEY, cbor2.dumps({FIELDS["secret"].key: secret}), 61))
     expected.append("0 1")
     lines.append(up(Kind.GET, b"\xa0"))
     expected.append(Envelope(Way.UP, Channel.COORDINATOR, ID, Kind.GET, EPOCH, BOOT, 3).close(secret, b"\xa0").hex())
