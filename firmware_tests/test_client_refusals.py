@@ -434,7 +434,7 @@ def test_a_fetch_that_nobody_answers_ends_with_the_round():
 def test_an_unknown_kind_is_answered_with_a_refusal_and_a_bad_body_with_silence():
     device, peers = bench()
     device.rx += Packet(CELL, Kind.WAIT, {}).to_frame(0)
-    for kind in (11, 255):
+    for kind in (100, 255):
         device.rx += frame(CELL, kind, 0, b"")
         refused = until_refusal(device, peers)
         assert refused == {"status": Status.UNKNOWN_KIND}

@@ -11,7 +11,7 @@ from firmware_tests.one_round import MODEL_HANDLE, PACKAGE, bench, build, data, 
 from firmware_tests.scripted_peers import Peers
 
 WINDOW = LIMIT_WINDOW * CHUNK
-EVENT_RESUMED = 14
+EVENT_RESUMED = 15
 DIFFERENCE_HANDLE = 99
 
 

@@ -23,7 +23,7 @@ from fedmote_hil.virtual import VirtualDevice
 BOARD = Board.load("posix")
 RATE_BYTES_S = 46_080
 TIMEOUT_S = 120.0
-INSTALLED, RESUMED = 5, 14  # events of device_sdk/include/fedmote/fedmote.h
+INSTALLED, RESUMED = 5, 15  # events of device_sdk/include/fedmote/fedmote.h
 
 
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
