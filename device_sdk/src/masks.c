@@ -30,6 +30,7 @@
 #include "crc32.h"
 #include "little_endian.h"
 #include "update.h"
+#include "wipe.h"
 
 enum {
     KEY = 32,
@@ -117,14 +118,6 @@ static struct room *room_of(const struct fedmote_client *client) {
     return (struct room *)(void *)(client->arena + client->masks.room);
 }
 
-/* Stays where a compiler finds that nobody reads it any more. */
-static void wipe(void *bytes, uint32_t size) {
-    volatile uint8_t *at = bytes;
-    while (size-- > 0) {
-        *at++ = 0;
-    }
-}
-
 /* ---- keys and shares ----------------------------------------------------------------------------------------------
  */
 
@@ -177,7 +170,7 @@ static void make_share(const struct fedmote_client *client, uint8_t share[KEY], 
             share[i] = times(share[i], place) ^ term[i];
         }
     }
-    wipe(term, sizeof term);
+    fedmote_wipe(term, sizeof term);
 }
 
 /* The key of a box from `sender` to `receiver`, of which one is the neighbour `index`. */
@@ -188,7 +181,7 @@ static bool make_box_key(const struct fedmote_client *client, uint8_t key[KEY], 
     uint8_t shared[KEY];
     const bool is_agreed = client->port->agree(shared, group_of(client) + SECRET, other + 1) == 0;
     derive(client, key, shared, BOX_KEY, is_sent ? own : *other, is_sent ? *other : own, 0, salt);
-    wipe(shared, sizeof shared);
+    fedmote_wipe(shared, sizeof shared);
     return is_agreed;
 }
 
@@ -206,8 +199,8 @@ static void fail(struct fedmote_client *client, int32_t status) {
 static void offer(struct fedmote_client *client, uint8_t step, enum phase phase, const uint8_t *blob, uint32_t size,
                   uint32_t crc) {
     struct room *room = room_of(client);
-    wipe(room->key, sizeof room->key);
-    wipe(room->piece, sizeof room->piece);
+    fedmote_wipe(room->key, sizeof room->key);
+    fedmote_wipe(room->piece, sizeof room->piece);
     client->masks.step = step;
     client->masks.phase = (uint8_t)phase;
     client->round.recorded = blob;
@@ -285,7 +278,7 @@ static void make_public(struct fedmote_client *client) {
     (void)client->port->agree(room->blob + 4 + SALT, secret, base_point);
     own_secret(client, secret, OWN_SEED, 0, 0);
     client->port->hash(client->port->context, secret, KEY, NULL, 0, room->blob + 4 + SALT + KEY);
-    wipe(secret, sizeof secret);
+    fedmote_wipe(secret, sizeof secret);
     go_to(client, BOXES);
 }
 
@@ -386,8 +379,8 @@ static void make_pair_key(struct fedmote_client *client) {
     own_secret(client, secret, MASK_SECRET, 0, 0);
     const bool is_agreed = client->port->agree(shared, secret, peer_of(room, index) + SALT) == 0;
     derive(client, room->key, shared, PAIR_KEY, own < other ? own : other, own < other ? other : own, 0, NULL);
-    wipe(secret, sizeof secret);
-    wipe(shared, sizeof shared);
+    fedmote_wipe(secret, sizeof secret);
+    fedmote_wipe(shared, sizeof shared);
     if (!is_agreed) {
         fail(client, FEDMOTE_ERR_MASK_NEIGHBOURS);
         return;
@@ -401,7 +394,7 @@ static void make_own_key(struct fedmote_client *client) {
     uint8_t seed[KEY];
     own_secret(client, seed, OWN_SEED, 0, 0);
     derive(client, room_of(client)->key, seed, OWN_KEY, own, 0, 0, NULL);
-    wipe(seed, sizeof seed);
+    fedmote_wipe(seed, sizeof seed);
     go_to(client, OWN_MASK);
 }
 
@@ -467,7 +460,7 @@ static void answer(struct fedmote_client *client) {
         memmove(room->blob + LIST + KEY * i, shares + ((survivors >> i & 1) != 0 ? KEY : 0), KEY);
     }
     const uint32_t size = LIST + KEY * (uint32_t)group[NEIGHBOURS];
-    wipe(room->blob + size, BLOB - size);
+    fedmote_wipe(room->blob + size, BLOB - size);
     offer(client, 3, ANSWERED, room->blob, size, fedmote_crc32(0, room->blob, size));
 }
 
@@ -538,7 +531,7 @@ static void enter(struct fedmote_client *client) {
     struct fedmote_masks *masks = &client->masks;
     if (masks->phase != REST) {
         if (masks->phase > MAKE) {
-            wipe(room_of(client), sizeof(struct room));
+            fedmote_wipe((uint8_t *)room_of(client), sizeof(struct room));
         }
         masks->phase = REST;
     }
