@@ -24,8 +24,8 @@ class MaskedForms:
     def __init__(self, state: State, run: bytes) -> None:
         self._state = state
         self._run = run
-        self._round = 0
-        self._peers: dict[str, bytes] = {}
+        self._peers: tuple[int, dict[str, bytes]] = (0, {})  # with their round, as the survivors
+        self._survivors: tuple[int, frozenset[int]] = (0, frozenset())
 
     def word(self, plan: RoundPlan, who: str, step: MaskStep) -> tuple[Word, list[BlobSource]]:
         """What a member's plan says in a step, and what the member will ask for."""
@@ -36,9 +36,7 @@ class MaskedForms:
         blob = self._peers_of(plan)[who]
         survivors = 0
         if step is MaskStep.SHARES:
-            alive = {entry.participant for entry in self._state.ledger.updates(plan.round)}
-            collector = Collector(group.ring, self._run, plan.round)
-            survivors = collector.survivor_bits(group.numbers[who], {group.numbers[one] for one in alive if one in group.numbers})
+            survivors = Collector(group.ring, self._run, plan.round).survivor_bits(group.numbers[who], self._survivors_of(plan))
         peers = (handle_of(blob), len(blob), zlib.crc32(blob))
         return Word(group.id, group.clip_norm, int(step), survivors, peers), [_source(blob)]
 
@@ -52,12 +50,21 @@ class MaskedForms:
         """The peers blobs of all whose keys came: fixed once that step is over."""
         group = plan.masked
         assert group is not None  # the caller looked
-        if self._round != plan.round:
-            blobs = {one.participant: self._state.blobs.get(one.content) for one in self._state.ledger.mask_blobs(plan.round, 1)}
+        if self._peers[0] != plan.round:
+            entries = self._state.ledger.mask_blobs(plan.round, MaskStep.KEYS)
+            blobs = {one.participant: self._state.blobs.get(one.content) for one in entries}
             keys = {group.numbers[who]: blob for who, blob in blobs.items()}
             collector = Collector(group.ring, self._run, plan.round)
-            self._round, self._peers = plan.round, {who: collector.peers(group.numbers[who], keys) for who in blobs}
-        return self._peers
+            self._peers = plan.round, {who: collector.peers(group.numbers[who], keys) for who in blobs}
+        return self._peers[1]
+
+    def _survivors_of(self, plan: RoundPlan) -> frozenset[int]:
+        """Numbers of the members whose masked updates came: fixed once that step is over, so read once, not for each of them."""
+        assert plan.masked is not None  # the caller looked
+        if self._survivors[0] != plan.round:
+            numbers, entries = plan.masked.numbers, self._state.ledger.updates(plan.round)
+            self._survivors = plan.round, frozenset(numbers[one.participant] for one in entries if one.participant in numbers)
+        return self._survivors[1]
 
 
 def _source(blob: bytes) -> BlobSource:

@@ -13,6 +13,7 @@ from fedmote.aggregation.ranges import Ranges
 from fedmote.errors import RoundError, StoreError
 from fedmote.privacy.group import MaskedGroup
 from fedmote.privacy.secure_sum import Collector
+from fedmote.rounds.events import MaskStep
 from fedmote.store import Blobs, Checkpoint, CheckpointEntry, Ledger, State, UpdateEntry
 from fedmote.strategies import MergeContext, ModelShape, Strategy
 from fedmote.strategies.seams import Decoded
@@ -40,7 +41,10 @@ class Inputs:
     @classmethod
     def of(cls, ledger: Ledger, number: int) -> Inputs:
         """From the journal."""
-        keys, shares = ({blob.participant: blob.content for blob in ledger.mask_blobs(number, step)} for step in (1, 3))
+        keys, shares = (
+            {blob.participant: blob.content for blob in ledger.mask_blobs(number, step)}
+            for step in (MaskStep.KEYS, MaskStep.SHARES)
+        )
         return cls(number, ledger.updates(number), ledger.rounds(number)[0].plan.masked, keys, shares)
 
 

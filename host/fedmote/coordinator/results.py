@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fedmote.coordinator.claim import Claim, claims
+from fedmote.rounds.events import MaskStep
 from fedmote.store import ConductEntry, Ledger, RoundEntry, UpdateEntry
 
 # Numbers of an update that the coordinator adds: bytes of chunks that its participant was sent in the round, of a package, of a
@@ -184,7 +185,7 @@ def _masked_sum(ledger: Ledger, entry: RoundEntry, updates: Sequence[UpdateEntry
         return None
     survivors = [one.participant for one in updates if one.participant in group.numbers]
     left_out = next((entry.missing[who] for who in survivors if who in entry.missing), None)
-    keys, shares = (len(ledger.mask_blobs(number, step)) for step in (1, 3))
+    keys, shares = (len(ledger.mask_blobs(number, step)) for step in (MaskStep.KEYS, MaskStep.SHARES))
     return MaskedSum(group.name, len(group.numbers), keys, len(survivors), shares, left_out)
 
 
@@ -210,7 +211,11 @@ def _awaited(ledger: Ledger, entry: RoundEntry) -> dict[str, str]:
         member.id: f"has its plan, attempt {attempts[member.id]}" if member.id in attempts else "no plan yet"
         for member in entry.plan.members
         if member.id not in reported
-    } | {blob.participant: "its keys are in" for blob in ledger.mask_blobs(number, 1) if blob.participant not in reported}
+    } | {
+        blob.participant: "its keys are in"
+        for blob in ledger.mask_blobs(number, MaskStep.KEYS)
+        if blob.participant not in reported
+    }
 
 
 def refusals(ledger: Ledger, number: int | None = None) -> tuple[dict[str, Any], ...]:

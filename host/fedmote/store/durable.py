@@ -62,13 +62,11 @@ def has_space(directory: Path, size: int) -> bool:
     """Whether a file of `size` bytes (at least 1) would find room in a directory; it is made, and removed again."""
     path = directory / f"{TEMPORARY_PREFIX}space"
     try:
-        with path.open("wb") as file:
+        with store_errors(path), path.open("wb") as file:
             os.posix_fallocate(file.fileno(), 0, size)
         return True
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return False
-        raise StoreError(f"{path}: {error.strerror or error}") from error
+    except DiskFullError:
+        return False
     finally:
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)
