@@ -36,13 +36,17 @@ def full_at(monkeypatch, write):
     return lambda: count
 
 
-def test_full_disk_at_every_write_stops_the_run_and_harms_nothing(site, monkeypatch):
+def quiet_run(site, monkeypatch):
+    """A run with space enough: how many writes it asks for, and the bytes of its checkpoint."""
     quiet = site("quiet", cells=CELLS)
     with monkeypatch.context() as patch:
         count = full_at(patch, None)
         quiet.serve()
-        num_writes = count()
-    expected = quiet.checkpoint_bytes()
+        return count(), quiet.checkpoint_bytes()
+
+
+def test_full_disk_at_every_write_stops_the_run_and_harms_nothing(site, monkeypatch):
+    num_writes, expected = quiet_run(site, monkeypatch)
     assert num_writes >= 8
     for write in range(1, num_writes + 1):
         one = site(f"full-{write}", cells=CELLS)
@@ -60,12 +64,7 @@ async def until_paused(one):
 
 def test_a_run_pauses_while_the_disk_is_full_and_goes_on_by_itself(site, monkeypatch):
     monkeypatch.setattr(coordinator, "LOOK_S", 0.05)
-    quiet = site("quiet", cells=CELLS)
-    with monkeypatch.context() as patch:
-        count = full_at(patch, None)
-        quiet.serve()
-        num_writes = count()
-    expected = quiet.checkpoint_bytes()
+    num_writes, expected = quiet_run(site, monkeypatch)
     for write in range(1, num_writes + 1):
         one = site(f"full-{write}", cells=CELLS, full_disk_wait_s=20.0)
         with monkeypatch.context() as patch:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from fedmote.config import StrategyConfig, WindowsConfig
-from fedmote.rounds import RoundMachine, Rules, Standing
+from fedmote.rounds import RoundMachine, Rules, Stage, Standing
 from fedmote.rounds.events import BlobArrived, CloseRound, Reported, SaidHello, SendPlan, TookPlan
 from fedmote.strategies import Cell, load_strategy
 from fedmote.wire.schema import Role
@@ -70,6 +70,20 @@ class Fleet:
         actions = self.machine.committed(self.machine.version + 1, self.now)
         self.log += actions
         return actions
+
+    def disorder(self, generator, random_event, most):
+        """Give random events, merge what is to be merged, and wait now and then, until the run is done: it must be by then."""
+        for _ in range(most):
+            if self.machine.stage is Stage.DONE:
+                break
+            if self.machine.stage is Stage.CLOSING:
+                self.log += self.machine.committed(self.machine.version + 1, self.now)
+                continue
+            self.give(random_event(generator, self.machine))
+            if generator.random() < 0.1:
+                self.wait(generator.uniform(0, 4))
+            assert self.machine.words(self.now)
+        assert self.machine.stage is Stage.DONE, "every run ends"
 
 
 @pytest.fixture

@@ -548,15 +548,5 @@ def test_invariants_of_masked_rounds_hold_in_any_disorder(street, seed):
     generator = random.Random(seed)
     one = street(max_failed_rounds=3, selection_s=5.0, max_rejoins_per_minute=1000)
     fleet = one.fleet
-    for _ in range(6000):
-        if fleet.machine.stage is Stage.DONE:
-            break
-        if fleet.machine.stage is Stage.CLOSING:
-            fleet.log += fleet.machine.committed(fleet.machine.version + 1, fleet.now)
-            continue
-        fleet.give(random_event(generator, fleet.machine))
-        if generator.random() < 0.1:
-            fleet.wait(generator.uniform(0, 4))
-        assert fleet.machine.words(fleet.now)
-    assert fleet.machine.stage is Stage.DONE, "every run ends"
+    fleet.disorder(generator, random_event, 6000)
     assert assert_sound(fleet.log) >= 1
